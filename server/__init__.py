@@ -1,0 +1,1 @@
+"""The service: HTTP, SQL and processes. Only `server.daemon` imports the engine; nothing else here knows tensors."""

@@ -1,0 +1,84 @@
+"""The operator's settings: a flag, then `MIXLOOM_…`, then a line of `mixloom.toml`, then the default."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+class Settings(BaseSettings):
+    """Everything that an operator can set; `mixloom config` prints each with its source."""
+
+    model_config = SettingsConfigDict(env_prefix="MIXLOOM_", toml_file="mixloom.toml", extra="ignore")
+
+    data_dir: Path = Field(Path("mixloom-data"), description="Where everything that must survive is kept.")
+    host: str = Field("127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port that the API listens on; 0 takes a free one.")
+    base: str = Field("smollm2-135m", description="Base model: a hub name, a local directory or a GGUF file.")
+    chat_template: Path | None = Field(None, description="A Jinja file to use in place of the base's own template.")
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
+        "auto", description="Arithmetic of the frozen base; auto probes the machine."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the engine computes.")
+    threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 takes every core.")
+    token_budget: int = Field(4096, ge=256, le=8192, description="Most tokens in one gang (one pass).")
+    microbatch_tokens: int = Field(
+        1024, ge=64, le=8192, description="Most tokens in one microbatch of a new job; also its longest row."
+    )
+    max_resident_runs: int = Field(16, ge=1, description="Most runs whose adapters are in memory at once.")
+    recovery_seconds: float = Field(300.0, gt=0, description="Seconds between two recovery points of a run.")
+    recovery_steps: int = Field(0, ge=0, description="Also a recovery point every so many steps; 0: by time only.")
+    sampling_share: float = Field(
+        0.25, gt=0, le=1, description="Most of the time that sampling takes while training waits."
+    )
+    stop_seconds: float = Field(30.0, gt=0, description="Seconds that a first SIGTERM leaves for recovery points.")
+    max_upload_mib: int = Field(64, ge=1, description="Largest data set in one upload.")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else JSON.")
+    admin_key: str | None = Field(None, description="The operator's key, 32 characters or more.", repr=False)
+
+    @field_validator("admin_key")
+    @classmethod
+    def _long_admin_key(cls, value: str | None) -> str | None:
+        if value is not None and len(value) < 32:
+            raise ValueError(f"MIXLOOM_ADMIN_KEY must have 32 characters or more, it has {len(value)}")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags (the constructor's arguments) win over the environment, and that over the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def database_path(self) -> Path:
+        return self.data_dir / "mixloom.db"
+
+    def with_sources(self, flags: dict[str, Any]) -> list[tuple[str, Any, str, str]]:
+        """(name, value, source, description) of every setting, for `mixloom config`."""
+        import os
+
+        toml = TomlConfigSettingsSource(type(self))()
+        rows = []
+        for name, info in type(self).model_fields.items():
+            if name in flags:
+                source = "flag"
+            elif f"MIXLOOM_{name.upper()}" in os.environ:
+                source = f"MIXLOOM_{name.upper()}"
+            else:
+                source = "mixloom.toml" if name in toml else "default"
+            value = "(set)" if name == "admin_key" and self.admin_key else getattr(self, name)
+            rows.append((name, value, source, info.description or ""))
+        return rows
