@@ -1,0 +1,114 @@
+"""The scheduler, whole: `plan(snapshot) -> Plan`. It decides and changes nothing.
+
+Equal snapshots give equal plans, whatever the order of their tenants.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from scheduler.admission import admissions, evictions
+from scheduler.fairness import RunQueue, TenantQueue, lifts
+from scheduler.gang import fill
+from scheduler.snapshot import Snapshot, Tenant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """One run in the gang: its next `num_microbatches`, in order."""
+
+    run_id: str
+    num_microbatches: int
+    charged: int  # cost that its tenant pays; less than the microbatches cost when some ride free
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to do until the next plan. Every amount is an increment: add it, never overwrite a counter."""
+
+    admit: tuple[str, ...]  # waiting runs that become resident now
+    evict: tuple[
+        str, ...
+    ]  # resident runs to let go at their next optimizer-step boundary; replaces earlier wishes
+    gang: tuple[Slot, ...]
+    lifts: Mapping[str, float]  # tenant -> rise of its counter on becoming backlogged
+    run_lifts: Mapping[str, float]  # admitted run -> rise of its counter
+    charges: Mapping[str, float]  # tenant -> cost / share of its charged microbatches
+    run_charges: Mapping[str, float]  # run -> cost / weight of its charged microbatches
+    backlogged: frozenset[str]  # tenants; the next snapshot tells it back
+    floor: float  # the smallest counter among them after the charges; without any, the last one
+
+
+def plan(snapshot: Snapshot) -> Plan:
+    """Lift who comes back, fill the gang in order of V, then give the places in memory."""
+    lifted = lifts(snapshot.tenants, snapshot.floor)
+    backlogged = [
+        _queue(tenant, lift=lifted.get(tenant.tenant_id, 0.0)) for tenant in snapshot.tenants if tenant.offers
+    ]
+    riding = fill(
+        backlogged,
+        token_budget=snapshot.token_budget,
+        max_cost=snapshot.max_microbatch_cost,
+        fill_min=snapshot.fill_min,
+    )
+    floor = min((queue.counter for queue in backlogged), default=snapshot.floor)
+    counters = {tenant.tenant_id: max(tenant.counter, floor) for tenant in snapshot.tenants}
+    counters |= {queue.tenant.tenant_id: queue.counter for queue in backlogged}
+    admitted = admissions(snapshot, counters)
+    run_charges = {run.run.run_id: run.charged / run.weight for run in riding if run.charged}
+    decision = Plan(
+        admit=tuple(run.run_id for run in admitted),
+        evict=tuple(run.run_id for run in evictions(snapshot, counters, admitted)),
+        gang=tuple(
+            Slot(run_id=run.run.run_id, num_microbatches=run.num_taken, charged=run.charged) for run in riding
+        ),
+        lifts=lifted,
+        run_lifts=_run_lifts(snapshot, run_charges, admitted={run.run_id for run in admitted}),
+        charges={q.tenant.tenant_id: q.charged / q.weight for q in backlogged if q.charged},
+        run_charges=run_charges,
+        backlogged=frozenset(queue.tenant.tenant_id for queue in backlogged),
+        floor=floor,
+    )
+    _check(snapshot, decision)
+    return decision
+
+
+def _queue(tenant: Tenant, *, lift: float) -> TenantQueue:
+    runs = [RunQueue(run=run, counter=run.counter) for run in tenant.resident if run.microbatches]
+    return TenantQueue(tenant=tenant, counter=tenant.counter + lift, runs=runs)
+
+
+def _run_lifts(
+    snapshot: Snapshot, run_charges: Mapping[str, float], *, admitted: set[str]
+) -> dict[str, float]:
+    """An admitted run starts at the smallest counter of its tenant's resident runs, or at its own."""
+    rises = {}
+    for tenant in snapshot.tenants:
+        run = tenant.waiting
+        if run is not None and run.run_id in admitted and tenant.resident:
+            smallest = min(other.counter + run_charges.get(other.run_id, 0.0) for other in tenant.resident)
+            if run.counter < smallest:
+                rises[run.run_id] = smallest - run.counter
+    return rises
+
+
+def _check(snapshot: Snapshot, decision: Plan) -> None:
+    """The plan keeps its own promises, or this program is wrong."""
+    resident = {run.run_id: run for tenant in snapshot.tenants for run in tenant.resident}
+    num_tokens = 0
+    for slot in decision.gang:
+        offered = resident[slot.run_id].microbatches
+        assert 0 < slot.num_microbatches <= len(offered), f"{slot} takes more than the {len(offered)} offered"
+        taken = offered[: slot.num_microbatches]
+        num_tokens += sum(microbatch.tokens for microbatch in taken)
+        assert slot.charged <= sum(microbatch.cost for microbatch in taken), f"{slot} is charged too much"
+    assert len({slot.run_id for slot in decision.gang}) == len(decision.gang), "a run rides twice"
+    assert num_tokens <= snapshot.token_budget, f"{num_tokens} tokens in a budget of {snapshot.token_budget}"
+    assert decision.gang or not decision.backlogged, "work is offered, but the gang is empty"
+    amounts = (decision.lifts, decision.run_lifts, decision.charges, decision.run_charges)
+    assert all(amount > 0 for amounts_ in amounts for amount in amounts_.values()), "a counter would fall"
+    if decision.admit:
+        assert not snapshot.draining, "admission while draining"
+        assert len(resident) + len(decision.admit) <= snapshot.max_resident_runs, "more runs than places"
+    for tenant in snapshot.tenants:
+        kept = [run for run in tenant.resident if run.run_id not in decision.evict]
+        assert kept or not tenant.resident, f"{tenant.tenant_id} would lose its last resident run"
