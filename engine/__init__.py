@@ -1,0 +1,1 @@
+"""Tensors: one frozen base model and the adapters in training on it. Knows no HTTP, SQL, tenants or queues."""

@@ -1,0 +1,117 @@
+"""Attention that never crosses a sequence, plugged into transformers through its attention interface.
+
+Legend: H heads, G key/value heads, L queries, M keys, C head width.
+"""
+
+import math
+from itertools import count
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from engine.errors import UnsupportedBase
+from engine.passes import Pass
+
+_numbers = count()
+_WITHOUT_MEANING_HERE = {"position_ids", "use_cache", "cache_position"}
+"""Arguments that models hand through: the pass already says what they would say."""
+
+
+class KeyValueCache:
+    """The keys and values of one sequence while it is sampled: per layer [G, capacity, C]."""
+
+    def __init__(self, num_layers: int, capacity: int):
+        self.length = 0  # tokens held before the pass under way
+        self._capacity = capacity
+        self._layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append [1, G, L, C] and return all [1, G, M, C]."""
+        if self._layers[layer] is None:
+            shape = (*key.shape[:2], self._capacity, key.shape[3])
+            self._layers[layer] = (key.new_empty(shape), value.new_empty((*shape[:3], value.shape[3])))
+        keys, values = self._layers[layer]  # type: ignore[misc]
+        stop = self.length + key.shape[2]
+        keys[:, :, self.length : stop] = key
+        values[:, :, self.length : stop] = value
+        return keys[:, :, :stop], values[:, :, :stop]
+
+
+def register(pass_: Pass) -> str:
+    """Register packed attention over `pass_` and return the name under which a model can ask for it."""
+    name = f"mixloom_{next(_numbers)}"
+
+    def packed_attention(
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        **others: Any,
+    ) -> tuple[Tensor, None]:
+        """Queries [1, H, T, C], keys and values [1, G, T, C] -> [1, T, H, C], each sequence by itself."""
+        unknown = [k for k, v in others.items() if v is not None and k not in _WITHOUT_MEANING_HERE]
+        if unknown or attention_mask is not None or dropout:
+            raise UnsupportedBase(f"this model's attention asks for what the engine does not do: {unknown or 'a mask'}")
+        batch = pass_.batch
+        parts = zip(
+            query.split(batch.lengths, dim=2),
+            key.split(batch.lengths, dim=2),
+            value.split(batch.lengths, dim=2),
+            batch.sequence_caches(),
+            strict=True,
+        )
+        outputs = []
+        for q, k, v, cache in parts:
+            if cache is not None:
+                k, v = cache.extend(module.layer_idx, k, v)  # type: ignore[arg-type]
+            outputs.append(one_sequence(q, k, v, scaling, sliding_window, softcap, s_aux))
+        return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+    AttentionInterface.register(name, packed_attention)
+    AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
+    return name
+
+
+def one_sequence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scaling: float | None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Causal attention of the last L of M positions: [1, H, L, C] over [1, G, M, C] -> [1, H, L, C]."""
+    num_queries, num_keys = q.shape[2], k.shape[2]
+    windowed = sliding_window is not None and num_keys > sliding_window
+    mask = None
+    if windowed or (1 < num_queries < num_keys) or softcap is not None or sinks is not None:
+        distance = torch.arange(num_keys - num_queries, num_keys, device=q.device)[:, None] - torch.arange(
+            num_keys, device=q.device
+        )
+        mask = distance >= 0
+        if windowed:
+            mask &= distance < sliding_window
+    if softcap is None and sinks is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and num_queries > 1, scale=scaling, enable_gqa=True
+        )
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    scores = (q @ k.transpose(2, 3)).float() * (scaling or 1 / math.sqrt(q.shape[3]))
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, -torch.inf)  # type: ignore[operator]
+    if sinks is not None:
+        sink = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        return torch.cat([scores, sink], -1).softmax(-1)[..., :-1].to(q.dtype) @ v
+    return scores.softmax(-1).to(q.dtype) @ v

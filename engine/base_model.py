@@ -1,0 +1,141 @@
+"""The one frozen base model: transformers' own causal LM with three replacements (DESIGN §3).
+
+Replaced are its attention's linear modules, its gated MLPs and its attention function; all else runs as it is.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from engine import attention
+from engine.adapter import Layout
+from engine.config import AdapterConfig
+from engine.errors import EngineError
+from engine.families import family_of
+from engine.feed_forward import PackedFeedForward
+from engine.lora import LoraLinear
+from engine.passes import Pass
+from engine.segments import Batch
+
+
+class BaseModel:
+    """A frozen causal LM over which adapters are trained: no gradient, no write, no optimizer state."""
+
+    def __init__(self, model: PreTrainedModel, *, name: str, hash_: str, microbatch_tokens: int = 1024):
+        """`model` is taken over: frozen, and its modules replaced.
+
+        Raises:
+            UnsupportedBase: the architecture is not in the table of families.
+        """
+        self.family = family_of(model.config.model_type)
+        self.name = name
+        self.hash = hash_
+        self.model = model.eval().requires_grad_(False)
+        self.config = model.config.get_text_config()
+        self.dtype: torch.dtype = model.dtype
+        self.device: torch.device = model.device
+        self.num_layers: int = self.config.num_hidden_layers
+        self.num_parameters: int = sum(p.numel() for p in model.parameters())
+        self.context: int = self.config.max_position_embeddings
+        self.microbatch_tokens = microbatch_tokens
+        self.shapes: dict[str, tuple[int, int]] = {}
+        self.pass_ = Pass()
+        self.model.set_attn_implementation(attention.register(self.pass_))
+        for index, layer in enumerate(self.model.model.layers):  # type: ignore[arg-type, union-attr]
+            self._replace(index, layer)
+
+    def _replace(self, index: int, layer: nn.Module) -> None:
+        for module in self.family.attention:
+            frozen = getattr(layer.self_attn, module)
+            self.shapes[module] = tuple(frozen.weight.shape)
+            input_name = self.family.input_of(module)
+            setattr(layer.self_attn, module, LoraLinear(frozen, self.pass_, index, module, input_name))
+        for module in self.family.mlp:
+            self.shapes[module] = tuple(getattr(layer.mlp, module).weight.shape)
+        layer.mlp = PackedFeedForward(layer.mlp, self.family, self.pass_, index)  # type: ignore[arg-type]
+
+    def check(self, config: AdapterConfig) -> None:
+        """Whether an adapter fits this base.
+
+        Raises:
+            EngineError: a target matches no module, the rank is too large, or a mixture has nothing to route.
+        """
+        for module in config.target_modules:
+            if module not in self.shapes:
+                raise EngineError(f"target module '{module}' matches nothing; this base has {', '.join(self.shapes)}")
+            if config.rank > min(self.shapes[module]):
+                raise EngineError(f"rank {config.rank} is above {min(self.shapes[module])}, the width of '{module}'")
+        if config.is_mixture and not set(config.target_modules) & set(self.family.mlp):
+            raise EngineError(f"mixlora needs a feed-forward target: one of {', '.join(self.family.mlp)}")
+
+    def layout(self, config: AdapterConfig) -> Layout:
+        return Layout(config, self.family, self.shapes, self.num_layers)
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """The normed last hidden states [T, D] of the pass under way."""
+        outputs = self.model.model(  # type: ignore[operator]
+            input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False
+        )
+        return outputs.last_hidden_state[0]
+
+    def head(self, hidden_nD: Tensor) -> Tensor:
+        """Logits [n, V]."""
+        logits = self.model.lm_head(hidden_nD)  # type: ignore[operator]
+        softcap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def hash_of(folder: Path) -> str:
+    """sha256 over the weights (safetensors files, by name) and config.json of a model folder."""
+    digest = hashlib.sha256()
+    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load(folder: Path, *, name: str, dtype: torch.dtype, device: str, microbatch_tokens: int = 1024) -> BaseModel:
+    """Load a local folder of safetensors; code and pickles in it are never run.
+
+    Raises:
+        EngineError: the folder holds no such model.
+    """
+    if not list(folder.glob("*.safetensors")):
+        raise EngineError(f"'{folder}' holds no *.safetensors; convert the model first (pickles are never loaded)")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+    )
+    return BaseModel(model.to(device), name=name, hash_=hash_of(folder), microbatch_tokens=microbatch_tokens)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the bits of a result depend on besides the job itself (DESIGN §2.1)."""
+
+    torch: str
+    transformers: str
+    dtype: str
+    device: str
+    capability: str
+    threads: int
+
+    @classmethod
+    def of(cls, base: BaseModel) -> "Fingerprint":
+        import transformers
+
+        cuda = base.device.type == "cuda"
+        return cls(
+            torch=torch.__version__,
+            transformers=transformers.__version__,
+            dtype=str(base.dtype).removeprefix("torch."),
+            device=base.device.type,
+            capability=torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
+            threads=torch.get_num_threads(),
+        )
+
+

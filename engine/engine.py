@@ -1,0 +1,179 @@
+"""The five operations on runs: forward, forward_backward, optim_step, sample (in `sampling`), save and load.
+
+Everything else in this package serves these. The engine sees token ids and weights; it knows no text.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine import formats, recovery
+from engine.adapter import Adapter, Leaves
+from engine.base_model import BaseModel
+from engine.config import AdapterConfig
+from engine.errors import EngineError
+from engine.loss import LOSSES, Loss, target_logprobs
+from engine.run import Microbatch, Outcome, Run
+from engine.segments import Batch, Segment, pack
+
+
+class Engine:
+    """Trains and applies many adapters on one frozen base, many microbatches of different runs in one pass."""
+
+    def __init__(self, base: BaseModel):
+        self.base = base
+
+    def create_run(self, config: AdapterConfig, seed: int) -> Run:
+        """A fresh adapter with its optimizer.
+
+        Raises:
+            EngineError: the adapter does not fit the base.
+        """
+        adapter = self._empty_adapter(config)
+        adapter.initialize(seed)
+        return Run.fresh(adapter, seed)
+
+    def forward(self, microbatches: Sequence[Microbatch]) -> list[Outcome]:
+        """Log-probs of the targets, without dropout and without gradient, in one pass."""
+        segments = [_segment(m, m.adapter or (m.run.adapter if m.run else None), None) for m in microbatches]
+        with torch.no_grad():
+            return self._pass(microbatches, segments)
+
+    def forward_backward(self, microbatches: Sequence[Microbatch]) -> list[Outcome]:
+        """One pass; d Σ w·loss (plus the auxiliary loss) is added to each run's gradient, in microbatch order."""
+        segments, extra = [], []
+        seen: Counter[int] = Counter()
+        for m in microbatches:
+            assert m.run is not None, "only a run can be trained"
+            leaves = m.run.leaves
+            if seen[id(m.run)]:  # a second microbatch of a run: its own gradient, added after the first one's
+                gradient = torch.zeros_like(m.run.gradient)
+                leaves = Leaves(m.run.adapter.layout, m.run.adapter.flat, gradient)
+                extra.append((m.run, gradient))
+            segment = _segment(m, m.run.adapter, leaves)
+            segment.dropout = m.run.dropout_key(m.run.microbatch + seen[id(m.run)])
+            segments.append(segment)
+            seen[id(m.run)] += 1
+        outcomes = self._pass(microbatches, segments)
+        for run, gradient in extra:
+            run.gradient += gradient
+        for m in microbatches:
+            assert m.run is not None
+            m.run.microbatch += 1
+        return outcomes
+
+    def optim_step(
+        self,
+        run: Run,
+        *,
+        learning_rate: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+    ) -> float:
+        """AdamW on the accumulated gradient, which is then zeroed; returns its norm before clipping."""
+        norm = run.optimizer.update(
+            run.adapter.flat,
+            run.gradient,
+            learning_rate=learning_rate,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+        )
+        run.gradient.zero_()
+        run.microbatch = 0
+        return norm
+
+    def save(self, run: Run, folder: Path) -> None:
+        """Write all that `load` needs to go on with the same bits."""
+        recovery.write(recovery.capture(run), folder)
+
+    def load(self, folder: Path) -> Run:
+        """A run as it was saved.
+
+        Raises:
+            EngineError: the files are not those of a run on this base.
+        """
+        return recovery.read(folder, self._empty_adapter, self.base.device)
+
+    def load_adapter(self, folder: Path) -> Adapter:
+        """Published weights, to sample or evaluate with.
+
+        Raises:
+            EngineError: the adapter does not fit the base.
+        """
+        return formats.read(folder, self._empty_adapter)
+
+    def _empty_adapter(self, config: AdapterConfig) -> Adapter:
+        self.base.check(config)
+        layout = self.base.layout(config)
+        precise = torch.promote_types(self.base.dtype, torch.float32)
+        return Adapter(config, layout, torch.zeros(layout.size, dtype=precise, device=self.base.device))
+
+    def _pass(self, microbatches: Sequence[Microbatch], segments: list[Segment]) -> list[Outcome]:
+        batch = pack(segments, self.base.device)
+        rows, targets, weights = _targets(microbatches, self.base.device)
+        with self.base.pass_.over(batch):
+            hidden = self.base.hidden_states(batch)
+            if torch.is_grad_enabled() and not hidden.requires_grad:
+                raise EngineError("no parameter of this pass can be trained")
+            loss, logprobs = target_logprobs(hidden, self.base.head, rows, targets, weights, _loss(microbatches))
+            auxiliary = [_auxiliary(segment) for segment in segments]
+            if torch.is_grad_enabled():
+                terms = zip(microbatches, auxiliary, strict=True)
+                torch.autograd.backward([loss, *(a * m.auxiliary_weight for m, a in terms if a is not None)])
+        return _outcomes(batch, microbatches, logprobs.cpu(), auxiliary)
+
+
+def _segment(microbatch: Microbatch, adapter: Adapter | None, leaves: Leaves | None) -> Segment:
+    sequences = [torch.from_numpy(row.tokens.astype(np.int64)) for row in microbatch.rows]
+    return Segment(sequences, adapter, leaves or (adapter.leaves if adapter else None))
+
+
+def _loss(microbatches: Sequence[Microbatch]) -> Loss:
+    names = {m.loss for m in microbatches}
+    if unknown := names - LOSSES.keys():
+        raise EngineError(f"unknown loss {sorted(unknown)}; take one of {', '.join(LOSSES)}")
+    assert len(names) == 1
+    return LOSSES[names.pop()]
+
+
+def _targets(microbatches: Sequence[Microbatch], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(row of the pack that predicts, target id, weight), [N] each, of all targets of the pass."""
+    rows, targets, weights = [], [], []
+    start = 0
+    for row in (row for m in microbatches for row in m.rows):
+        rows.append(row.targets + start - 1)
+        targets.append(row.tokens[row.targets])
+        weights.append(row.weights)
+        start += len(row.tokens)
+    return (
+        torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(device),
+        torch.from_numpy(np.concatenate(targets).astype(np.int64)).to(device),
+        torch.from_numpy(np.concatenate(weights).astype(np.float64)).to(device),
+    )
+
+
+def _auxiliary(segment: Segment) -> Tensor | None:
+    return torch.stack(segment.aux_losses).mean() if segment.aux_losses else None
+
+
+def _outcomes(
+    batch: Batch, microbatches: Sequence[Microbatch], logprobs: Tensor, auxiliary: list[Tensor | None]
+) -> list[Outcome]:
+    counts = [len(row.targets) for m in microbatches for row in m.rows]
+    by_row = iter(logprobs.split(counts))
+    outcomes = []
+    for m, segment, aux in zip(microbatches, batch.segments, auxiliary, strict=True):
+        mine = [next(by_row) for _ in m.rows]
+        loss = sum(float(LOSSES[m.loss](lp, torch.from_numpy(row.weights)).sum())
+                   for lp, row in zip(mine, m.rows, strict=True))
+        loads = torch.stack(segment.expert_loads).cpu() if segment.expert_loads else None
+        outcomes.append(Outcome(mine, loss, None if aux is None else float(aux.detach()), loads))
+    return outcomes

@@ -1,0 +1,128 @@
+"""Adapters on disk. The only place that knows PEFT's and the `mixlora` package's names.
+
+Native files are `adapter_config.json` and `adapter_model.safetensors`. For LoRA they are HF PEFT's own layout;
+for MixLoRA the tensors have the `mixlora` package's names, which itself reads only a `.bin`.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from engine.adapter import Adapter
+from engine.config import AdapterConfig
+from engine.errors import EngineError
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+_SMALLEST_DROPOUT = 1e-9  # the `mixlora` package refuses a dropout of 0
+
+
+def tensor_name(name: str, *, mixture: bool) -> str:
+    """Ours, such as `3.gate_proj.5.A` (layer, module, expert, matrix), -> the name on disk."""
+    layer, module, *expert, matrix = name.split(".")
+    block = "mlp" if module in ("gate_proj", "up_proj", "down_proj", "router") else "self_attn"
+    root = "mixlora" if mixture else "base_model.model.model"
+    prefix = f"{root}.layers.{layer}.{block}"
+    if module == "router":
+        return f"{prefix}.moe_gate.weight"
+    middle = f".experts.{expert[0]}" if expert else ""
+    return f"{prefix}.{module}{middle}.lora_{matrix}.weight"
+
+
+def disk_config(config: AdapterConfig, *, base_name: str, activation: str) -> dict[str, Any]:
+    """The contents of `adapter_config.json`."""
+    values: dict[str, Any] = {
+        "base_model_name_or_path": base_name,
+        "bias": "none",
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "peft_type": "MIXLORA" if config.is_mixture else "LORA",
+        "r": config.rank,
+        "target_modules": list(config.target_modules),
+        "task_type": "CAUSAL_LM",
+        "use_rslora": config.rslora,
+    }
+    if config.is_mixture:
+        values |= {
+            "act_fn": activation,
+            "num_experts": config.num_experts,
+            "router_aux_loss_coef": config.router_aux_loss_coef,
+            "routing_strategy": "mixlora",
+            "top_k": config.top_k,
+        }
+    return values
+
+
+def write(adapter: Adapter, folder: Path, *, base_name: str, activation: str) -> None:
+    """Native files: the same weights give the same bytes (sorted names, no times, no ids)."""
+    save_file(_tensors(adapter), folder / WEIGHTS)
+    _write_json(disk_config(adapter.config, base_name=base_name, activation=activation), folder / CONFIG)
+
+
+def read(folder: Path, empty_adapter: Callable[[AdapterConfig], Adapter]) -> Adapter:
+    """An adapter from its native files.
+
+    Raises:
+        EngineError: tensors are missing or have other shapes than the configuration says.
+    """
+    values = json.loads((folder / CONFIG).read_text())
+    mixture = values["peft_type"] == "MIXLORA"
+    config = AdapterConfig(
+        method="mixlora" if mixture else "lora",
+        rank=values["r"],
+        alpha=values["lora_alpha"],
+        dropout=values["lora_dropout"],
+        rslora=values.get("use_rslora", False),
+        target_modules=tuple(values["target_modules"]),
+        num_experts=values.get("num_experts"),
+        top_k=values.get("top_k"),
+        router_aux_loss_coef=values.get("router_aux_loss_coef"),
+    )
+    adapter = empty_adapter(config)
+    tensors = load_file(folder / WEIGHTS)
+    for name, parameter in adapter.named():
+        tensor = tensors.get(tensor_name(name, mixture=mixture))
+        if tensor is None or tensor.shape != parameter.shape:
+            raise EngineError(f"'{tensor_name(name, mixture=mixture)}' is missing or has another shape than "
+                              f"{list(parameter.shape)}")
+        parameter.copy_(tensor)
+    return adapter
+
+
+def export(source: Path, target: Path, layout: str) -> None:
+    """Native files -> `target`, in the layout `native`, `peft` or `mixlora`.
+
+    Raises:
+        EngineError: the adapter's method has no such layout.
+    """
+    values = json.loads((source / CONFIG).read_text())
+    mixture = values["peft_type"] == "MIXLORA"
+    if layout == "peft" and mixture:
+        raise EngineError("PEFT has no MixLoRA; take the format mixlora (or native).")
+    if layout == "mixlora" and not mixture:
+        raise EngineError("This is a LoRA adapter, which the mixlora package does not read; take the format peft.")
+    tensors = load_file(source / WEIGHTS)
+    if layout == "mixlora":
+        if values["lora_alpha"] != int(values["lora_alpha"]):
+            raise EngineError(f"The mixlora package reads only a whole alpha, this one is {values['lora_alpha']}.")
+        values["lora_alpha"] = int(values["lora_alpha"])
+        values["lora_dropout"] = float(values["lora_dropout"]) or _SMALLEST_DROPOUT
+        torch.save(dict(sorted(tensors.items())), target / "adapter_model.bin")
+    else:
+        (target / WEIGHTS).write_bytes((source / WEIGHTS).read_bytes())
+    _write_json(values, target / CONFIG)
+
+
+def _tensors(adapter: Adapter) -> dict[str, Tensor]:
+    mixture = adapter.config.is_mixture
+    tensors = {tensor_name(name, mixture=mixture): p.detach().to("cpu", copy=True) for name, p in adapter.named()}
+    return dict(sorted(tensors.items()))
+
+
+def _write_json(values: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,40 @@
+"""The pass under way: what every replaced module looks at, instead of a module global."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from engine.segments import Batch, Segment
+
+
+class Pass:
+    """Handed to each replaced module at construction; `over` sets the batch for one forward and backward."""
+
+    def __init__(self) -> None:
+        self._batch: Batch | None = None
+        self._dropped: dict[tuple[int, int, str], Tensor] = {}
+
+    @property
+    def batch(self) -> Batch:
+        assert self._batch is not None, "the base model was called outside `Pass.over`"
+        return self._batch
+
+    @contextmanager
+    def over(self, batch: Batch) -> Iterator[None]:
+        assert self._batch is None, "a pass is already under way"
+        self._batch = batch
+        try:
+            yield
+        finally:
+            self._batch = None
+            self._dropped.clear()
+
+    def dropped(self, x: Tensor, segment: Segment, layer: int, input_name: str) -> Tensor:
+        """A segment's rows of an attention input after dropout: q, k and v of a layer ask for the same tensor."""
+        key = (id(segment), layer, input_name)
+        if key not in self._dropped:
+            if any(other[1:] != key[1:] for other in self._dropped):
+                self._dropped.clear()  # another layer or input: the last one's tensors are not asked for again
+            self._dropped[key] = segment.drop(x, layer, input_name)
+        return self._dropped[key]

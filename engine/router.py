@@ -1,0 +1,73 @@
+"""MixLoRA's router and its auxiliary loss (paper §3.2, eq. 7 to 9).
+
+Legend: n a segment's tokens, D hidden, E experts, K active experts, N = n·K slots.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which expert takes which token. A slot is one (token, active expert); slots are sorted by expert."""
+
+    weights_nK: Tensor  # renormalized to sum 1
+    order_N: Tensor  # sorted place -> slot (token·K + k)
+    place_nK: Tensor  # slot -> sorted place
+    counts: list[int]  # slots of each expert, E numbers
+    loads_E: Tensor
+
+    def dispatch(self, x_nD: Tensor) -> Tensor:
+        """Each token's row, once for each of its experts, sorted by expert: [n, D] -> [N, D]."""
+        return _Gather.apply(x_nD, self.order_N // self.place_nK.shape[1], self.place_nK)
+
+    def combine(self, x_ND: Tensor) -> Tensor:
+        """Σ_k r_k x_k for each token: [N, D] -> [n, D]."""
+        x_nKD = _Gather.apply(x_ND, self.place_nK.flatten(), self.order_N[:, None]).unflatten(0, self.place_nK.shape)
+        return (self.weights_nK.to(x_ND.dtype)[:, :, None] * x_nKD).sum(1)
+
+
+def route(x_nD: Tensor, router_ED: Tensor, top_k: int) -> tuple[Routing, Tensor]:
+    """Softmax in float32, keep the top K, renormalize.
+
+    Returns the routing and E·Σ_e F_e·P_e with F_e = slots of e / tokens and P_e the mean probability: all K
+    slots count, as in the authors' code, so a balanced router gives K (the paper's eq. 9 writes argmax).
+    """
+    precise = torch.promote_types(x_nD.dtype, torch.float32)
+    num_experts = router_ED.shape[0]
+    probability_nE = F.linear(x_nD.to(precise), router_ED.to(precise)).softmax(-1)
+    top_nK, expert_nK = probability_nE.topk(top_k, dim=-1)
+    loads_E = torch.bincount(expert_nK.flatten(), minlength=num_experts)
+    order_N = expert_nK.flatten().argsort(stable=True)
+    place_nK = torch.empty_like(order_N).index_copy_(
+        0, order_N, torch.arange(len(order_N), device=order_N.device)
+    )
+    routing = Routing(
+        weights_nK=top_nK / top_nK.sum(-1, keepdim=True),
+        order_N=order_N,
+        place_nK=place_nK.view_as(expert_nK),
+        counts=loads_E.tolist(),
+        loads_E=loads_E,
+    )
+    balance = num_experts * (loads_E.to(precise) / len(x_nD) * probability_nE.mean(0)).sum()
+    return routing, balance
+
+
+class _Gather(torch.autograd.Function):
+    """y[i] = x[index[i]], whose inverse is known: the gradient is a gather too, with nothing zero-filled."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        """`inverse` [len(x), K]: the K places of `index` that hold each row of x."""
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        gathered = gradients[0].index_select(0, inverse.flatten()).unflatten(0, inverse.shape)
+        return gathered.sum(1), None, None

@@ -1,0 +1,96 @@
+"""Microbatches laid end to end in one pass, without padding between them.
+
+Legend: T packed tokens, S segments.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine.adapter import Adapter, Leaves, parameter_name
+from engine.random import DropoutKey
+
+if TYPE_CHECKING:
+    from engine.attention import KeyValueCache
+
+ROW_MULTIPLE = 16
+"""A matmul's rows do not depend on the other rows when their number is a multiple of this (DESIGN §3)."""
+MAX_PACKED_TOKENS = 8192
+"""The bitwise facts were measured up to here; larger packs are refused on the CPU."""
+
+
+@dataclass
+class Segment:
+    """One microbatch of one run in a pass: its sequences, its adapter, and what the layers leave for it."""
+
+    sequences: list[Tensor]  # int64 token ids
+    adapter: Adapter | None = None
+    leaves: Leaves | None = None  # the adapter's parameters as this segment's own leaves
+    dropout: DropoutKey | None = None  # None: no dropout
+    caches: "list[KeyValueCache] | None" = None  # one a sequence, while sampling
+    aux_losses: list[Tensor] = field(default_factory=list)  # scalars, one a layer
+    expert_loads: list[Tensor] = field(default_factory=list)  # int64 [E], one a layer
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(sequence) for sequence in self.sequences)
+
+    def targets(self, module: str) -> bool:
+        return self.adapter is not None and module in self.adapter.config.target_modules
+
+    def parameter(self, layer: int, module: str, matrix: str, expert: int | None = None) -> Tensor:
+        assert self.leaves is not None
+        return self.leaves.tensors[parameter_name(layer, module, matrix, expert)]
+
+    def drop(self, x: Tensor, layer: int, input_name: str) -> Tensor:
+        """This segment's own rows [n, D] with its dropout applied."""
+        if self.dropout is None or self.dropout.probability == 0:
+            return x
+        return x * self.dropout.mask(layer, input_name, x)
+
+
+@dataclass
+class Batch:
+    """The packed pass: `tokens` and `positions` int64 [T]; T is a multiple of ROW_MULTIPLE."""
+
+    tokens: Tensor
+    positions: Tensor
+    segments: list[Segment]
+    lengths: list[int]  # of every sequence, the padding last
+    sizes: list[int]  # tokens of every segment, the padding last
+
+    def split(self, packed: Tensor) -> Iterator[tuple[Segment | None, Tensor]]:
+        """The slices [size, …] of a packed tensor [T, …], each with its segment; None stands for the padding."""
+        return zip([*self.segments, None], packed.split(self.sizes), strict=True)
+
+    def sequence_caches(self) -> "list[KeyValueCache | None]":
+        """One entry a sequence, the padding last."""
+        caches: list[KeyValueCache | None] = []
+        for segment in self.segments:
+            caches += segment.caches or [None] * len(segment.sequences)
+        return [*caches, None]
+
+
+def pack(segments: Sequence[Segment], device: torch.device) -> Batch:
+    """Lay the segments end to end and pad the end; positions go on from what a sequence's cache holds."""
+    sequences = [sequence for segment in segments for sequence in segment.sequences]
+    starts = [
+        cache.length if cache else 0
+        for segment in segments
+        for cache in (segment.caches or [None] * len(segment.sequences))
+    ]
+    total = sum(len(sequence) for sequence in sequences)
+    padding = -total % ROW_MULTIPLE
+    assert 0 < total + padding <= MAX_PACKED_TOKENS, f"a pass of {total} tokens"
+    tail = torch.zeros(padding, dtype=torch.int64)
+    positions = [torch.arange(start, start + len(seq)) for start, seq in zip(starts, sequences, strict=True)]
+    return Batch(
+        tokens=torch.cat([*sequences, tail]).to(device),
+        positions=torch.cat([*positions, torch.arange(padding)]).to(device),
+        segments=list(segments),
+        lengths=[*(len(sequence) for sequence in sequences), padding],
+        sizes=[*(segment.num_tokens for segment in segments), padding],
+    )

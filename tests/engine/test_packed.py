@@ -1,0 +1,43 @@
+"""Every packed operation equals the plain loop in float64, over the named loads."""
+
+import pytest
+import torch
+
+from engine.engine import Engine
+from tests.engine.loads import LOADS, build
+from tests.engine.oracle import Oracle
+from tests.models import tiny_base
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(tiny_base(dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_a_packed_pass_equals_the_plain_loop_with_real_dropout(engine: Engine, name: str) -> None:
+    microbatches = build(LOADS[name], engine)
+    expected_gradients = {id(m.run): {} for m in microbatches}
+    expected_logprobs, seen = [], {id(m.run): 0 for m in microbatches}
+    for m in microbatches:
+        logprobs, gradients = Oracle(m.run.adapter, m.run.dropout_key(seen[id(m.run)])).run(m)
+        seen[id(m.run)] += 1
+        expected_logprobs.append(logprobs)
+        total = expected_gradients[id(m.run)]
+        for parameter, gradient in gradients.items():
+            total[parameter] = total.get(parameter, 0) + gradient
+    outcomes = engine.forward_backward(microbatches)
+    for m, outcome, logprobs in zip(microbatches, outcomes, expected_logprobs, strict=True):
+        torch.testing.assert_close(torch.cat(outcome.logprobs), torch.cat(logprobs), rtol=1e-10, atol=1e-10)
+        for parameter, slot in m.run.adapter.layout.slots.items():
+            got = m.run.gradient[slot.start : slot.stop].view(slot.shape)
+            want = expected_gradients[id(m.run)][parameter]
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9, msg=lambda t, p=parameter: f"{p}: {t}")
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_a_packed_forward_equals_the_plain_loop_without_dropout(engine: Engine, name: str) -> None:
+    microbatches = build(LOADS[name], engine, seed=3)
+    for m, outcome in zip(microbatches, engine.forward(microbatches), strict=True):
+        logprobs, _ = Oracle(m.run.adapter, None).run(m)
+        torch.testing.assert_close(torch.cat(outcome.logprobs), torch.cat(logprobs), rtol=1e-10, atol=1e-10)
