@@ -16,7 +16,11 @@ class Database:
 
     def __init__(self, path: Path):
         self.path = path
-        self.engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
+        self.engine = create_engine(
+            f"sqlite:///{path}",
+            connect_args={"timeout": BUSY_SECONDS},
+            hide_parameters=True,  # an error's text goes into the log, and the values are a tenant's
+        )
         event.listen(self.engine, "connect", _configure)
 
     @contextmanager
@@ -39,6 +43,11 @@ class Database:
 def _configure(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # BEGIN is ours, above
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"busy_timeout={BUSY_SECONDS * 1000}",
+    ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

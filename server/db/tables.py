@@ -2,23 +2,40 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, String, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Table(DeclarativeBase):
-    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON, str: String, float: Float, int: Integer, bool: Boolean}
+    type_annotation_map = {
+        dict[str, Any]: JSON,
+        list[Any]: JSON,
+        str: String,
+        float: Float,
+        int: Integer,
+        bool: Boolean,
+    }
 
 
 class Tenant(Table):
     __tablename__ = "tenants"
     id: Mapped[str] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
     share: Mapped[float]
-    counter: Mapped[float] = mapped_column(default=0.0)  # V of DESIGN §5; incremented, never overwritten but by a lift
-    backlogged: Mapped[bool] = mapped_column(default=False)  # as of the last plan: a lift needs to know who returns
+    counter: Mapped[float] = mapped_column(default=0.0)  # V of DESIGN §5; added to, set only by a lift
+    backlogged: Mapped[bool] = mapped_column(default=False)  # as of the last plan, to know who returns
     created_at: Mapped[float]
     deleted_at: Mapped[float | None]
+
+    __table_args__ = (
+        Index(
+            "tenants_by_name",
+            "name",
+            unique=True,
+            sqlite_where=text("deleted_at IS NULL"),
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+    )
 
 
 class Key(Table):
@@ -75,6 +92,7 @@ class Job(Table):
     number: Mapped[int] = mapped_column(unique=True)  # order of submission
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), index=True)
     name: Mapped[str]
+    request: Mapped[dict[str, Any]] = mapped_column(default=dict)  # as submitted: what a clone starts from
     status: Mapped[str]
     requested: Mapped[str | None]  # pause
     reason: Mapped[str | None]

@@ -1,0 +1,51 @@
+"""The API as a whole: opens the database, wires routes, rules and errors together. Runs without torch."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import Depends, FastAPI
+
+from server.admin_key import ensure_admin_key
+from server.api.auth import sha256
+from server.api.errors import add_error_handlers
+from server.api.middleware import MIB, BodyRules, RequestLine
+from server.api.routes import ROUTERS
+from server.api.routing import refuse_unknown
+from server.api.services import Services
+from server.api.waiting import OperationWatch
+from server.db.migrate import upgrade
+from server.db.session import Database
+from server.settings import Settings
+from server.store import LocalStore
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The app over `settings.data_dir`, its database migrated. Raises `MixloomError` if that fails."""
+    upgrade(settings)
+    admin_key, _ = ensure_admin_key(settings)
+    database = Database(settings.database_path)
+    app = FastAPI(
+        title="Mixloom",
+        version=_version(),
+        redirect_slashes=False,
+        dependencies=[Depends(refuse_unknown)],
+    )
+    app.state.services = Services(
+        settings=settings,
+        database=database,
+        store=LocalStore(settings.data_dir),
+        operations=OperationWatch(database),
+        admin_key_sha256=sha256(admin_key),
+    )
+    add_error_handlers(app)
+    app.add_middleware(BodyRules, upload_bytes=settings.max_upload_mib * MIB)
+    app.add_middleware(RequestLine)  # added last: outermost
+    for router in ROUTERS:
+        app.include_router(router)
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("mixloom")
+    except PackageNotFoundError:  # run from a checkout that was not installed
+        return "0+checkout"

@@ -1,0 +1,81 @@
+"""What a route may ask for, as types: its signature tells what it needs and who may call it."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+
+from server.api.auth import hash_of_secret, is_admin_key
+from server.api.services import Services
+from server.db import keys
+from server.errors import MixloomError
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """The tenant in whose name a request is made, and the key that it used."""
+
+    tenant_id: str
+    key_id: str
+
+
+@dataclass(frozen=True)
+class Admin:
+    """The operator."""
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+
+
+def _caller(
+    services: ServicesDep,
+    authorization: Annotated[str | None, Header()] = None,
+    x_api_key: Annotated[str | None, Header()] = None,
+) -> Tenant | Admin:
+    """Who calls, from `Authorization: Bearer KEY` or `X-API-Key: KEY`. Raises 401 `invalid_api_key`."""
+    scheme, _, bearer = (authorization or "").partition(" ")
+    secret = (bearer if scheme.lower() == "bearer" else x_api_key or "").strip()
+    if secret and is_admin_key(secret, services.admin_key_sha256):
+        return Admin()
+    with services.database.read() as session:
+        key = keys.find_valid(session, hash_of_secret(secret)) if secret else None
+    if key is None:
+        said = "The key is wrong or was revoked." if secret else "There is no key in the request."
+        raise MixloomError(
+            "invalid_api_key",
+            f"{said} Send `Authorization: Bearer KEY` with a key that your operator made for you.",
+            401,
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    return Tenant(key.tenant_id, key.id)
+
+
+CallerDep = Annotated[Tenant | Admin, Depends(_caller)]
+
+
+def _tenant(caller: CallerDep) -> Tenant:
+    if isinstance(caller, Admin):
+        raise MixloomError(
+            "tenant_key_required",
+            "This route belongs to a tenant, and the admin key to none. Use a tenant's key; "
+            "make one with POST /admin/tenants/ID/keys.",
+            403,
+        )
+    return caller
+
+
+def _admin(caller: CallerDep) -> Admin:
+    if isinstance(caller, Tenant):
+        raise MixloomError(
+            "admin_key_required", "This route is the operator's. Use the admin key (data_dir/admin.key).", 403
+        )
+    return caller
+
+
+TenantDep = Annotated[Tenant, Depends(_tenant)]
+AdminDep = Annotated[Admin, Depends(_admin)]

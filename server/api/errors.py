@@ -1,0 +1,130 @@
+"""How every failure becomes the one error object. Nothing of a request's body is written to the log."""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from server.errors import Detail, MixloomError
+
+log = logging.getLogger(__name__)
+
+_HTTP_CODES = {
+    400: "invalid_body",
+    404: "unknown_route",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_encoding",
+}
+_HTTP_MESSAGES = {
+    400: "The body could not be read as its Content-Type says. Check both.",
+    404: "There is no route {method} {path}. GET /openapi.json lists them all.",
+    405: "{path} does not take {method}. GET /openapi.json says what it takes.",
+}
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Give every expected failure the shape of DESIGN §6; the middleware does the unexpected ones."""
+    app.add_exception_handler(MixloomError, _known)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+
+
+def request_id_of(request: Request) -> str | None:
+    """The id that the middleware gave the request."""
+    request_id: str | None = getattr(request.state, "request_id", None)
+    return request_id
+
+
+def _answer(request: Request, error: MixloomError) -> JSONResponse:
+    return JSONResponse(error.as_dict(request_id_of(request)), error.status, error.headers)
+
+
+def _known(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, MixloomError)
+    return _answer(request, error)
+
+
+def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return _answer(request, validation_error(list(error.errors())))
+
+
+def validation_error(problems: list[Any]) -> MixloomError:
+    """422 from pydantic's list of problems: the first names the code and the parameter, all are details."""
+    named = [(_param(problem), _sentence(problem)) for problem in problems]
+    param, sentence = named[0]
+    return MixloomError(
+        _code(problems[0]),
+        f"'{param}': {sentence}" if param else sentence,
+        422,
+        param,
+        [Detail(column=name, message=message) for name, message in named] if len(named) > 1 else [],
+    )
+
+
+def _code(problem: dict[str, Any]) -> str:
+    return {
+        "extra_forbidden": "unknown_field",
+        "json_invalid": "invalid_json",
+        "missing": "missing_field",
+    }.get(problem["type"], "invalid_request")
+
+
+def _param(problem: dict[str, Any]) -> str | None:
+    if problem["type"] == "json_invalid":
+        return None
+    location = [str(part) for part in problem["loc"]]
+    if location[:1] and location[0] in ("body", "query", "path", "header", "cookie"):
+        location = location[1:]
+    return ".".join(location) or None
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    if problem["type"] == "json_invalid":
+        return f"The body is not JSON: {problem['ctx']['error']} (at character {problem['loc'][-1]})."
+    if problem["type"] == "extra_forbidden":
+        return "there is no such field here; check its spelling and its place, or leave it out."
+    if problem["type"] == "missing":
+        return "it is required; add it."
+    if problem["loc"] == ("body",) and problem["type"] == "model_attributes_type":
+        return "The body must be a JSON object, sent with `Content-Type: application/json`."
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    value = problem.get("input")
+    shown = (
+        f" (it is {value!r})"
+        if isinstance(value, str | int | float | bool) and len(repr(value)) <= 80
+        else ""
+    )
+    return f"{message[:1].lower()}{message[1:].rstrip('.')}{shown}."
+
+
+def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    template = _HTTP_MESSAGES.get(error.status_code, error.detail)
+    return _answer(
+        request,
+        MixloomError(
+            _HTTP_CODES.get(error.status_code, "http_error"),
+            template.format(method=request.method, path=request.url.path),
+            error.status_code,
+            headers=dict(error.headers or {}),
+        ),
+    )
+
+
+def internal_error(request: Request, error: Exception) -> JSONResponse:
+    """500 for what only we can cause, with its traceback in the log."""
+    fields = {"request_id": request_id_of(request), "method": request.method, "path": request.url.path}
+    log.error("internal_error", exc_info=error, extra={"fields": fields})
+    return _answer(
+        request,
+        MixloomError(
+            "internal_error",
+            f"The server made a mistake; it is in its log under {request_id_of(request)}.",
+            500,
+        ),
+    )

@@ -1,0 +1,143 @@
+"""Statements on jobs that the API makes. What the daemon does to a job's run is in `server.db.runs`."""
+
+import time
+from collections.abc import Mapping
+
+from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from server.db import events
+from server.db.pages import Page, fetch_page
+from server.db.states import ENDED, JobStatus, sources
+from server.db.tables import Adapter, Job, Run
+from server.errors import MixloomError, not_found
+from server.ids import new_id
+
+
+def _of_tenant(tenant_id: str) -> Select[tuple[Job]]:
+    return select(Job).where(Job.tenant_id == tenant_id)
+
+
+def add_job(session: Session, job: Job) -> None:
+    """Put a new job behind all others, with the run that will train it."""
+    job.number = (session.scalar(select(func.max(Job.number))) or 0) + 1
+    session.add(job)
+    session.flush()
+    session.add(Run(id=new_id("run"), job_id=job.id, tenant_id=job.tenant_id, lease_epoch=None))
+    events.record(session, job, "queued", "The job was accepted.")
+
+
+def get_job(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Raises 404 for a job that is not this tenant's."""
+    job = session.scalar(_of_tenant(tenant_id).where(Job.id == job_id))
+    if job is None:
+        raise not_found("job", job_id)
+    return job
+
+
+def list_jobs(
+    session: Session,
+    tenant_id: str,
+    page: Page,
+    *,
+    status: str | None = None,
+    name: str | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> tuple[list[Job], bool]:
+    """A page of a tenant's jobs, and whether more follow."""
+    filters = [Job.labels[key].as_string() == value for key, value in (labels or {}).items()]
+    if status is not None:
+        filters.append(Job.status == status)
+    if name is not None:
+        filters.append(Job.name == name)
+    return fetch_page(
+        session, _of_tenant(tenant_id), page, identity=Job.id, order=(Job.number,), filters=filters
+    )
+
+
+def list_unfinished(session: Session, page: Page) -> tuple[list[Job], bool]:
+    """A page of every tenant's jobs that have not ended: the operator's view."""
+    return fetch_page(
+        session,
+        select(Job),
+        page,
+        identity=Job.id,
+        order=(Job.number,),
+        filters=[Job.status.not_in([status.value for status in ENDED])],
+    )
+
+
+def cancel(session: Session, job: Job) -> None:
+    """End a job for good; the daemon lets go of it at its next gang boundary. Idempotent.
+
+    Raises 400 `job_ended` when the job succeeded or failed before.
+    """
+    _cancel_where(session, job)
+    if job.status != JobStatus.CANCELLED:
+        raise _ended(job, "cancelled")
+
+
+def cancel_all(session: Session, tenant_id: str) -> None:
+    """End every job of a tenant that has not ended."""
+    for job in session.scalars(_of_tenant(tenant_id).where(Job.status.in_(sources(JobStatus.CANCELLED)))):
+        _cancel_where(session, job)
+
+
+def _cancel_where(session: Session, job: Job) -> None:
+    if _move(session, job, sources(JobStatus.CANCELLED), status=JobStatus.CANCELLED, finished_at=time.time()):
+        events.record(session, job, "cancelled", "The job was cancelled.")
+
+
+def pause(session: Session, job: Job) -> None:
+    """Keep a job from training: at once if it waits, else after a recovery point that the daemon makes. Idempotent.
+
+    Raises 400 `job_ended`.
+    """
+    if job.status in ENDED:
+        raise _ended(job, "paused")
+    if _move(session, job, [JobStatus.QUEUED], status=JobStatus.PAUSED):
+        events.record(session, job, "paused", "The job is paused; resume it when you like.")
+    elif job.requested is None and _move(
+        session, job, [JobStatus.PREPARING, JobStatus.RUNNING], requested="pause"
+    ):
+        events.record(session, job, "pause_requested", "The job pauses as soon as its state is saved.")
+
+
+def resume(session: Session, job: Job) -> None:
+    """Undo a pause, or the wish for one. Idempotent. Raises 400 `job_ended`."""
+    if job.status in ENDED:
+        raise _ended(job, "resumed")
+    if _move(session, job, [JobStatus.PAUSED], status=JobStatus.QUEUED):
+        events.record(session, job, "resumed", "The job waits for its turn again.")
+    elif job.requested and _move(session, job, [JobStatus.PREPARING, JobStatus.RUNNING], requested=None):
+        events.record(session, job, "resumed", "The job was not paused after all.")
+
+
+def _move(session: Session, job: Job, from_: list[str], **values: object) -> bool:
+    """Guarded by the status in the `where`: whether the job was in one of `from_` and was changed."""
+    values.setdefault("requested", None)
+    if "status" in values:
+        values["reason"] = None
+    statement = update(Job).where(Job.id == job.id, Job.status.in_(from_)).values(**values)
+    changed: int = session.execute(statement).rowcount  # type: ignore[attr-defined]
+    session.refresh(job)
+    return changed == 1
+
+
+def delete_job(session: Session, job: Job) -> list[str]:
+    """Forget an ended job and all that is its; the keys to delete from the store. Raises 400 `job_not_ended`."""
+    if job.status not in ENDED:
+        raise MixloomError(
+            "job_not_ended",
+            f"Job '{job.id}' is {job.status}; only ended jobs can be deleted. Cancel it first.",
+            400,
+        )
+    runs = session.scalars(select(Run.id).where(Run.job_id == job.id))
+    adapters = session.scalars(delete(Adapter).where(Adapter.job_id == job.id).returning(Adapter.key))
+    keys = [job.tokens_key, *(f"recovery/{run}" for run in runs), *adapters]
+    session.execute(delete(Job).where(Job.id == job.id))
+    return keys
+
+
+def _ended(job: Job, wish: str) -> MixloomError:
+    return MixloomError("job_ended", f"Job '{job.id}' has {job.status} and cannot be {wish}.", 400)

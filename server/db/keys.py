@@ -1,0 +1,54 @@
+"""Statements on keys."""
+
+import time
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from server.db.pages import Page, fetch_page
+from server.db.tables import Key, Tenant
+from server.ids import new_id
+
+
+def find_valid(session: Session, secret_hash: str) -> Key | None:
+    """The key with this hash, if neither it nor its tenant is gone."""
+    return session.scalar(
+        select(Key)
+        .join(Tenant, Tenant.id == Key.tenant_id)
+        .where(Key.secret_hash == secret_hash, Key.revoked_at.is_(None), Tenant.deleted_at.is_(None))
+    )
+
+
+def add_key(session: Session, tenant_id: str, name: str, shown: str, secret_hash: str) -> Key:
+    """Keep a new key; the secret itself is not kept."""
+    key = Key(
+        id=new_id("key"),
+        tenant_id=tenant_id,
+        name=name,
+        shown=shown,
+        secret_hash=secret_hash,
+        created_at=time.time(),
+        revoked_at=None,
+    )
+    session.add(key)
+    session.flush()
+    return key
+
+
+def get_key(session: Session, tenant_id: str, key_id: str) -> Key | None:
+    """A tenant's key, revoked or not."""
+    return session.scalar(select(Key).where(Key.tenant_id == tenant_id, Key.id == key_id))
+
+
+def list_keys(session: Session, tenant_id: str, page: Page) -> tuple[list[Key], bool]:
+    """A page of a tenant's keys, revoked ones among them, and whether more follow."""
+    scope = select(Key).where(Key.tenant_id == tenant_id)
+    return fetch_page(session, scope, page, identity=Key.id, order=(Key.created_at, Key.id))
+
+
+def revoke(session: Session, tenant_id: str, key_id: str | None = None) -> None:
+    """Make one key of a tenant, or all of them, worthless from the next request on."""
+    statement = update(Key).where(Key.tenant_id == tenant_id, Key.revoked_at.is_(None))
+    if key_id is not None:
+        statement = statement.where(Key.id == key_id)
+    session.execute(statement.values(revoked_at=time.time()))

@@ -1,0 +1,67 @@
+"""Statements on operations: interactive work that the API asks for and the daemon does."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from server.db.tables import Operation
+
+PENDING, RUNNING, DONE, FAILED = "pending", "running", "done", "failed"
+KEPT_SECONDS = 3600.0
+"""How long after its deadline an operation that nobody read is kept."""
+
+
+def add_sample(
+    session: Session,
+    *,
+    id_: str,
+    tenant_id: str,
+    adapter_id: str | None,
+    base_hash: str,
+    key: str,
+    deadline: float,
+) -> None:
+    """Ask the daemon for a sample; its request is already in the store under `key`."""
+    session.add(
+        Operation(
+            id=id_,
+            tenant_id=tenant_id,
+            adapter_id=adapter_id,
+            base_hash=base_hash,
+            kind="sample",
+            status=PENDING,
+            key=key,
+            deadline=deadline,
+            created_at=time.time(),
+        )
+    )
+
+
+def find_ended(session: Session, ids: Sequence[str]) -> list[Operation]:
+    """Those of the given operations that are done or failed."""
+    return list(
+        session.scalars(select(Operation).where(Operation.id.in_(ids), Operation.status.in_((DONE, FAILED))))
+    )
+
+
+def give_up(session: Session, id_: str, error: dict[str, Any]) -> None:
+    """Fail an operation that nobody waits for any more, so that the daemon does not begin it."""
+    session.execute(
+        update(Operation)
+        .where(Operation.id == id_, Operation.status.in_((PENDING, RUNNING)))
+        .values(status=FAILED, error=error, finished_at=time.time())
+    )
+
+
+def remove(session: Session, id_: str) -> None:
+    """Forget an operation that was answered."""
+    session.execute(delete(Operation).where(Operation.id == id_))
+
+
+def remove_forgotten(session: Session) -> list[str]:
+    """Forget operations whose deadline is an hour past; their keys, to be deleted from the store."""
+    statement = delete(Operation).where(Operation.deadline < time.time() - KEPT_SECONDS)
+    return list(session.scalars(statement.returning(Operation.key)))

@@ -1,0 +1,63 @@
+"""Statements on tenants."""
+
+import time
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.db.pages import Page, fetch_page
+from server.db.tables import Tenant
+from server.errors import MixloomError
+from server.ids import new_id
+
+_SCOPE = select(Tenant).where(Tenant.deleted_at.is_(None))
+
+
+def add_tenant(session: Session, name: str, share: float) -> Tenant:
+    """A new tenant. Raises `name_taken`."""
+    _refuse_taken(session, name)
+    tenant = Tenant(
+        id=new_id("ten"), name=name, share=share, counter=0.0, backlogged=False, created_at=time.time()
+    )
+    session.add(tenant)
+    session.flush()
+    return tenant
+
+
+def get_tenant(session: Session, tenant_id: str) -> Tenant:
+    """Raises 404 for a tenant that never was, or was deleted."""
+    tenant = session.scalar(_SCOPE.where(Tenant.id == tenant_id))
+    if tenant is None:
+        raise MixloomError(
+            "not_found", f"There is no tenant '{tenant_id}'. List them with GET /admin/tenants.", 404
+        )
+    return tenant
+
+
+def list_tenants(session: Session, page: Page, filters: Sequence[object] = ()) -> tuple[list[Tenant], bool]:
+    """A page of the tenants, and whether more follow."""
+    return fetch_page(
+        session, _SCOPE, page, identity=Tenant.id, order=(Tenant.created_at, Tenant.id), filters=filters
+    )
+
+
+def change_tenant(session: Session, tenant: Tenant, *, name: str | None, share: float | None) -> None:
+    """Set what is given. Raises `name_taken`."""
+    if name is not None and name != tenant.name:
+        _refuse_taken(session, name)
+        tenant.name = name
+    if share is not None:
+        tenant.share = share
+
+
+def delete_tenant(session: Session, tenant: Tenant) -> None:
+    """It is as if it never was, and its name is free; its rows stay for the books."""
+    tenant.deleted_at = time.time()
+
+
+def _refuse_taken(session: Session, name: str) -> None:
+    if session.scalar(_SCOPE.where(Tenant.name == name)) is not None:
+        raise MixloomError(
+            "name_taken", f"There is a tenant named '{name}' already. Choose another name.", 422, "name"
+        )
