@@ -85,7 +85,7 @@ def _param(problem: dict[str, Any]) -> str | None:
 
 def _sentence(problem: dict[str, Any]) -> str:
     if problem["type"] == "json_invalid":
-        return f"The body is not JSON: {problem['ctx']['error']} (at character {problem['loc'][-1]})."
+        return f"The body {problem['ctx']['error']}."
     if problem["type"] == "extra_forbidden":
         return "there is no such field here; check its spelling and its place, or leave it out."
     if problem["type"] == "missing":

@@ -1,49 +1,25 @@
 """Routes that read JSON strictly and refuse what they do not know. Every router of the app is made here."""
 
 import json
-import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
+from server import strict_json
 from server.errors import MixloomError, not_supported_yet
-
-
-def parse_json(body: bytes) -> Any:
-    """The value of a JSON text. Stricter than Python: no NaN, no infinity, no key twice, no bottomless
-    nesting. Raises `json.JSONDecodeError`.
-    """
-    try:
-        return json.loads(body, object_pairs_hook=_each_key_once, parse_constant=_finite, parse_float=_finite)
-    except json.JSONDecodeError:
-        raise
-    except RecursionError:
-        raise json.JSONDecodeError("it is nested too deeply", "", 0) from None
-    except ValueError as error:  # not UTF-8, a key twice, a number out of range
-        raise json.JSONDecodeError(str(error), "", 0) from None
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
-    return mapping
-
-
-def _finite(number: str) -> float:
-    value = float(number)
-    if not math.isfinite(value):
-        raise ValueError(f"{number} is not a finite number")
-    return value
 
 
 class _StrictRequest(Request):
     async def json(self) -> Any:
-        return parse_json(await self.body())
+        """The body's value. Raises what FastAPI knows as "not JSON", the reason in its message."""
+        try:
+            return strict_json.parse((await self.body()).decode())
+        except UnicodeDecodeError:
+            raise json.JSONDecodeError("is not UTF-8", "", 0) from None
+        except ValueError as error:
+            raise json.JSONDecodeError(str(error), "", 0) from None
 
 
 class _StrictRoute(APIRoute):
@@ -57,7 +33,7 @@ class _StrictRoute(APIRoute):
 
 
 def new_router(*, prefix: str = "", tag: str) -> APIRouter:
-    """A router whose routes parse JSON with `parse_json`."""
+    """A router whose routes read JSON strictly."""
     return APIRouter(prefix=prefix, tags=[tag], route_class=_StrictRoute)
 
 

@@ -2,16 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-MAX_SEED = 2**63 - 1
-
-
-class StrictModel(BaseModel):
-    """Refuses what it does not know, and does not bend types (`"8"` is no number, `true` is no 1)."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
+from server.strict import StrictModel
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Share = Annotated[float, Field(gt=0, le=1000)]

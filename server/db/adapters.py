@@ -1,0 +1,73 @@
+"""Statements on adapters. The daemon inserts them; they never change."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from server.db.pages import Page, fetch_page
+from server.db.tables import Adapter, Job
+from server.errors import not_found
+
+
+def get_adapter(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
+    """Raises 404 for an adapter that is not this tenant's."""
+    adapter = session.scalar(
+        select(Adapter).where(Adapter.tenant_id == tenant_id, Adapter.id == adapter_id)
+    )
+    if adapter is None:
+        raise not_found("adapter", adapter_id)
+    return adapter
+
+
+def list_adapters(
+    session: Session, tenant_id: str, page: Page, *, name: str | None = None
+) -> tuple[list[Adapter], bool]:
+    """A page of a tenant's adapters, and whether more follow."""
+    return fetch_page(
+        session,
+        select(Adapter).where(Adapter.tenant_id == tenant_id),
+        page,
+        identity=Adapter.id,
+        order=(Adapter.created_at, Adapter.id),
+        filters=[] if name is None else [Adapter.name == name],
+    )
+
+
+def list_checkpoints(session: Session, job: Job, page: Page) -> tuple[list[Adapter], bool]:
+    """A page of a job's adapters in the order of their steps, and whether more follow."""
+    scope = select(Adapter).where(Adapter.tenant_id == job.tenant_id, Adapter.job_id == job.id)
+    return fetch_page(session, scope, page, identity=Adapter.id, order=(Adapter.step, Adapter.id))
+
+
+def newest_checkpoint(session: Session, job: Job) -> Adapter | None:
+    """The job's adapter of the last step that has one."""
+    return session.scalar(
+        select(Adapter)
+        .where(Adapter.tenant_id == job.tenant_id, Adapter.job_id == job.id)
+        .order_by(Adapter.step.desc())
+        .limit(1)
+    )
+
+
+def best_checkpoints(session: Session, job_ids: Sequence[str]) -> dict[str, Adapter]:
+    """The adapter of lowest validation loss of each job, by job; of two that are equal the earlier."""
+    statement = (
+        select(Adapter)
+        .where(Adapter.job_id.in_(job_ids), Adapter.valid_loss.is_not(None))
+        .order_by(Adapter.valid_loss.desc(), Adapter.step.desc())
+    )
+    return {adapter.job_id: adapter for adapter in session.scalars(statement) if adapter.job_id}
+
+
+def hashes(session: Session, adapter_ids: Sequence[str]) -> dict[str, str]:
+    """sha256 of the weights, by adapter."""
+    statement = select(Adapter.id, Adapter.sha256).where(Adapter.id.in_(adapter_ids))
+    return dict(session.execute(statement).tuples().all())
+
+
+def delete_adapter(session: Session, adapter: Adapter) -> str:
+    """Forget an adapter, and let go of it the job that ended with it; the key to delete from the store."""
+    session.execute(update(Job).where(Job.adapter_id == adapter.id).values(adapter_id=None))
+    session.execute(delete(Adapter).where(Adapter.id == adapter.id))
+    return adapter.key

@@ -1,0 +1,95 @@
+"""Why a job does not train now, and when it may start and end. Knows no SQL; `server.db.queue` reads what it needs.
+
+The estimate is a fluid one: a tenant gets its share of the tokens a second that the daemon last measured, its
+resident jobs divide that by their priority, its other jobs follow in order. Jobs to come are unknown to it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from server.db.states import REASONS, JobStatus, Reason
+
+RESIDENT = (JobStatus.PREPARING, JobStatus.RUNNING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuedJob:
+    """What an estimate asks of a job that waits or trains."""
+
+    id: str
+    status: str
+    weight: int
+    tokens_left: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenDrain:
+    """The drain in force, as a sentence needs it."""
+
+    reason: str
+    created_by: str
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Unix seconds; None where nothing can be said."""
+
+    start: float | None = None
+    finish: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """The queue at one moment."""
+
+    now: float
+    is_daemon_live: bool
+    base_hash: str | None
+    """Of the base that the newest daemon serves."""
+    drain: OpenDrain | None
+    tokens_per_second: float | None
+    free_places: int
+    """Runs that may become resident at once."""
+    shares: Mapping[str, float]
+    """Of each tenant with jobs that wait or train; they sum to 1."""
+    jobs: Mapping[str, Sequence[QueuedJob]]
+    """By tenant: resident ones, then the others in the order in which they will become so."""
+
+    def reason(self, status: str, base_hash: str, noted: str | None = None) -> Reason | None:
+        """Why a job does not train; None if it does, or if it waits for nobody but its tenant."""
+        if status not in (JobStatus.QUEUED, *RESIDENT):
+            return None
+        if not self.is_daemon_live:
+            return Reason.NO_DAEMON
+        if status != JobStatus.QUEUED:
+            return None
+        if self.drain is not None:
+            return Reason.DRAINING
+        if base_hash != self.base_hash:
+            return Reason.WAITING_FOR_BASE
+        return Reason(noted) if noted else Reason.FAIR_SHARE
+
+    def sentence(self, reason: Reason | None) -> str | None:
+        """A reason in words."""
+        if reason is None:
+            return None
+        if reason is Reason.DRAINING and self.drain is not None and self.drain.reason:
+            return f"{REASONS[reason]} Why: {self.drain.reason}"
+        return REASONS[reason]
+
+    def expectation(self, tenant_id: str, job_id: str, reason: Reason | None) -> Expectation:
+        """When a job may start and end if no other comes."""
+        jobs = self.jobs.get(tenant_id, ())
+        index = next((index for index, job in enumerate(jobs) if job.id == job_id), None)
+        if index is None or not self.tokens_per_second or reason not in (None, Reason.FAIR_SHARE):
+            return Expectation()
+        rate = self.tokens_per_second * self.shares[tenant_id]
+        num_riding = sum(job.status in RESIDENT for job in jobs) + self.free_places
+        job = jobs[index]
+        if index < num_riding:
+            tokens = sum(
+                min(job.tokens_left * other.weight / job.weight, other.tokens_left) for other in jobs[:num_riding]
+            )
+            return Expectation(self.now, self.now + tokens / rate)
+        finish = self.now + sum(other.tokens_left for other in jobs[: index + 1]) / rate
+        return Expectation(finish - job.tokens_left / rate, finish)
