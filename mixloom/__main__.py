@@ -1,0 +1,5 @@
+"""`python -m mixloom` is `mixloom`."""
+
+from mixloom.cli.main import main
+
+main()

@@ -1,0 +1,77 @@
+"""The operator's nouns, as `client.admin`. They need the admin key."""
+
+from typing import Any
+
+from mixloom.transport import Object, Objects, Transport
+
+
+class Admin:
+    """Tenants and their keys, the queue, the daemons, drains."""
+
+    def __init__(self, transport: Transport):
+        self._transport = transport
+
+    def create_tenant(self, name: str, share: float = 1.0) -> Object:
+        """`{"id", "key", …}`: the key is shown here and never again."""
+        return self._transport.post("/admin/tenants", {"name": name, "share": share})
+
+    def tenants(self) -> Objects:
+        return list(self._transport.pages("/admin/tenants"))
+
+    def tenant(self, tenant: str) -> Object:
+        return self._transport.get(f"/admin/tenants/{tenant}")
+
+    def change_tenant(self, tenant: str, **changes: Any) -> Object:
+        """`name`, `share`."""
+        return self._transport.patch(f"/admin/tenants/{tenant}", changes)
+
+    def delete_tenant(self, tenant: str) -> Object:
+        """Its keys stop working and its jobs are cancelled."""
+        return self._transport.delete(f"/admin/tenants/{tenant}")
+
+    def create_key(self, tenant: str, name: str = "key") -> Object:
+        """`{"id", "key", …}`: the key is shown here and never again."""
+        return self._transport.post(f"/admin/tenants/{tenant}/keys", {"name": name})
+
+    def keys(self, tenant: str) -> Objects:
+        return list(self._transport.pages(f"/admin/tenants/{tenant}/keys"))
+
+    def revoke_key(self, tenant: str, key: str) -> Object:
+        return self._transport.delete(f"/admin/tenants/{tenant}/keys/{key}")
+
+    def queue(self) -> Objects:
+        """Every tenant's jobs that have not ended, in order of submission."""
+        return list(self._transport.pages("/admin/queue", order="asc"))
+
+    def daemons(self, limit: int = 20) -> Objects:
+        """The last lives of engine daemons, the newest first."""
+        return list(self._transport.pages("/admin/daemons", limit=limit))
+
+    def current_drain(self) -> Object:
+        """The drain in force; `draining` is false when there is none."""
+        return self._transport.get("/admin/drain")
+
+    def drain(
+        self,
+        mode: str = "quick",
+        *,
+        deadline_seconds: float | None = None,
+        reason: str = "",
+        daemon: str | None = None,
+        exit: bool = False,
+    ) -> Object:
+        """Let training come to rest: quick, graceful or fast. Holds until `undrain`, across restarts."""
+        body = {
+            "mode": mode,
+            "deadline_seconds": deadline_seconds,
+            "reason": reason,
+            "daemon": daemon,
+            "exit": exit,
+        }
+        return self._transport.post(
+            "/admin/drain", {key: value for key, value in body.items() if value is not None}
+        )
+
+    def undrain(self) -> Object:
+        """End every drain."""
+        return self._transport.post("/admin/undrain")

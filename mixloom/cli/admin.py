@@ -1,0 +1,251 @@
+"""`admin …`: the operator's commands. They need the admin key (`mixloom login` takes it as any other)."""
+
+import re
+import time
+from typing import Annotated
+
+import typer
+
+from mixloom.cli.output import (
+    JsonFlag,
+    moment,
+    note,
+    print_fields,
+    print_json,
+    print_table,
+    stdout,
+    usage_error,
+)
+from mixloom.client import Client
+from mixloom.jobs import POLL_SECONDS
+from mixloom.transport import Object
+
+app = typer.Typer(help="Operate the server: tenants, keys, queue, drains.", no_args_is_help=True)
+tenant = typer.Typer(help="Tenants; alone, it lists them.", invoke_without_command=True)
+key = typer.Typer(help="Keys of a tenant.", no_args_is_help=True)
+app.add_typer(tenant, name="tenant")
+app.add_typer(key, name="key")
+
+DAEMON_FIELDS = ("state", "pid", "base_hash", "heartbeat_seconds_ago", "detail")
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+TenantArgument = Annotated[str, typer.Argument(metavar="TENANT", help="Its id, ten_…, or its name.")]
+
+
+@app.command()
+def drain(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Save every run at its next step, then rest (default).")
+    ] = False,
+    graceful: Annotated[bool, typer.Option("--graceful", help="Let the resident runs finish first.")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Stop now; runs go back to their last recovery point.")
+    ] = False,
+    deadline: Annotated[
+        str | None, typer.Option(metavar="30m", help="With --graceful: after this, quick. 90s, 30m, 2h.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Shown to every tenant.")] = "",
+    daemon: Annotated[str | None, typer.Option(help="Only this daemon.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when everything rests.")] = False,
+    exit: Annotated[bool, typer.Option("--exit", help="Let the daemon end when it rests.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Bring training to rest, without losing anything. Holds until `admin undrain`, across restarts."""
+    chosen = [mode for mode, wanted in (("quick", quick), ("graceful", graceful), ("fast", fast)) if wanted]
+    if len(chosen) > 1:
+        raise usage_error(f"A drain has one mode, got --{' and --'.join(chosen)}.")
+    client = Client()
+    answer = client.admin.drain(
+        chosen[0] if chosen else "quick",
+        deadline_seconds=None if deadline is None else _seconds(deadline),
+        reason=reason,
+        daemon=daemon,
+        exit=exit,
+    )
+    while wait and not _rests(client):
+        time.sleep(POLL_SECONDS)
+    if as_json:
+        print_json(answer)
+    else:
+        note("Everything rests." if wait else "Draining. `mixloom admin undrain` ends it.")
+
+
+@app.command()
+def undrain(as_json: JsonFlag = False) -> None:
+    """End every drain; training goes on."""
+    answer = Client().admin.undrain()
+    if as_json:
+        print_json(answer)
+    else:
+        note("No drain is in force; training goes on.")
+
+
+@app.command()
+def status(as_json: JsonFlag = False) -> None:
+    """Show whether the server can work, the drain in force and the live daemons."""
+    client = Client()
+    ready, in_force = client.ready(), client.admin.current_drain()
+    live = [daemon for daemon in client.admin.daemons() if daemon["live"]]
+    if as_json:
+        print_json({**ready, "drain": in_force, "daemons": live})
+        return
+    drained = f"{in_force['mode']}, since {moment(in_force['created_at'])}" if in_force["draining"] else None
+    print_fields(
+        {
+            "server": client.url,
+            "status": ready["status"],
+            "reasons": ready["reasons"],
+            "drain": drained,
+            "drain's reason": in_force.get("reason") or None,
+        }
+    )
+    for daemon in live:
+        stdout.print("")
+        print_fields({"daemon": daemon["id"], **{field: daemon[field] for field in DAEMON_FIELDS}})
+
+
+@app.command()
+def queue(as_json: JsonFlag = False) -> None:
+    """Show every tenant's jobs that have not ended, and what they wait for."""
+    found = Client().admin.queue()
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ["job", "name", "tenant", "status", "priority", "step", "expected end", "waits"],
+        (
+            [
+                entry["id"],
+                entry["name"],
+                entry["tenant"]["name"],
+                entry["status"],
+                entry["priority"],
+                f"{entry['progress']['step']}/{entry['progress']['total_steps']}",
+                moment(entry["estimated_finish"]),
+                entry["sentence"],
+            ]
+            for entry in found
+        ),
+    )
+
+
+@tenant.callback()
+def list_tenants(context: typer.Context, as_json: JsonFlag = False) -> None:
+    if context.invoked_subcommand:
+        return
+    found = Client().admin.tenants()
+    if as_json:
+        print_json(found)
+    else:
+        print_table(
+            ["id", "name", "share", "created"],
+            ([one["id"], one["name"], one["share"], moment(one["created_at"])] for one in found),
+        )
+
+
+@tenant.command()
+def add(
+    name: Annotated[str, typer.Argument(help="Unique.")],
+    share: Annotated[float, typer.Option(help="Of the machine, relative to the others'.")] = 1.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a tenant. Its first key is printed, once."""
+    _print_with_key(Client().admin.create_tenant(name, share), as_json)
+
+
+@tenant.command("set")
+def change(
+    tenant: TenantArgument,
+    name: Annotated[str | None, typer.Option(help="A new name.")] = None,
+    share: Annotated[float | None, typer.Option(help="A new share.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Change a tenant's name or share."""
+    client = Client()
+    changes = {field: value for field, value in (("name", name), ("share", share)) if value is not None}
+    if not changes:
+        raise usage_error("There is nothing to change; give --name or --share.")
+    answer = client.admin.change_tenant(_tenant_id(client, tenant), **changes)
+    if as_json:
+        print_json(answer)
+    else:
+        print_fields(answer)
+
+
+@tenant.command()
+def delete(tenant: TenantArgument, as_json: JsonFlag = False) -> None:
+    """Delete a tenant: its keys stop working, its jobs are cancelled."""
+    client = Client()
+    answer = client.admin.delete_tenant(_tenant_id(client, tenant))
+    if as_json:
+        print_json(answer)
+    else:
+        note(f"{tenant} is deleted.")
+
+
+@key.command("add")
+def add_key(
+    tenant: TenantArgument,
+    name: Annotated[str, typer.Option(help="To tell it from the others.")] = "key",
+    as_json: JsonFlag = False,
+) -> None:
+    """Make another key. It is printed, once."""
+    client = Client()
+    _print_with_key(client.admin.create_key(_tenant_id(client, tenant), name), as_json)
+
+
+@key.command("list")
+def list_keys(tenant: TenantArgument, as_json: JsonFlag = False) -> None:
+    """List a tenant's keys, by their first characters."""
+    client = Client()
+    found = client.admin.keys(_tenant_id(client, tenant))
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ["id", "name", "shown", "created", "revoked"],
+        (
+            [one["id"], one["name"], one["shown"], moment(one["created_at"]), moment(one["revoked_at"])]
+            for one in found
+        ),
+    )
+
+
+@key.command("revoke")
+def revoke_key(
+    tenant: TenantArgument,
+    key: Annotated[str, typer.Argument(help="Its id, key_….")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Revoke a key: the next request with it is refused."""
+    client = Client()
+    answer = client.admin.revoke_key(_tenant_id(client, tenant), key)
+    if as_json:
+        print_json(answer)
+    else:
+        note(f"{key} is revoked.")
+
+
+def _print_with_key(answer: Object, as_json: bool) -> None:
+    if as_json:
+        print_json(answer)
+        return
+    print_fields({field: answer[field] for field in ("id", "name", "share", "key") if field in answer})
+    note("The key is shown this once; the server keeps only its hash.")
+
+
+def _tenant_id(client: Client, reference: str) -> str:
+    """The id of the tenant with that id or name."""
+    ids: list[str] = [one["id"] for one in client.admin.tenants() if one["name"] == reference]
+    return ids[0] if ids else reference
+
+
+def _seconds(duration: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", duration)
+    if match is None:
+        raise usage_error(f"--deadline takes a duration such as 90s, 30m or 2h, got '{duration}'.")
+    return float(match[1]) * SECONDS[match[2]]
+
+
+def _rests(client: Client) -> bool:
+    """Whether no live daemon is still stepping."""
+    return all(one["state"] in ("drained", "stopped") for one in client.admin.daemons() if one["live"])

@@ -1,0 +1,103 @@
+"""`datasets …`; alone, it lists them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixloom.cli.names import ColumnOption, pairs_of
+from mixloom.cli.output import (
+    JsonFlag,
+    moment,
+    note,
+    print_fields,
+    print_json,
+    print_json_line,
+    print_table,
+    stdout,
+)
+from mixloom.client import Client
+
+app = typer.Typer(help="Your data sets: list, upload, look at, delete.", invoke_without_command=True)
+
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="Its id, ds_….")]
+
+
+@app.callback()
+def list_datasets(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="Most to list, the newest first.")] = 20,
+    as_json: JsonFlag = False,
+) -> None:
+    if context.invoked_subcommand:
+        return
+    found = Client().datasets.list(limit)
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ["id", "name", "status", "rows", "tokens", "created"],
+        (
+            [
+                one["id"],
+                one["name"],
+                one["status"],
+                one["rows"],
+                one["tokens"]["total"],
+                moment(one["created_at"]),
+            ]
+            for one in found
+        ),
+    )
+
+
+@app.command()
+def upload(
+    file: Annotated[Path, typer.Argument(help="JSONL, CSV or Parquet.")],
+    name: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
+    column: ColumnOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Upload a file of rows."""
+    dataset = Client().datasets.upload(file, name=name, columns=pairs_of(column, "--column") or None)
+    if as_json:
+        print_json(dataset)
+    else:
+        stdout.print(dataset["id"])
+        note(f"{dataset['rows']} rows, {dataset['tokens']['total']} tokens.")
+
+
+@app.command()
+def show(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
+    """Show one data set."""
+    found = Client().datasets.get(dataset)
+    if as_json:
+        print_json(found)
+    else:
+        print_fields({**found, "created_at": moment(found["created_at"])})
+
+
+@app.command()
+def rows(
+    dataset: DatasetArgument,
+    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+) -> None:
+    """Print its first rows, a JSON object a line."""
+    for row in Client().datasets.rows(dataset, limit):
+        print_json_line(row)
+
+
+@app.command()
+def download(dataset: DatasetArgument, output: Annotated[Path, typer.Option("--output", "-o")]) -> None:
+    """Save the file as it was uploaded."""
+    stdout.print(str(Client().datasets.content(dataset, output)))
+
+
+@app.command()
+def delete(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
+    """Delete a data set; jobs that were submitted with it keep their tokens."""
+    answer = Client().datasets.delete(dataset)
+    if as_json:
+        print_json(answer)
+    else:
+        note(f"{dataset} is deleted.")

@@ -1,0 +1,200 @@
+"""`submit` and `estimate`: from a file of rows and some flags, or a YAML file, to a job."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from mixloom.cli.bars import follow
+from mixloom.cli.names import ColumnOption, job_of, pairs_of
+from mixloom.cli.output import JsonFlag, note, print_fields, print_json, stdout, usage_error
+from mixloom.client import Client
+from mixloom.stored import remember_last_job
+from mixloom.transport import Object
+
+SECTIONS = {
+    "adapter": ("method", "rank", "alpha", "dropout", "num_experts", "top_k"),
+    "training": ("epochs", "max_steps", "batch_size", "learning_rate", "seed"),
+}
+"""Where in the job's JSON a flag's value goes; the others stand at its top."""
+
+ADAPTER, TRAINING = "Adapter", "Training"
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="DATA|ds_…|JOB.yaml",
+        help="Rows (JSONL, CSV, Parquet), a data set that is there already, or a YAML file: the job's JSON, "
+        "with the file or the data set under `data`. Flags win over it.",
+    ),
+]
+From = Annotated[
+    str | None, typer.Option("--from", metavar="JOB", help="Start from an earlier job's config.")
+]
+Name = Annotated[str | None, typer.Option(help="A name for the job.")]
+Method = Annotated[str | None, typer.Option(help="mixlora or lora.", rich_help_panel=ADAPTER)]
+Rank = Annotated[int | None, typer.Option(help="Rank of each expert or adapter.", rich_help_panel=ADAPTER)]
+Alpha = Annotated[
+    float | None, typer.Option(help="Output is scaled by alpha / rank.", rich_help_panel=ADAPTER)
+]
+Dropout = Annotated[float | None, typer.Option(help="0 to below 1.", rich_help_panel=ADAPTER)]
+NumExperts = Annotated[int | None, typer.Option(help="MixLoRA: experts a layer.", rich_help_panel=ADAPTER)]
+TopK = Annotated[
+    int | None, typer.Option(help="MixLoRA: experts that a token uses.", rich_help_panel=ADAPTER)
+]
+Epochs = Annotated[int | None, typer.Option(help="Times through the rows.", rich_help_panel=TRAINING)]
+MaxSteps = Annotated[
+    int | None, typer.Option(help="Optimizer steps, in place of epochs.", rich_help_panel=TRAINING)
+]
+BatchSize = Annotated[int | None, typer.Option(help="Rows an optimizer step.", rich_help_panel=TRAINING)]
+LearningRate = Annotated[float | None, typer.Option(help="Its peak.", rich_help_panel=TRAINING)]
+Seed = Annotated[
+    int | None, typer.Option(help="Of the adapter, the order and the dropout.", rich_help_panel=TRAINING)
+]
+Validation = Annotated[
+    str | None, typer.Option(metavar="ds_…|FRACTION", help="Rows held out to measure the loss.")
+]
+Priority = Annotated[str | None, typer.Option(help="low, normal or high, among your own jobs.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Any other field of the job's JSON: --set training.schedule=cosine.",
+    ),
+]
+Watch = Annotated[
+    bool, typer.Option("--watch", help="Show it while it trains; exit 1 if it does not succeed.")
+]
+
+
+def submit(
+    context: typer.Context,
+    source: Source = None,
+    column: ColumnOption = None,
+    from_: From = None,
+    name: Name = None,
+    method: Method = None,
+    rank: Rank = None,
+    alpha: Alpha = None,
+    dropout: Dropout = None,
+    num_experts: NumExperts = None,
+    top_k: TopK = None,
+    epochs: Epochs = None,
+    max_steps: MaxSteps = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
+    validation: Validation = None,
+    priority: Priority = None,
+    set_: Set = None,
+    watch: Watch = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Submit a training job. What is left out, the server chooses."""
+    client = Client()
+    job = client.jobs.submit(_config(client, context.params))
+    remember_last_job(client.url, job["id"])
+    if watch:
+        note(f"Submitted {job['id']}.")
+        raise typer.Exit(follow(client, [job["id"]], as_json=as_json))
+    if as_json:
+        print_json(job)
+    else:
+        stdout.print(job["id"])
+        note(f"{job['progress']['total_steps']} steps to go. `mixloom watch @last` shows them.")
+
+
+def estimate(
+    context: typer.Context,
+    source: Source = None,
+    column: ColumnOption = None,
+    from_: From = None,
+    name: Name = None,
+    method: Method = None,
+    rank: Rank = None,
+    alpha: Alpha = None,
+    dropout: Dropout = None,
+    num_experts: NumExperts = None,
+    top_k: TopK = None,
+    epochs: Epochs = None,
+    max_steps: MaxSteps = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
+    validation: Validation = None,
+    priority: Priority = None,
+    set_: Set = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what a job would take, without submitting it (rows given as a file are uploaded)."""
+    client = Client()
+    answer = client.jobs.estimate(_config(client, context.params))
+    if as_json:
+        print_json(answer)
+    else:
+        print_fields({key: value for key, value in answer.items() if key != "object"})
+
+
+def _config(client: Client, params: Object) -> Object:
+    """The JSON for `POST /jobs` that the command line asks for; its rows are uploaded on the way."""
+    config: Object = {}
+    if params["from_"]:
+        config["from"] = job_of(client, params["from_"])["id"]
+    source, columns = params["source"], pairs_of(params["column"], "--column")
+    if source and source.endswith((".yaml", ".yml")):
+        config |= _read_yaml(Path(source))
+        source = _data_of(config, Path(source).parent)
+        columns = columns or config.pop("columns", {})
+    if source:
+        config["dataset"] = source if source.startswith("ds_") else _upload(client, Path(source), columns)
+    elif "dataset" not in config and "from" not in config:
+        raise usage_error(
+            "A job needs rows: give a file, a data set, a YAML file with `data`, or --from JOB."
+        )
+    for field in ("name", "priority"):
+        if params[field] is not None:
+            config[field] = params[field]
+    if params["validation"] is not None:
+        config["validation"] = yaml.safe_load(params["validation"])
+    for section, fields in SECTIONS.items():
+        for field in fields:
+            if params[field] is not None:
+                _put(config, f"{section}.{field}", params[field])
+    for field, value in pairs_of(params["set_"], "--set").items():
+        _put(config, field, yaml.safe_load(value))
+    return config
+
+
+def _put(config: Object, field: str, value: Any) -> None:
+    """`_put(config, "training.seed", 1)`."""
+    *sections, last = field.split(".")
+    for section in sections:
+        config = config.setdefault(section, {})
+    config[last] = value
+
+
+def _read_yaml(path: Path) -> Object:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise usage_error(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(config, dict):
+        raise usage_error(
+            f"{path} must be a mapping with the fields of a job (name, data, adapter, training, …)."
+        )
+    return config
+
+
+def _data_of(config: Object, folder: Path) -> str | None:
+    """Takes `data` out of a YAML job; a path in it counts from the YAML file's folder."""
+    data = config.pop("data", None)
+    return data if data is None or data.startswith("ds_") else str(folder / data)
+
+
+def _upload(client: Client, path: Path, columns: dict[str, str]) -> str:
+    dataset = client.datasets.upload(path, columns=columns or None)
+    num_tokens = dataset["tokens"]["total"]
+    note(f"Uploaded {path.name} as {dataset['id']}: {dataset['rows']} rows, {num_tokens} tokens.")
+    id_: str = dataset["id"]
+    return id_
