@@ -1,4 +1,4 @@
-"""Which rows of a data set a job takes: long ones refused, skipped or truncated, some held out. Pure functions."""
+"""Which rows of a data set a job takes: long ones refused, skipped or cut, some held out. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,31 +17,18 @@ HOLD_OUT_FRACTION, FEWEST_HELD_OUT, MOST_HELD_OUT, FEWEST_ROWS = 0.1, 10, 200, 1
 
 @dataclass(frozen=True)
 class Fitted:
-    """The rows that are left, and how many were changed or dropped on the way."""
+    """The rows that are left, and a sentence for each kind of row that is not used as it was uploaded."""
 
     rows: list[TokenRow]
-    skipped: int = 0
-    truncated: int = 0
-
-    def notes(self, cutoff: int, what: str) -> list[str]:
-        """A sentence for each kind of row that is not used as it was uploaded."""
-        notes = []
-        if self.skipped:
-            notes.append(
-                f"{self.skipped} {what} rows are left out: they are longer than cutoff_length ({cutoff} tokens), "
-                "or cut to it they hold nothing to learn."
-            )
-        if self.truncated:
-            notes.append(f"{self.truncated} {what} rows are cut to their first {cutoff} tokens.")
-        return notes
+    notes: list[str]
 
 
 def fit_rows(rows: Sequence[TokenRow], *, cutoff: int, long_rows: LongRows, param: str) -> Fitted:
     """The rows that fit into `cutoff` tokens.
 
-    refuse: raises `row_too_long`, naming the first rows. skip: leaves long rows out. truncate: keeps their first
-    `cutoff` tokens, and leaves a row out when none of those is learned. Raises `row_without_target` for a row that
-    has nothing to learn as it is, `no_rows_left`.
+    refuse: raises `row_too_long`, naming the first rows. skip: leaves long rows out. truncate: keeps their
+    first `cutoff` tokens, and leaves a row out when none of those is learned. Raises `row_without_target` for
+    a row that has nothing to learn as it is, `no_rows_left`.
     """
     _refuse_targetless(rows, param)
     too_long = [index for index, row in enumerate(rows) if len(row.tokens) > cutoff]
@@ -64,15 +51,27 @@ def fit_rows(rows: Sequence[TokenRow], *, cutoff: int, long_rows: LongRows, para
             422,
             param,
         )
-    return Fitted(kept, skipped=len(rows) - len(kept), truncated=truncated)
+    return Fitted(kept, _notes(param, cutoff, skipped=len(rows) - len(kept), truncated=truncated))
+
+
+def _notes(param: str, cutoff: int, *, skipped: int, truncated: int) -> list[str]:
+    notes = []
+    if skipped:
+        notes.append(
+            f"'{param}': {skipped} rows are left out, being longer than cutoff_length ({cutoff} tokens) or, "
+            "cut to it, without anything to learn."
+        )
+    if truncated:
+        notes.append(f"'{param}': {truncated} rows are cut to their first {cutoff} tokens.")
+    return notes
 
 
 def _too_long(rows: Sequence[TokenRow], too_long: list[int], cutoff: int, param: str) -> MixloomError:
     return MixloomError(
         "row_too_long",
-        f"{len(too_long)} of {len(rows)} rows have more tokens than training.cutoff_length, which is {cutoff}; the "
-        f"longest has {max(len(rows[index].tokens) for index in too_long)}. Shorten them, raise the cutoff, or set "
-        "training.long_rows to 'skip' or 'truncate'.",
+        f"{len(too_long)} of {len(rows)} rows have more than training.cutoff_length, {cutoff} tokens "
+        f"(the longest has {max(len(rows[index].tokens) for index in too_long)}). Shorten them, raise the "
+        "cutoff, or set training.long_rows to 'skip' or 'truncate'.",
         422,
         param,
         [
@@ -87,7 +86,7 @@ def _refuse_targetless(rows: Sequence[TokenRow], param: str) -> None:
     if empty:
         raise MixloomError(
             "row_without_target",
-            f"{len(empty)} of {len(rows)} rows have no token to learn. Give them a completion, or leave them out.",
+            f"{len(empty)} of {len(rows)} rows have no token to learn. Complete them, or leave them out.",
             422,
             param,
             [Detail(line=index + 1, message=f"row {index + 1}") for index in empty[:MAX_DETAILS]],
@@ -107,7 +106,7 @@ def num_held_out(fraction: float | None, num_rows: int) -> int:
     if count >= num_rows:
         raise MixloomError(
             "too_few_rows",
-            f"Of {num_rows} rows none can be held out and one be left to train on. Add rows, or set validation to 0.",
+            f"Of {num_rows} rows none can be held out and one be left to train on. Add rows, or set it to 0.",
             422,
             "validation",
         )
@@ -115,7 +114,7 @@ def num_held_out(fraction: float | None, num_rows: int) -> int:
 
 
 def hold_out(rows: Sequence[TokenRow], count: int, seed: int) -> tuple[list[TokenRow], list[TokenRow]]:
-    """(rows to train on, rows held out), each in the order of the data set; which ones depends on the seed alone."""
+    """(rows to train on, rows held out), each in the order of the data set; the seed alone says which."""
     chosen = frozenset(permutation(seed, HOLD_OUT_EPOCH, len(rows))[:count].tolist())
     train = [row for index, row in enumerate(rows) if index not in chosen]
     return train, [row for index, row in enumerate(rows) if index in chosen]

@@ -1,4 +1,4 @@
-"""The config of a job as a tenant writes it (DESIGN §6). Says what a field may be; `server.resolve` says the rest.
+"""The config of a job as a tenant writes it (DESIGN §6): what each field may be. For the rest see `resolve`.
 
 None stands for `auto` everywhere.
 """
@@ -15,7 +15,8 @@ MAX_BATCH_SIZE = 4096
 MAX_METADATA = 16
 
 Count = Annotated[int, Field(ge=1, le=MAX_STEPS)]
-MetadataKey = Annotated[str, Field(pattern=r"^[\w.:/-]{1,64}$")]
+METADATA_KEY = r"^[\w.:/-]{1,64}$"
+MetadataKey = Annotated[str, Field(pattern=METADATA_KEY)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)]
 
@@ -42,13 +43,13 @@ class AdapterConfig(StrictModel):
     method: Annotated[
         Literal["mixlora", "lora"] | None,
         Field(
-            description="mixlora (default): experts in the feed-forward, chosen by a router. lora: one adapter."
+            description="mixlora (default): experts in the feed-forward, chosen by a router. lora: no router."
         ),
     ] = None
     dora: Annotated[bool | None, Field(description="Weight-decomposed adapters. Not supported yet.")] = None
     rslora: Annotated[bool | None, Field(description="Scale by alpha / √rank. Default false.")] = None
     rank: Annotated[int | None, Field(ge=1, description="Default 16.")] = None
-    alpha: Annotated[int | float | None, Field(gt=0, le=1e6, description="Default 2 × rank.")] = None
+    alpha: Annotated[int | float | None, Field(gt=0, le=1e6, description="Default 2 * rank.")] = None
     dropout: Annotated[float | None, Field(ge=0, lt=1, description="Default 0.05.")] = None
     target_modules: Annotated[
         list[str] | None,
@@ -63,8 +64,8 @@ class AdapterConfig(StrictModel):
         Field(
             ge=0,
             le=100,
-            description="Weight of the load-balancing loss, coef·E·ΣF·P averaged over layers, where F counts all "
-            "top_k slots: a balanced router costs top_k × coef. Default 0.001. mixlora only.",
+            description="Weight of the load-balancing loss, coef·E·ΣF·P averaged over layers, where F counts "
+            "all top_k slots: a balanced router costs top_k * coef. Default 0.001. mixlora only.",
         ),
     ] = None
 
@@ -81,8 +82,8 @@ class TrainingConfig(StrictModel):
         Field(
             ge=1,
             le=MAX_BATCH_SIZE,
-            description="Rows an optimizer step; the server cuts it into passes itself. Default 8, or 16 from 1,000 "
-            "rows on.",
+            description="Rows an optimizer step; the server cuts it into passes itself. Default 8, or 16 "
+            "from 1,000 rows on.",
         ),
     ] = None
     learning_rate: Annotated[float | None, Field(gt=0, le=10, description="Peak. Default 2e-4.")] = None
@@ -115,22 +116,19 @@ class TrainingConfig(StrictModel):
     early_stopping: Annotated[Any, Field(description="Not supported yet.")] = None
 
 
-class JobConfig(StrictModel):
-    """All of a job."""
-
+class _JobFields(StrictModel):
     name: Annotated[
         str | None, Field(min_length=1, max_length=200, description="Default: the data set's.")
     ] = None
     base: Annotated[str | None, Field(description="Name or hash of the base in force, to be sure of it.")] = (
         None
     )
-    dataset: Annotated[str | list[Any], PlainValidator(_dataset, json_schema_input_type=str)]
     validation: Annotated[
         str | float | None,
         PlainValidator(_validation, json_schema_input_type=str | float | None),
         Field(
-            description="A data set, or the part of the rows to hold out. Default: a tenth, at least 10 and at most "
-            "200 rows, when there are 100; else none."
+            description="A data set, or the part of the rows to hold out. Default: a tenth, at least 10 and "
+            "at most 200 rows, when there are 100; else none."
         ),
     ] = None
     init_from: Annotated[Any, Field(description="Not supported yet.")] = None
@@ -143,11 +141,17 @@ class JobConfig(StrictModel):
     priority: Annotated[
         Literal["low", "normal", "high"] | None, Field(description="Among your own jobs. Default normal.")
     ] = None
-    metadata: Annotated[Metadata, Field(description="For you to filter by.")] = {}
+    metadata: Annotated[Metadata, Field(default_factory=dict, description="For you to filter by.")]
 
 
-class JobCreate(JobConfig):
-    """A job from scratch, or `from` another one with changes: what is given here wins, the rest is the other's."""
+class JobConfig(_JobFields):
+    """All of a job."""
+
+    dataset: Annotated[str | list[Any], PlainValidator(_dataset, json_schema_input_type=str)]
+
+
+class JobCreate(_JobFields):
+    """A job from scratch, or `from` another one: what is given here wins, the rest is the other's."""
 
     dataset: Annotated[str | list[Any] | None, PlainValidator(_dataset, json_schema_input_type=str)] = None
     source: Annotated[str | None, Field(alias="from", description="A job of yours to start from.")] = None

@@ -1,4 +1,4 @@
-"""Why a job does not train now, and when it may start and end. Knows no SQL; `server.db.queue` reads what it needs.
+"""Why a job does not train now, and when it may start and end. Knows no SQL; `server.db.queue` reads for it.
 
 The estimate is a fluid one: a tenant gets its share of the tokens a second that the daemon last measured, its
 resident jobs divide that by their priority, its other jobs follow in order. Jobs to come are unknown to it.
@@ -27,7 +27,6 @@ class OpenDrain:
     """The drain in force, as a sentence needs it."""
 
     reason: str
-    created_by: str
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,8 @@ class Outlook:
         job = jobs[index]
         if index < num_riding:
             tokens = sum(
-                min(job.tokens_left * other.weight / job.weight, other.tokens_left) for other in jobs[:num_riding]
+                min(job.tokens_left * other.weight / job.weight, other.tokens_left)
+                for other in jobs[:num_riding]
             )
             return Expectation(self.now, self.now + tokens / rate)
         finish = self.now + sum(other.tokens_left for other in jobs[: index + 1]) / rate

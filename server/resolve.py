@@ -4,15 +4,14 @@ Pure functions of the config, the base and the rows' lengths. Knows no SQL and n
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from server.curriculum import steps_per_epoch
 from server.db.tables import Base
 from server.errors import MixloomError, not_supported_yet
+from server.fit import LongRows
 from server.job_config import AdapterConfig, JobConfig, TrainingConfig
+from server.render import Supervise
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
@@ -28,9 +27,6 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
     "cutoff_length": 2048,
-    "long_rows": "refuse",
-    "supervise": "completion",
-    "seed": 42,
     "keep_checkpoints": 3,
 }
 PAPER_ADAPTER: dict[str, dict[str, Any]] = {
@@ -40,6 +36,7 @@ PAPER_ADAPTER: dict[str, dict[str, Any]] = {
 PAPER_TRAINING: dict[str, Any] = {"cutoff_length": 512, "learning_rate": 2e-4, "batch_size": 16, "epochs": 2}
 """Table 3. Its 8 accumulation steps cut a batch of 16 into passes of 2; the batch is 16 rows all the same."""
 
+DEFAULT_SEED = 42
 WANTED_STEPS = 100
 FEWEST_EPOCHS, MOST_EPOCHS = 2, 10
 LARGE_DATASET_ROWS = 1000
@@ -127,17 +124,17 @@ def cutoff_length(config: TrainingConfig, base: Base, preset: str | None) -> int
 
 def seed_of(config: TrainingConfig) -> int:
     """The job's seed."""
-    return TRAINING_DEFAULTS["seed"] if config.seed is None else config.seed
+    return DEFAULT_SEED if config.seed is None else config.seed
 
 
-def supervise_of(config: TrainingConfig) -> Any:
+def supervise_of(config: TrainingConfig) -> Supervise:
     """Which tokens the job learns."""
-    return config.supervise or TRAINING_DEFAULTS["supervise"]
+    return config.supervise or "completion"
 
 
-def long_rows_of(config: TrainingConfig) -> str:
+def long_rows_of(config: TrainingConfig) -> LongRows:
     """What the job does with rows over its cutoff."""
-    return config.long_rows or TRAINING_DEFAULTS["long_rows"]
+    return config.long_rows or "refuse"
 
 
 def resolve_training(
@@ -156,13 +153,12 @@ def resolve_training(
     auto_batch = 8 if num_rows < LARGE_DATASET_ROWS else 16
     batch_size = min(values.get("batch_size", auto_batch), num_rows)
     epoch_steps = steps_per_epoch(num_rows, batch_size)
-    max_steps = config.max_steps
-    epochs = None if max_steps else values.get("epochs") or _auto_epochs(epoch_steps)
-    total_steps = max_steps or epochs * epoch_steps
+    epochs = values.get("epochs") or _auto_epochs(epoch_steps)
+    total_steps = config.max_steps or epochs * epoch_steps
     every_epoch = min(epoch_steps, total_steps)
     return {
-        "epochs": epochs,
-        "max_steps": max_steps,
+        "epochs": None if config.max_steps else epochs,
+        "max_steps": config.max_steps,
         "batch_size": batch_size,
         "learning_rate": values["learning_rate"],
         "schedule": values["schedule"],
@@ -172,9 +168,9 @@ def resolve_training(
         "max_grad_norm": values["max_grad_norm"],
         "cutoff_length": cutoff_length(config, base, preset),
         "microbatch_tokens": base.microbatch_tokens,
-        "long_rows": values["long_rows"],
-        "supervise": values["supervise"],
-        "seed": values["seed"],
+        "long_rows": long_rows_of(config),
+        "supervise": supervise_of(config),
+        "seed": seed_of(config),
         "evaluate_every": values.get("evaluate_every", every_epoch) if num_validation_rows else None,
         "checkpoint_every": values.get("checkpoint_every", every_epoch),
         "keep_checkpoints": values["keep_checkpoints"],
@@ -211,14 +207,9 @@ def warnings_of(adapter: dict[str, Any]) -> list[str]:
     """What a tenant should know about a config that is allowed all the same."""
     if adapter["method"] == "mixlora" and adapter["top_k"] == 1:
         return [
-            "top_k is 1: the weight of the one expert is always 1, so only the auxiliary loss trains the router."
+            "top_k is 1: the one expert's weight is always 1, so only the auxiliary loss trains the router."
         ]
     return []
-
-
-def lengths_of(rows: Sequence[Any]) -> np.ndarray:
-    """Tokens of each row, int64 [rows]."""
-    return np.array([len(row.tokens) for row in rows], dtype=np.int64)
 
 
 def _refused(name: str, code: str, said: str, part: str = "adapter") -> MixloomError:

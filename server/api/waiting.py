@@ -5,7 +5,7 @@ import asyncio
 from starlette.concurrency import run_in_threadpool
 
 from server.db import operations
-from server.db.bases import is_live, newest_daemon
+from server.db.daemons import is_live, newest_daemon
 from server.db.session import Database
 from server.db.tables import Operation
 from server.errors import MixloomError
@@ -17,7 +17,7 @@ def no_daemon() -> MixloomError:
     """503: there is nobody to compute."""
     return MixloomError(
         "no_daemon",
-        "No engine daemon is running, so nothing can be generated now. Try again when GET /readyz says ready.",
+        "No engine daemon is running to generate anything. Try again when GET /readyz says ready.",
         503,
         headers={"Retry-After": "5"},
     )

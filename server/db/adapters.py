@@ -1,20 +1,20 @@
 """Statements on adapters. The daemon inserts them; they never change."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Select, delete, select, update
 from sqlalchemy.orm import Session
 
 from server.db.pages import Page, fetch_page
+from server.db.states import ENDED
 from server.db.tables import Adapter, Job
-from server.errors import not_found
+from server.errors import MixloomError, not_found
 
 
 def get_adapter(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
     """Raises 404 for an adapter that is not this tenant's."""
-    adapter = session.scalar(
-        select(Adapter).where(Adapter.tenant_id == tenant_id, Adapter.id == adapter_id)
-    )
+    adapter = session.scalar(select(Adapter).where(Adapter.tenant_id == tenant_id, Adapter.id == adapter_id))
     if adapter is None:
         raise not_found("adapter", adapter_id)
     return adapter
@@ -34,20 +34,32 @@ def list_adapters(
     )
 
 
+def _of_job(job: Job) -> Select[Any]:
+    return select(Adapter).where(Adapter.tenant_id == job.tenant_id, Adapter.job_id == job.id)
+
+
 def list_checkpoints(session: Session, job: Job, page: Page) -> tuple[list[Adapter], bool]:
     """A page of a job's adapters in the order of their steps, and whether more follow."""
-    scope = select(Adapter).where(Adapter.tenant_id == job.tenant_id, Adapter.job_id == job.id)
-    return fetch_page(session, scope, page, identity=Adapter.id, order=(Adapter.step, Adapter.id))
+    return fetch_page(session, _of_job(job), page, identity=Adapter.id, order=(Adapter.step, Adapter.id))
 
 
-def newest_checkpoint(session: Session, job: Job) -> Adapter | None:
-    """The job's adapter of the last step that has one."""
-    return session.scalar(
-        select(Adapter)
-        .where(Adapter.tenant_id == job.tenant_id, Adapter.job_id == job.id)
-        .order_by(Adapter.step.desc())
-        .limit(1)
+def newest_checkpoint(session: Session, job: Job) -> Adapter:
+    """The job's adapter of the last step that has one. Raises 409 `no_adapter_yet`, 404 `no_adapter`."""
+    adapter: Adapter | None = session.scalar(_of_job(job).order_by(Adapter.step.desc()).limit(1))
+    if adapter is not None:
+        return adapter
+    if job.status in ENDED:
+        raise MixloomError("no_adapter", f"Job '{job.id}' is {job.status} and has no adapter.", 404)
+    raise MixloomError(
+        "no_adapter_yet", f"Job '{job.id}' is {job.status} and has no checkpoint yet. Try again later.", 409
     )
+
+
+def find_checkpoint(session: Session, job: Job, name: str) -> Adapter | None:
+    """The job's adapter with this step (decimal digits) or this id."""
+    wanted = Adapter.step == int(name) if name.isdecimal() and len(name) < 10 else Adapter.id == name
+    adapter: Adapter | None = session.scalar(_of_job(job).where(wanted))
+    return adapter
 
 
 def best_checkpoints(session: Session, job_ids: Sequence[str]) -> dict[str, Adapter]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
@@ -14,7 +15,7 @@ from server.errors import MixloomError, not_found
 from server.ids import new_id
 
 
-def _of_tenant(tenant_id: str) -> Select[tuple[Job]]:
+def _of_tenant(tenant_id: str) -> Select[Any]:
     return select(Job).where(Job.tenant_id == tenant_id)
 
 
@@ -29,7 +30,7 @@ def add_job(session: Session, job: Job) -> None:
 
 def get_job(session: Session, tenant_id: str, job_id: str) -> Job:
     """Raises 404 for a job that is not this tenant's."""
-    job = session.scalar(_of_tenant(tenant_id).where(Job.id == job_id))
+    job: Job | None = session.scalar(_of_tenant(tenant_id).where(Job.id == job_id))
     if job is None:
         raise not_found("job", job_id)
     return job
@@ -89,9 +90,9 @@ def _cancel_where(session: Session, job: Job) -> None:
 
 
 def pause(session: Session, job: Job) -> None:
-    """Keep a job from training: at once if it waits, else after a recovery point that the daemon makes. Idempotent.
+    """Keep a job from training: at once if it waits, else after a recovery point that the daemon makes.
 
-    Raises 400 `job_ended`.
+    Idempotent. Raises 400 `job_ended`.
     """
     if job.status in ENDED:
         raise _ended(job, "paused")
@@ -125,7 +126,7 @@ def _move(session: Session, job: Job, from_: list[str], **values: object) -> boo
 
 
 def delete_job(session: Session, job: Job) -> list[str]:
-    """Forget an ended job and all that is its; the keys to delete from the store. Raises 400 `job_not_ended`."""
+    """Forget an ended job and what is its; the keys to delete from the store. Raises 400 `job_not_ended`."""
     if job.status not in ENDED:
         raise MixloomError(
             "job_not_ended",
@@ -140,4 +141,4 @@ def delete_job(session: Session, job: Job) -> list[str]:
 
 
 def _ended(job: Job, wish: str) -> MixloomError:
-    return MixloomError("job_ended", f"Job '{job.id}' has {job.status} and cannot be {wish}.", 400)
+    return MixloomError("job_ended", f"Job '{job.id}' is {job.status} and cannot be {wish} any more.", 400)

@@ -31,8 +31,8 @@ def read_metrics(
 ) -> tuple[list[list[Any]], int]:
     """(rows in the order of `COLUMNS`, ascending; n if only each n-th step is among them, else 1).
 
-    `every` None takes all steps, thinned to `MAX_ROWS`. The last step and those with a validation loss are there
-    always.
+    `every` None takes all steps, thinned to `MAX_ROWS`. The last step and those with a validation loss are
+    always there.
     """
     wanted = (Metric.job_id == job_id, Metric.step >= from_step)
     if every is None:

@@ -51,8 +51,8 @@ def _pending(current: str | None, path: Path) -> list[str]:
     if current not in known:
         raise MixloomError(
             "database_too_new",
-            f"The database {path} was written by a newer version (its revision is {current}, the newest one known "
-            f"here is {known[0]}). Start that version, or restore the copy that it made beside the database.",
+            f"The database {path} was written by a newer version (its revision is {current}, the newest "
+            f"known here is {known[0]}). Start that version, or restore the copy that it made beside the database.",
             500,
         )
     return known[: known.index(current)]
@@ -74,8 +74,8 @@ def _locked(data_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise MixloomError(
             "data_dir_not_writable",
-            f"The data directory {data_dir} cannot be written ({error.strerror}). Set MIXLOOM_DATA_DIR to one that "
-            "can, or change its permissions.",
+            f"The data directory {data_dir} cannot be written ({error.strerror}). Set MIXLOOM_DATA_DIR to "
+            "one that can, or change its permissions.",
             500,
         ) from error
     with lock:

@@ -31,8 +31,8 @@ def fetch_page(
     """(objects, whether more follow) of a page of `scope`, filtered.
 
     `scope` is what the caller may see at all: a cursor is looked up in it without the filters, so that a page
-    goes on even if the object it ended with no longer passes them. `order` must be unique (end it with the id).
-    Raises 400 `unknown_cursor`.
+    goes on even if the object it ended with no longer passes them. `order` must be unique: end it with the
+    id. Raises 400 `unknown_cursor`.
     """
     statement = scope.where(*filters)
     if page.after is not None:

@@ -6,26 +6,28 @@ from collections import defaultdict
 from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
-from server.db.bases import is_live, newest_daemon
+from server.db.bases import find_base
+from server.db.daemons import is_live, newest_daemon
 from server.db.drains import open_drain
 from server.db.states import JobStatus
-from server.db.tables import Base, Daemon, Job, Tenant
+from server.db.tables import Job, Tenant
 from server.outlook import RESIDENT, OpenDrain, Outlook, QueuedJob
 
 _ACTIVE = (JobStatus.QUEUED, *RESIDENT)
 
 
 def read_outlook(session: Session, *, max_resident_runs: int, tenant_id: str | None = None) -> Outlook:
-    """The queue now. With `tenant_id` the jobs of that tenant alone are read, as no other's matter to its answers."""
+    """The queue now. With `tenant_id` no other tenant's jobs are read: they do not matter to its answers."""
     daemon = newest_daemon(session)
     drain = open_drain(session)
+    base = find_base(session)
     num_resident = session.scalar(select(func.count()).where(Job.status.in_(RESIDENT))) or 0
     speed = (daemon.detail if daemon else {}).get("tokens_per_second")
     return Outlook(
         now=time.time(),
         is_daemon_live=is_live(daemon),
-        base_hash=_served_base(session),
-        drain=drain and OpenDrain(reason=drain.reason, created_by=drain.created_by),
+        base_hash=base.hash if base else None,
+        drain=OpenDrain(reason=drain.reason) if drain else None,
         tokens_per_second=speed or None,
         free_places=max(0, max_resident_runs - num_resident),
         shares=_shares(session),
@@ -33,16 +35,11 @@ def read_outlook(session: Session, *, max_resident_runs: int, tenant_id: str | N
     )
 
 
-def _served_base(session: Session) -> str | None:
-    """The hash of the base in force; None before the first."""
-    return session.scalar(
-        select(Base.hash).join(Daemon, Daemon.base_hash == Base.hash).order_by(Daemon.epoch.desc()).limit(1)
-    )
-
-
 def _shares(session: Session) -> dict[str, float]:
     active = select(Job.tenant_id).where(Job.status.in_(_ACTIVE))
-    shares = dict(session.execute(select(Tenant.id, Tenant.share).where(Tenant.id.in_(active))).tuples().all())
+    shares = dict(
+        session.execute(select(Tenant.id, Tenant.share).where(Tenant.id.in_(active))).tuples().all()
+    )
     total = sum(shares.values())
     return {tenant_id: share / total for tenant_id, share in shares.items()}
 

@@ -33,7 +33,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session that commits at the end of the block. BEGIN IMMEDIATE: no lock upgrade, so no deadlock."""
+        """A session that commits at the end of the block. BEGIN IMMEDIATE: no lock upgrade, no deadlock."""
         with Session(self.engine, expire_on_commit=False) as session:
             session.execute(text("BEGIN IMMEDIATE"))
             yield session

@@ -35,6 +35,11 @@ def get_tenant(session: Session, tenant_id: str) -> Tenant:
     return tenant
 
 
+def find_tenants(session: Session, ids: Sequence[str]) -> dict[str, Tenant]:
+    """Those of the given tenants that there are or were, by id."""
+    return {tenant.id: tenant for tenant in session.scalars(select(Tenant).where(Tenant.id.in_(ids)))}
+
+
 def list_tenants(session: Session, page: Page, filters: Sequence[object] = ()) -> tuple[list[Tenant], bool]:
     """A page of the tenants, and whether more follow."""
     return fetch_page(

@@ -6,8 +6,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from server.api.deps import ServicesDep
 from server.api.routing import new_router
 from server.api.services import Services
-from server.db.bases import current_base, is_live, newest_daemon
-from server.errors import MixloomError
+from server.db.bases import find_base
+from server.db.daemons import is_live, newest_daemon
 
 router = new_router(tag="health")
 
@@ -36,11 +36,10 @@ def ready(services: ServicesDep, response: Response) -> dict[str, object]:
 def _missing(services: Services) -> list[str]:
     try:
         with services.database.read() as session:
-            reasons = [] if is_live(newest_daemon(session)) else ["No engine daemon is running."]
-            try:
-                current_base(session)
-            except MixloomError:
-                reasons.append("No base model is loaded yet.")
-            return reasons
+            checks = {
+                "No engine daemon is running.": is_live(newest_daemon(session)),
+                "No base model is loaded yet.": find_base(session) is not None,
+            }
+        return [reason for reason, is_met in checks.items() if not is_met]
     except SQLAlchemyError as error:
         return [f"The database does not answer: {type(error).__name__}."]

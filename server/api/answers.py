@@ -1,0 +1,114 @@
+"""How jobs and adapters look to their tenant."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from server.db import adapters, metrics
+from server.db.queue import read_outlook
+from server.db.tables import Adapter, Job
+from server.outlook import Outlook
+
+
+@dataclass(frozen=True)
+class _Surroundings:
+    """What the answers of several jobs need beside their rows, read at once."""
+
+    outlook: Outlook
+    metrics: Mapping[str, Mapping[str, Any]]
+    best: Mapping[str, Adapter]
+    hashes: Mapping[str, str]
+
+
+def job_answers(session: Session, jobs: Sequence[Job], max_resident_runs: int) -> list[dict[str, Any]]:
+    """Jobs of one tenant as DESIGN §6 shows them."""
+    if not jobs:
+        return []
+    ids = [job.id for job in jobs]
+    around = _Surroundings(
+        read_outlook(session, max_resident_runs=max_resident_runs, tenant_id=jobs[0].tenant_id),
+        metrics.latest_metrics(session, ids),
+        adapters.best_checkpoints(session, ids),
+        adapters.hashes(session, [job.adapter_id for job in jobs if job.adapter_id]),
+    )
+    return [_job_answer(job, around) for job in jobs]
+
+
+def _job_answer(job: Job, around: _Surroundings) -> dict[str, Any]:
+    reason = around.outlook.reason(job.status, job.base_hash, job.reason)
+    expected = around.outlook.expectation(job.tenant_id, job.id, reason)
+    best = around.best.get(job.id)
+    return {
+        "id": job.id,
+        "object": "job",
+        "name": job.name,
+        "status": job.status,
+        "requested": job.requested,
+        "base": {"name": job.base_name, "hash": job.base_hash},
+        "dataset": job.dataset_id,
+        "dataset_sha256": job.dataset_sha256,
+        "validation": job.validation,
+        "adapter": job.adapter,
+        "training": job.training,
+        "priority": job.priority,
+        "metadata": job.labels,
+        "progress": progress_answer(job),
+        "queue": {
+            "reason": reason,
+            "sentence": around.outlook.sentence(reason),
+            "share": around.outlook.shares.get(job.tenant_id),
+            "estimated_start": expected.start,
+        },
+        "estimated_finish": expected.finish,
+        "metrics": around.metrics.get(job.id),
+        "adapter_id": job.adapter_id,
+        "adapter_sha256": around.hashes.get(job.adapter_id or ""),
+        "best_checkpoint": best.id if best else None,
+        "loads_in": loads_in(job.adapter),
+        "exact": job.exact,
+        "error": job.error,
+        "created_by": job.created_by,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+    }
+
+
+def progress_answer(job: Job) -> dict[str, int]:
+    """How far a job is."""
+    return {
+        "step": job.step,
+        "total_steps": job.total_steps,
+        "tokens": job.tokens,
+        "total_tokens": job.total_tokens,
+    }
+
+
+def loads_in(config: Mapping[str, Any]) -> list[str]:
+    """The programs that can use an adapter of this config: ours, and one whose files it can be made into."""
+    if config["method"] == "lora":
+        return ["mixloom", "peft"]
+    if config["rslora"] or config["alpha"] != int(config["alpha"]):
+        return ["mixloom"]  # the mixlora package scales by a whole alpha / rank
+    return ["mixloom", "mixlora"]
+
+
+def adapter_answer(adapter: Adapter) -> dict[str, Any]:
+    """An adapter, be it a finished job's or a checkpoint."""
+    return {
+        "id": adapter.id,
+        "object": "adapter",
+        "name": adapter.name,
+        "base": {"name": adapter.base_name, "hash": adapter.base_hash},
+        "method": adapter.method,
+        "config": adapter.config,
+        "source": {"job": adapter.job_id, "step": adapter.step, "final": adapter.final},
+        "valid_loss": adapter.valid_loss,
+        "exact": adapter.exact,
+        "loads_in": loads_in(adapter.config),
+        "sha256": adapter.sha256,
+        "bytes": adapter.bytes,
+        "created_at": adapter.created_at,
+    }

@@ -1,0 +1,77 @@
+"""An adapter's files as one zip: uncompressed, sorted, without times: the same bytes for the same adapter."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, BinaryIO, Literal
+
+from fastapi import Query
+from fastapi.responses import StreamingResponse
+
+from server.api.services import Services
+from server.db.tables import Adapter
+from server.errors import MixloomError
+
+ArchiveFormat = Annotated[
+    Literal["native", "peft", "mixlora"],
+    Query(description="native: as trained. peft: for HF PEFT. mixlora: for the package of that name."),
+]
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say
+_UNIX = 3
+_MODE = 0o100644 << 16
+_CHUNK_BYTES = 2**18
+EXPORT_SECONDS = 600
+
+
+def archive_response(services: Services, adapter: Adapter, format: str) -> StreamingResponse:
+    """The answer that streams an adapter's zip. Raises `format_does_not_fit`."""
+    source = services.store.path(adapter.key)
+    file = tempfile.TemporaryFile(dir=services.store.root)  # noqa: SIM115 (nameless; `_chunks` closes it)
+    if format == "native" or (format == "peft" and adapter.method == "lora"):  # which is native to us
+        write_zip(source, file)
+    else:
+        with tempfile.TemporaryDirectory(dir=services.store.root) as folder:
+            _export(source, Path(folder), format)
+            write_zip(Path(folder), file)
+    length = file.tell()
+    file.seek(0)
+    return StreamingResponse(
+        _chunks(file),
+        media_type="application/zip",
+        headers={
+            "Content-Length": str(length),
+            "Content-Disposition": f'attachment; filename="{adapter.id}-{format}.zip"',
+        },
+    )
+
+
+def write_zip(folder: Path, file: BinaryIO) -> None:
+    """The files of a folder, in the order of their names, with nothing of this machine or moment."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(folder.iterdir()):
+            entry = zipfile.ZipInfo(path.name, _EPOCH)
+            entry.create_system = _UNIX
+            entry.external_attr = _MODE
+            entry.file_size = path.stat().st_size
+            with path.open("rb") as source, archive.open(entry, "w") as target:
+                shutil.copyfileobj(source, target, _CHUNK_BYTES)
+
+
+def _export(source: Path, target: Path, format: str) -> None:
+    """Write an adapter in another layout, in a process of its own, since that takes torch."""
+    command = [sys.executable, "-m", "server.daemon.export", str(source), str(target), format]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=EXPORT_SECONDS, check=False)
+    if done.returncode == 1:
+        raise MixloomError("format_does_not_fit", done.stderr.strip(), 422, "format")
+    done.check_returncode()
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk

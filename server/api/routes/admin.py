@@ -1,0 +1,123 @@
+"""The operator's view of all tenants together, and the wish that nothing trains."""
+
+import time
+from typing import Any
+
+from server.api import schemas
+from server.api.answers import progress_answer
+from server.api.deps import AdminDep, ServicesDep
+from server.api.lists import PageDep, list_answer
+from server.api.routing import new_router
+from server.db import daemons, drains, jobs, tenants
+from server.db.daemons import is_live
+from server.db.queue import read_outlook
+from server.db.tables import Daemon, Drain, Job, Tenant
+from server.errors import MixloomError, not_supported_yet
+from server.outlook import Outlook
+
+router = new_router(prefix="/admin", tag="admin")
+
+
+@router.get("/queue")
+def list_queue(admin: AdminDep, services: ServicesDep, page: PageDep) -> dict[str, Any]:
+    """Every tenant's jobs that have not ended, newest first unless `order=asc`."""
+    with services.database.read() as session:
+        found, has_more = jobs.list_unfinished(session, page)
+        owners = tenants.find_tenants(session, [job.tenant_id for job in found])
+        outlook = read_outlook(session, max_resident_runs=services.settings.max_resident_runs)
+    return list_answer([_queue_entry(job, owners[job.tenant_id], outlook) for job in found], has_more)
+
+
+@router.get("/daemons")
+def list_daemons(admin: AdminDep, services: ServicesDep, page: PageDep) -> dict[str, Any]:
+    """Lives of engine daemons, newest first unless `order=asc`."""
+    with services.database.read() as session:
+        found, has_more = daemons.list_daemons(session, page)
+    return list_answer([_daemon_answer(daemon) for daemon in found], has_more)
+
+
+@router.post("/drain", status_code=201)
+def drain(admin: AdminDep, services: ServicesDep, body: schemas.DrainCreate) -> dict[str, Any]:
+    """Let nothing train until undrain. It takes the place of a drain in force and outlives restarts."""
+    if body.daemon is not None:
+        raise not_supported_yet("daemon")
+    if body.deadline_seconds is not None and body.mode != "graceful":
+        message = f"'deadline_seconds' goes with mode 'graceful'; the mode is '{body.mode}'. Leave it out."
+        raise MixloomError("deadline_needs_graceful", message, 422, "deadline_seconds")
+    with services.database.write() as session:
+        begun = drains.add_drain(
+            session,
+            mode=body.mode,
+            deadline_seconds=body.deadline_seconds,
+            reason=body.reason,
+            exit_=body.exit,
+            created_by="admin",
+        )
+    return _drain_answer(begun)
+
+
+@router.get("/drain")
+def get_drain(admin: AdminDep, services: ServicesDep) -> dict[str, Any]:
+    """The drain in force; `draining` is false when there is none."""
+    with services.database.read() as session:
+        return _drain_answer(drains.open_drain(session))
+
+
+@router.post("/undrain")
+def undrain(admin: AdminDep, services: ServicesDep) -> dict[str, Any]:
+    """Let training go on. Again is no error."""
+    with services.database.write() as session:
+        drains.end_drains(session)
+    return _drain_answer(None)
+
+
+def _queue_entry(job: Job, owner: Tenant, outlook: Outlook) -> dict[str, Any]:
+    reason = outlook.reason(job.status, job.base_hash, job.reason)
+    expected = outlook.expectation(job.tenant_id, job.id, reason)
+    return {
+        "id": job.id,
+        "object": "queue_entry",
+        "tenant": {"id": owner.id, "name": owner.name, "share": owner.share, "counter": owner.counter},
+        "name": job.name,
+        "status": job.status,
+        "requested": job.requested,
+        "priority": job.priority,
+        "reason": reason,
+        "sentence": outlook.sentence(reason),
+        "share": outlook.shares.get(job.tenant_id),
+        "progress": progress_answer(job),
+        "estimated_start": expected.start,
+        "estimated_finish": expected.finish,
+        "created_at": job.created_at,
+    }
+
+
+def _daemon_answer(daemon: Daemon) -> dict[str, Any]:
+    return {
+        "id": str(daemon.epoch),
+        "object": "daemon",
+        "pid": daemon.pid,
+        "base_hash": daemon.base_hash,
+        "state": daemon.state,
+        "live": is_live(daemon),
+        "detail": daemon.detail,
+        "started_at": daemon.started_at,
+        "heartbeat_seconds_ago": round(time.time() - daemon.heartbeat_at, 1),
+        "ended_at": daemon.ended_at,
+    }
+
+
+def _drain_answer(drain: Drain | None) -> dict[str, Any]:
+    if drain is None:
+        return {"object": "drain", "draining": False}
+    return {
+        "id": drain.id,
+        "object": "drain",
+        "draining": True,
+        "mode": drain.mode,
+        "reason": drain.reason,
+        "exit": drain.exit,
+        "deadline_at": drain.deadline_at,
+        "created_by": drain.created_by,
+        "created_at": drain.created_at,
+    }

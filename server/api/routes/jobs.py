@@ -1,0 +1,135 @@
+"""Jobs: submitted, looked at, stopped, forgotten. What a job leaves behind is in `progress`."""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import Query, Response
+from sqlalchemy.orm import Session
+
+from server import resolve
+from server.api.answers import job_answers
+from server.api.deps import ServicesDep, Tenant, TenantDep
+from server.api.lists import METADATA_PARAMETER, MetadataDep, PageDep, list_answer
+from server.api.routing import new_router
+from server.api.services import Services
+from server.api.submission import prepare, submit
+from server.db import jobs
+from server.db.daemons import newest_daemon
+from server.db.states import JobStatus
+from server.db.tables import Job
+from server.errors import MixloomError
+from server.job_config import METADATA_KEY, JobCreate
+
+router = new_router(prefix="/jobs", tag="jobs")
+
+
+@router.post("", status_code=201)
+def create_job(
+    services: ServicesDep, tenant: TenantDep, body: JobCreate, response: Response
+) -> dict[str, Any]:
+    """A job in the queue. Once this is answered nothing but its tenant keeps it from ending."""
+    job = submit(services, tenant, prepare(services, tenant, body))
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return _answer(services, tenant, job.id)
+
+
+@router.post("/estimate")
+def estimate_job(services: ServicesDep, tenant: TenantDep, body: JobCreate) -> dict[str, Any]:
+    """What a job would be and cost; nothing is kept. `seconds` is null until the daemon has trained."""
+    submission = prepare(services, tenant, body)
+    with services.database.read() as session:
+        daemon = newest_daemon(session)
+    speed = daemon.detail.get("tokens_per_second") if daemon else None
+    parameters = resolve.num_parameters(submission.adapter, submission.base)
+    tokens = submission.total_tokens
+    return {
+        "object": "estimate",
+        "base": {"name": submission.base.name, "hash": submission.base.hash},
+        "adapter": submission.adapter,
+        "training": submission.training,
+        "validation": submission.validation,
+        "rows": len(submission.train_rows),
+        "steps": submission.training["total_steps"],
+        "tokens": tokens,
+        "seconds": tokens / speed if speed else None,
+        "parameters": parameters,
+        "bytes": {
+            "adapter": parameters * resolve.BYTES_PER_PARAMETER,
+            "memory": parameters * resolve.TRAINING_BYTES_PER_PARAMETER,
+        },
+        "warnings": submission.notes,
+    }
+
+
+@router.get("", openapi_extra=METADATA_PARAMETER)
+def list_jobs(
+    services: ServicesDep,
+    tenant: TenantDep,
+    page: PageDep,
+    metadata: MetadataDep,
+    status: JobStatus | None = None,
+    name: Annotated[str | None, Query()] = None,
+) -> dict[str, Any]:
+    """Your jobs; `metadata[team]=blue` finds those that you labelled so."""
+    for key in metadata:
+        if not re.fullmatch(METADATA_KEY, key):
+            raise MixloomError(
+                "invalid_request",
+                f"'{key}' cannot be a key of metadata: {METADATA_KEY}.",
+                422,
+                f"metadata[{key}]",
+            )
+    with services.database.read() as session:
+        found, has_more = jobs.list_jobs(
+            session, tenant.tenant_id, page, status=status, name=name, labels=metadata
+        )
+        return list_answer(job_answers(session, found, services.settings.max_resident_runs), has_more)
+
+
+@router.get("/{job_id}")
+def get_job(services: ServicesDep, tenant: TenantDep, job_id: str) -> dict[str, Any]:
+    """A job as it is now."""
+    return _answer(services, tenant, job_id)
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(services: ServicesDep, tenant: TenantDep, job_id: str) -> dict[str, Any]:
+    """End it for good. Checkpoints that it has made stay. Again is no error."""
+    return _change(services, tenant, job_id, jobs.cancel)
+
+
+@router.post("/{job_id}/pause")
+def pause_job(services: ServicesDep, tenant: TenantDep, job_id: str) -> dict[str, Any]:
+    """Keep it from training, without losing a step. `requested` shows `pause` until that is safe."""
+    return _change(services, tenant, job_id, jobs.pause)
+
+
+@router.post("/{job_id}/resume")
+def resume_job(services: ServicesDep, tenant: TenantDep, job_id: str) -> dict[str, Any]:
+    """Let it train again, from the step at which it was paused."""
+    return _change(services, tenant, job_id, jobs.resume)
+
+
+@router.delete("/{job_id}")
+def delete_job(services: ServicesDep, tenant: TenantDep, job_id: str) -> dict[str, Any]:
+    """Forget an ended job with its tokens, metrics, events and adapters."""
+    with services.database.write() as session:
+        keys = jobs.delete_job(session, jobs.get_job(session, tenant.tenant_id, job_id))
+    for key in keys:
+        services.store.delete(key)
+    return {"id": job_id, "object": "job", "deleted": True}
+
+
+def _change(
+    services: Services, tenant: Tenant, job_id: str, change: Callable[[Session, Job], None]
+) -> dict[str, Any]:
+    with services.database.write() as session:
+        change(session, jobs.get_job(session, tenant.tenant_id, job_id))
+    return _answer(services, tenant, job_id)
+
+
+def _answer(services: Services, tenant: Tenant, job_id: str) -> dict[str, Any]:
+    with services.database.read() as session:
+        job = jobs.get_job(session, tenant.tenant_id, job_id)
+        return job_answers(session, [job], services.settings.max_resident_runs)[0]

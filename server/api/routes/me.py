@@ -1,0 +1,27 @@
+"""Who one is."""
+
+from typing import Any
+
+from server.api.deps import Admin, CallerDep, ServicesDep
+from server.api.routing import new_router
+from server.db import keys, tenants
+
+router = new_router(tag="me")
+
+
+@router.get("/me")
+def get_me(services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
+    """The tenant and the key of this request."""
+    if isinstance(caller, Admin):
+        return {"object": "me", "tenant": None, "key": None, "scopes": ["admin"], "share": None}
+    with services.database.read() as session:
+        tenant = tenants.get_tenant(session, caller.tenant_id)
+        key = keys.get_key(session, caller.tenant_id, caller.key_id)
+    assert key is not None, "the request was made with it"
+    return {
+        "object": "me",
+        "tenant": {"id": tenant.id, "name": tenant.name},
+        "key": {"id": key.id, "name": key.name, "shown": key.shown, "created_at": key.created_at},
+        "scopes": ["tenant"],
+        "share": tenant.share,
+    }

@@ -1,0 +1,209 @@
+"""From what a tenant asks for to a job in the queue: look up, render, fit, resolve, keep."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from server import resolve
+from server.api.deps import Tenant
+from server.api.errors import validation_error
+from server.api.rendering import renderer_for
+from server.api.services import Services
+from server.curriculum import tokens_of_steps
+from server.db import events, jobs
+from server.db.bases import current_base
+from server.db.datasets import get_dataset
+from server.db.states import JobStatus
+from server.db.tables import Base, Dataset, Job
+from server.errors import MixloomError
+from server.fit import Fitted, fit_rows, hold_out, num_held_out
+from server.ids import new_id
+from server.ingest.file import read_rows
+from server.job_config import JobConfig, JobCreate
+from server.render import render_rows
+from server.tokens import TokenRow, TokenRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A job that could be queued as it is: everything resolved, its rows rendered."""
+
+    config: JobConfig
+    base: Base
+    dataset: Dataset
+    adapter: dict[str, Any]
+    training: dict[str, Any]
+    validation: dict[str, Any]
+    train_rows: list[TokenRow]
+    valid_rows: list[TokenRow]
+    notes: list[str]
+    """What the tenant should know: warnings, rows left out."""
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens that the job trains on, all epochs."""
+        return tokens_of_steps(
+            self.training["total_steps"],
+            lengths=TokenRows.of(self.train_rows).lengths,
+            batch_size=self.training["batch_size"],
+            seed=self.training["seed"],
+        )
+
+
+def prepare(services: Services, tenant: Tenant, body: JobCreate) -> Submission:
+    """All that a submission checks, without keeping anything. Raises `MixloomError` for what is wrong."""
+    with services.database.read() as session:
+        config = _whole_config(session, tenant, body)
+        resolve.refuse_unsupported(config)
+        base = _base(session, config)
+        dataset = _dataset(session, tenant, str(config.dataset), "dataset")
+        other = config.validation if isinstance(config.validation, str) else None
+        valid_dataset = None if other is None else _dataset(session, tenant, other, "validation")
+    adapter = resolve.resolve_adapter(config.adapter, base, config.preset)
+    fitted = _fit(services, base, config, dataset, "dataset")
+    notes = [*resolve.warnings_of(adapter), *fitted.notes]
+    if valid_dataset is not None:
+        fitted_valid = _fit(services, base, config, valid_dataset, "validation")
+        notes += fitted_valid.notes
+        train, valid = fitted.rows, fitted_valid.rows
+        validation: dict[str, Any] = {"rows": len(valid), "dataset": valid_dataset.id}
+    else:
+        fraction = None if isinstance(config.validation, str) else config.validation
+        count = num_held_out(fraction, len(fitted.rows))
+        train, valid = hold_out(fitted.rows, count, resolve.seed_of(config.training))
+        validation = {"rows": count, "fraction": count / len(fitted.rows)}
+    return Submission(
+        config=config,
+        base=base,
+        dataset=dataset,
+        adapter=adapter,
+        training=resolve.resolve_training(
+            config.training, base, config.preset, num_rows=len(train), num_validation_rows=len(valid)
+        ),
+        validation=validation,
+        train_rows=train,
+        valid_rows=valid,
+        notes=notes,
+    )
+
+
+def submit(services: Services, tenant: Tenant, submission: Submission) -> Job:
+    """Keep a job: its tokens in the store, then its rows in one transaction. Durable when this returns."""
+    job = _job(tenant, submission)
+    rows = {"train": submission.train_rows, "valid": submission.valid_rows}
+
+    def write(folder: Path) -> None:
+        for name, part in rows.items():
+            if part:
+                TokenRows.of(part).save(folder / f"{name}.safetensors")
+
+    services.store.put(job.tokens_key, write)
+    try:
+        with services.database.write() as session:
+            jobs.add_job(session, job)
+            for note in submission.notes:
+                events.record(session, job, "warning", note)
+    except BaseException:
+        services.store.delete(job.tokens_key)
+        raise
+    return job
+
+
+def _job(tenant: Tenant, submission: Submission) -> Job:
+    config = submission.config
+    priority = config.priority or "normal"
+    id_ = new_id("job")
+    return Job(
+        id=id_,
+        tenant_id=tenant.tenant_id,
+        name=config.name or submission.dataset.name,
+        request=config.model_dump(exclude_unset=True),
+        status=JobStatus.QUEUED,
+        base_name=submission.base.name,
+        base_hash=submission.base.hash,
+        dataset_id=submission.dataset.id,
+        dataset_sha256=submission.dataset.sha256,
+        validation=submission.validation,
+        adapter=submission.adapter,
+        training=submission.training,
+        tokens_key=f"jobs/{id_}",
+        priority=priority,
+        weight=resolve.PRIORITIES[priority],
+        labels=config.metadata,
+        total_steps=submission.training["total_steps"],
+        total_tokens=submission.total_tokens,
+        created_by=tenant.key_id,
+        created_at=time.time(),
+    )
+
+
+def _whole_config(session: Session, tenant: Tenant, body: JobCreate) -> JobConfig:
+    """What was asked for, over what the job that it starts from was asked for."""
+    asked = body.model_dump(exclude_unset=True, exclude={"source"})
+    if body.source is not None:
+        try:
+            asked = merged(jobs.get_job(session, tenant.tenant_id, body.source).request, asked)
+        except MixloomError as error:
+            raise replace(error, param="from") from None
+    try:
+        return JobConfig.model_validate(asked)
+    except ValidationError as error:
+        raise validation_error(list(error.errors())) from None
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with changes: a value of `new` wins, null makes it `auto` again, the rest stays as in `old`.
+
+    Of `epochs` and `max_steps` the one that `new` gives replaces the other.
+    """
+    whole = {**old, **new}
+    for part in ("adapter", "training"):
+        whole[part] = {**old.get(part, {}), **new.get(part, {})}
+    for name, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
+        changes = new.get("training", {})
+        if changes.get(name) is not None and other not in changes:
+            whole["training"].pop(other, None)
+    return whole
+
+
+def _base(session: Session, config: JobConfig) -> Base:
+    base = current_base(session)
+    if config.base not in (None, base.name, base.hash):
+        raise MixloomError(
+            "unknown_base",
+            f"The base '{config.base}' is not served here; '{base.name}' is. Name that, or leave 'base' out.",
+            422,
+            "base",
+        )
+    return base
+
+
+def _dataset(session: Session, tenant: Tenant, dataset_id: str, param: str) -> Dataset:
+    try:
+        dataset = get_dataset(session, tenant.tenant_id, dataset_id)
+    except MixloomError as error:
+        raise replace(error, param=param) from None
+    if dataset.status == "uploaded":
+        raise MixloomError(
+            "dataset_not_ready", f"Data set '{dataset_id}' is still being read. Try again soon.", 409, param
+        )
+    if dataset.status != "processed":
+        raise MixloomError(
+            "dataset_failed", f"Data set '{dataset_id}' could not be read. Upload it again.", 422, param
+        )
+    return dataset
+
+
+def _fit(services: Services, base: Base, config: JobConfig, dataset: Dataset, param: str) -> Fitted:
+    rows = read_rows(services.store, dataset.id)
+    return fit_rows(
+        render_rows(renderer_for(services, base), rows, resolve.supervise_of(config.training)),
+        cutoff=resolve.cutoff_length(config.training, base, config.preset),
+        long_rows=resolve.long_rows_of(config.training),
+        param=param,
+    )
