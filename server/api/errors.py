@@ -67,6 +67,8 @@ def validation_error(problems: list[Any]) -> MixloomError:
 
 
 def _code(problem: dict[str, Any]) -> str:
+    if tuple(problem["loc"]) == ("body",):
+        return "invalid_body"
     return {
         "extra_forbidden": "unknown_field",
         "json_invalid": "invalid_json",
@@ -77,7 +79,7 @@ def _code(problem: dict[str, Any]) -> str:
 def _param(problem: dict[str, Any]) -> str | None:
     if problem["type"] == "json_invalid":
         return None
-    location = [str(part) for part in problem["loc"]]
+    location = [str(part) for part in problem["loc"] if part != "[key]"]
     if location[:1] and location[0] in ("body", "query", "path", "header", "cookie"):
         location = location[1:]
     return ".".join(location) or None
@@ -88,10 +90,10 @@ def _sentence(problem: dict[str, Any]) -> str:
         return f"The body {problem['ctx']['error']}."
     if problem["type"] == "extra_forbidden":
         return "there is no such field here; check its spelling and its place, or leave it out."
+    if tuple(problem["loc"]) == ("body",):
+        return "The body must be a JSON object, sent with `Content-Type: application/json`."
     if problem["type"] == "missing":
         return "it is required; add it."
-    if problem["loc"] == ("body",) and problem["type"] == "model_attributes_type":
-        return "The body must be a JSON object, sent with `Content-Type: application/json`."
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     value = problem.get("input")
     shown = (
@@ -104,12 +106,13 @@ def _sentence(problem: dict[str, Any]) -> str:
 
 def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    template = _HTTP_MESSAGES.get(error.status_code, error.detail)
+    place = {"method": request.method, "path": request.url.path}
+    known = _HTTP_MESSAGES.get(error.status_code)
     return _answer(
         request,
         MixloomError(
             _HTTP_CODES.get(error.status_code, "http_error"),
-            template.format(method=request.method, path=request.url.path),
+            known.format(**place) if known else error.detail,
             error.status_code,
             headers=dict(error.headers or {}),
         ),

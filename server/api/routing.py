@@ -15,7 +15,10 @@ class _StrictRequest(Request):
     async def json(self) -> Any:
         """The body's value. Raises what FastAPI knows as "not JSON", the reason in its message."""
         try:
-            return strict_json.parse((await self.body()).decode())
+            value = strict_json.parse((await self.body()).decode())
+            if flaw := strict_json.flaw(value):
+                raise ValueError(flaw)
+            return value
         except UnicodeDecodeError:
             raise json.JSONDecodeError("is not UTF-8", "", 0) from None
         except ValueError as error:

@@ -75,7 +75,7 @@ def best_checkpoints(session: Session, job_ids: Sequence[str]) -> dict[str, Adap
 def hashes(session: Session, adapter_ids: Sequence[str]) -> dict[str, str]:
     """sha256 of the weights, by adapter."""
     statement = select(Adapter.id, Adapter.sha256).where(Adapter.id.in_(adapter_ids))
-    return dict(session.execute(statement).tuples().all())
+    return {row.id: row.sha256 for row in session.execute(statement)}
 
 
 def delete_adapter(session: Session, adapter: Adapter) -> str:

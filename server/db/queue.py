@@ -37,9 +37,8 @@ def read_outlook(session: Session, *, max_resident_runs: int, tenant_id: str | N
 
 def _shares(session: Session) -> dict[str, float]:
     active = select(Job.tenant_id).where(Job.status.in_(_ACTIVE))
-    shares = dict(
-        session.execute(select(Tenant.id, Tenant.share).where(Tenant.id.in_(active))).tuples().all()
-    )
+    tenants = session.execute(select(Tenant.id, Tenant.share).where(Tenant.id.in_(active)))
+    shares = {row.id: row.share for row in tenants}
     total = sum(shares.values())
     return {tenant_id: share / total for tenant_id, share in shares.items()}
 

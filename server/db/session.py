@@ -25,11 +25,10 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session for reading; nothing in it is written."""
+        """A session for reading; nothing in it is written. What was read stays readable after it."""
         with Session(self.engine, expire_on_commit=False) as session:
             session.execute(text("BEGIN"))
-            yield session
-            session.rollback()
+            yield session  # closing rolls back, and does not expire what was read
 
     @contextmanager
     def write(self) -> Iterator[Session]:
