@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mixloom.cli.output import JsonFlag, moment, note, print_fields, print_json, print_table, stdout
+from mixloom.cli.output import JsonFlag, moment, note, print_fields, print_json, print_table, say
 from mixloom.client import Client
 
 app = typer.Typer(help="Your adapters: list, look at, download, delete.", invoke_without_command=True)
@@ -62,7 +62,7 @@ def download(
     format: Annotated[str | None, typer.Option(help="native (default), peft or mixlora.")] = None,
 ) -> None:
     """Save all of it as a zip file."""
-    stdout.print(str(Client().adapters.download(adapter, output, format=format)))
+    say(str(Client().adapters.download(adapter, output, format=format)))
 
 
 @app.command()

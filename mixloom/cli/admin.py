@@ -13,7 +13,7 @@ from mixloom.cli.output import (
     print_fields,
     print_json,
     print_table,
-    stdout,
+    say,
     usage_error,
 )
 from mixloom.client import Client
@@ -99,7 +99,7 @@ def status(as_json: JsonFlag = False) -> None:
         }
     )
     for daemon in live:
-        stdout.print("")
+        say("")
         print_fields({"daemon": daemon["id"], **{field: daemon[field] for field in DAEMON_FIELDS}})
 
 

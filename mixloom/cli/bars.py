@@ -8,7 +8,7 @@ from typing import Protocol
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from mixloom.cli.output import INTERRUPTED, JOB_NOT_SUCCEEDED, note, print_json_line, stdout
+from mixloom.cli.output import INTERRUPTED, JOB_NOT_SUCCEEDED, note, print_json_line, say, stdout
 from mixloom.client import Client
 from mixloom.transport import Object, Objects
 
@@ -65,7 +65,7 @@ class Lines:
                     figures(job, None),
                     state(job),
                 ]
-                stdout.print("  ".join(filter(None, parts)))
+                say("  ".join(filter(None, parts)))
 
 
 class JsonLines:

@@ -14,11 +14,12 @@ from mixloom.cli.output import (
     print_json,
     print_json_line,
     print_table,
-    stdout,
+    say,
 )
 from mixloom.client import Client
+from mixloom.transport import Object
 
-app = typer.Typer(help="Your data sets: list, upload, look at, delete.", invoke_without_command=True)
+app = typer.Typer(help="Your data sets: list, upload, fetch, look at, delete.", invoke_without_command=True)
 
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="Its id, ds_….")]
 
@@ -59,12 +60,24 @@ def upload(
     as_json: JsonFlag = False,
 ) -> None:
     """Upload a file of rows."""
-    dataset = Client().datasets.upload(file, name=name, columns=pairs_of(column, "--column") or None)
-    if as_json:
-        print_json(dataset)
-    else:
-        stdout.print(dataset["id"])
-        note(f"{dataset['rows']} rows, {dataset['tokens']['total']} tokens.")
+    _print_new(
+        Client().datasets.upload(file, name=name, columns=pairs_of(column, "--column") or None), as_json
+    )
+
+
+@app.command()
+def fetch(
+    hub: Annotated[str, typer.Argument(metavar="ORG/NAME", help="A data set on the hub.")],
+    config: Annotated[str | None, typer.Option(help="Which of its configurations.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which of its splits.")] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
+    column: ColumnOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let the server fetch a data set from the hub."""
+    columns = pairs_of(column, "--column") or None
+    dataset = Client().datasets.from_hub(hub, config=config, split=split, revision=revision, columns=columns)
+    _print_new(dataset, as_json)
 
 
 @app.command()
@@ -90,7 +103,7 @@ def rows(
 @app.command()
 def download(dataset: DatasetArgument, output: Annotated[Path, typer.Option("--output", "-o")]) -> None:
     """Save the file as it was uploaded."""
-    stdout.print(str(Client().datasets.content(dataset, output)))
+    say(str(Client().datasets.content(dataset, output)))
 
 
 @app.command()
@@ -101,3 +114,11 @@ def delete(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
         print_json(answer)
     else:
         note(f"{dataset} is deleted.")
+
+
+def _print_new(dataset: Object, as_json: bool) -> None:
+    if as_json:
+        print_json(dataset)
+    else:
+        say(dataset["id"])
+        note(f"{dataset['rows']} rows, {dataset['tokens']['total']} tokens.")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mixloom.cli.names import job_of
-from mixloom.cli.output import JsonFlag, print_json, stdout, usage_error
+from mixloom.cli.output import JsonFlag, print_json, say, usage_error
 from mixloom.client import Client
 
 
@@ -45,4 +45,4 @@ def generate(
     if as_json:
         print_json(answer)
     else:
-        stdout.print(answer["text"])
+        say(answer["text"])

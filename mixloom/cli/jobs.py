@@ -20,7 +20,7 @@ from mixloom.cli.output import (
     print_json,
     print_json_line,
     print_table,
-    stdout,
+    say,
     usage_error,
 )
 from mixloom.client import Client
@@ -164,7 +164,7 @@ def download(
     if as_json:
         print_json({"path": str(path)})
     else:
-        stdout.print(str(path))
+        say(str(path))
 
 
 def _unpacked(archive: Path) -> Path:
@@ -184,7 +184,7 @@ def _steer(client: Client, references: list[str], act: Callable[[str], Object], 
         return
     for job in answers:
         requested = f", {job['requested']} requested" if job["requested"] else ""
-        stdout.print(f"{job['id']}  {job['name']}: {job['status']}{requested}")
+        say(f"{job['id']}  {job['name']}: {job['status']}{requested}")
 
 
 def _line(job: Object) -> list[object]:
@@ -205,4 +205,4 @@ def _print_event(event: Object, as_json: bool) -> None:
         print_json_line(event)
     else:
         more = f"  {json.dumps(event['data'])}" if event.get("data") else ""
-        stdout.print(f"{moment(event['created_at'])}  {event['kind']}  {event['message']}{more}")
+        say(f"{moment(event['created_at'])}  {event['kind']}  {event['message']}{more}")

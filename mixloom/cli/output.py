@@ -25,15 +25,20 @@ stderr = Console(highlight=False, markup=False, soft_wrap=True, stderr=True)
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
+def say(text: str) -> None:
+    """A line of a result, as it is."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def print_json(value: Any) -> None:
     """One JSON document."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    say(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def print_json_line(value: Any) -> None:
     """One document of a stream."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    say(json.dumps(value, ensure_ascii=False))
 
 
 def print_table(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
@@ -41,7 +46,7 @@ def print_table(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
     texts = [["-" if cell is None else str(cell) for cell in row] for row in rows]
     if not stdout.is_terminal:
         for line in [columns, *texts]:
-            stdout.print("\t".join(line))
+            say("\t".join(line))
         return
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     for line in texts:
@@ -54,7 +59,7 @@ def print_fields(fields: dict[str, Any]) -> None:
     shown = {name: _text(value) for name, value in fields.items() if value not in (None, {}, [])}
     width = max(map(len, shown), default=0)
     for name, text in shown.items():
-        stdout.print(f"{name:<{width}}  {text}")
+        say(f"{name:<{width}}  {text}")
 
 
 def note(sentence: str) -> None:

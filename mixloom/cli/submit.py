@@ -8,7 +8,7 @@ import yaml
 
 from mixloom.cli.bars import follow
 from mixloom.cli.names import ColumnOption, job_of, pairs_of
-from mixloom.cli.output import JsonFlag, note, print_fields, print_json, stdout, usage_error
+from mixloom.cli.output import JsonFlag, note, print_fields, print_json, say, usage_error
 from mixloom.client import Client
 from mixloom.stored import remember_last_job
 from mixloom.transport import Object
@@ -101,7 +101,7 @@ def submit(
     if as_json:
         print_json(job)
     else:
-        stdout.print(job["id"])
+        say(job["id"])
         note(f"{job['progress']['total_steps']} steps to go. `mixloom watch @last` shows them.")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mixloom.cli.bars import display, outcome
-from mixloom.cli.output import INTERRUPTED, note, print_table, stdout
+from mixloom.cli.output import INTERRUPTED, note, print_table, say, stdout
 from mixloom.client import Client
 from mixloom.demo.measure import accuracy, answer
 from mixloom.demo.server import DemoFailed, DemoServer, serving
@@ -97,7 +97,7 @@ def run(folder: Path, *, keep_running: bool) -> int:
 def _submit(server: DemoServer, demo_jobs: list[DemoJob]) -> dict[str, str]:
     """Make the tenants, upload the rows, submit the jobs; the tenants' keys."""
     base = Client(server.url, server.admin_key).base()
-    stdout.print(f"The server is at {server.url}, its base model is {base['name']} in {base['dtype']}.")
+    say(f"The server is at {server.url}, its base model is {base['name']} in {base['dtype']}.")
     keys: dict[str, str] = {}
     datasets: dict[str, str] = {}
     for demo_job in demo_jobs:
@@ -110,7 +110,7 @@ def _submit(server: DemoServer, demo_jobs: list[DemoJob]) -> dict[str, str]:
             rows = demo_job.train_rows
             _check_split(demo_job.held_out_rows, rows)
             datasets[demo_job.task] = demo_job.client.datasets.upload(rows, name=demo_job.task)["id"]
-            stdout.print(f"Data set {demo_job.task}: {len(rows)} rows. {TASKS[demo_job.task].sentence}")
+            say(f"Data set {demo_job.task}: {len(rows)} rows. {TASKS[demo_job.task].sentence}")
     for demo_job in demo_jobs:
         demo_job.job = demo_job.client.jobs.submit(
             name=demo_job.name, dataset=datasets[demo_job.task], adapter=demo_job.adapter, training=TRAINING
@@ -125,7 +125,7 @@ def _check_split(held_out: list[Row], train: list[Row]) -> None:
 
 def _train(demo_jobs: list[DemoJob]) -> None:
     """Show all jobs until the last has ended. Raises `DemoFailed` when one did not succeed."""
-    stdout.print(f"\n{len(demo_jobs)} jobs of two tenants train at once:")
+    say(f"\n{len(demo_jobs)} jobs of two tenants train at once:")
     started = time.monotonic()
     with display() as shown:
         while True:
@@ -138,9 +138,7 @@ def _train(demo_jobs: list[DemoJob]) -> None:
     if outcome([demo_job.job for demo_job in demo_jobs]):
         raise DemoFailed("Not every job succeeded.")
     tokens, seconds = sum(one.job["progress"]["tokens"] for one in demo_jobs), time.monotonic() - started
-    stdout.print(
-        f"{tokens:,} tokens in {seconds:.0f} s: {tokens / seconds:.0f} tokens a second over all jobs.\n"
-    )
+    say(f"{tokens:,} tokens in {seconds:.0f} s: {tokens / seconds:.0f} tokens a second over all jobs.\n")
 
 
 def _measure(demo_jobs: list[DemoJob]) -> None:
@@ -178,7 +176,7 @@ def _download(demo_jobs: list[DemoJob], folder: Path) -> list[Path]:
 
 
 def _print_results(demo_jobs: list[DemoJob]) -> None:
-    stdout.print(f"Right answers to {HELD_OUT_ROWS} held-out rows each, word for word:")
+    say(f"Right answers to {HELD_OUT_ROWS} held-out rows each, word for word:")
     print_table(
         ["job", "tenant", "adapter", "steps", "base", "majority answer", "adapter's", "gain"],
         (
@@ -195,12 +193,12 @@ def _print_results(demo_jobs: list[DemoJob]) -> None:
             for demo_job in demo_jobs
         ),
     )
-    stdout.print("\nThe same prompt for both:")
+    say("\nThe same prompt for both:")
     for demo_job in demo_jobs:
         prompt, max_tokens = demo_job.held_out_rows[0]["prompt"], TASKS[demo_job.task].max_tokens
         of_base = answer(demo_job.client, "base", prompt, max_tokens)
         of_adapter = answer(demo_job.client, demo_job.job["id"], prompt, max_tokens)
-        stdout.print(f"  {prompt}\n    base            {of_base!r}\n    {demo_job.name:<14}  {of_adapter!r}")
+        say(f"  {prompt}\n    base            {of_base!r}\n    {demo_job.name:<14}  {of_adapter!r}")
 
 
 def _print_next(
@@ -224,7 +222,7 @@ def _print_next(
     if keep_running:
         lines = [line for line in lines if " serve " not in line] + ["", "The server goes on until Ctrl-C."]
     for line in lines:
-        stdout.print(line)
+        say(line)
 
 
 def _verdict(demo_jobs: list[DemoJob]) -> int:

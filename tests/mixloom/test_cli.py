@@ -1,0 +1,250 @@
+"""The command line against the real API: what it prints, and its exit codes."""
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mixloom import Client
+from tests.mixloom.conftest import COLUMNS, Run
+from tests.server.conftest import ADMIN_KEY
+
+COMMANDS = {
+    "": "adapters admin api cancel config daemon datasets db demo download estimate generate jobs login logs "
+    "me pause resume serve show submit wait watch",
+    "admin": "drain key queue status tenant undrain",
+    "admin tenant": "add delete set",
+    "admin key": "add list revoke",
+    "datasets": "delete download fetch rows show upload",
+    "adapters": "delete download files show",
+    "db": "upgrade",
+}
+
+
+@pytest.mark.parametrize("group", COMMANDS)
+def test_the_commands_are_these(group: str, run: Run) -> None:
+    outcome = run(*group.split(), "--help")
+    found = re.findall(r"^│ ([a-z]+)\s", outcome.out, re.MULTILINE)
+    assert sorted(found) == COMMANDS[group].split()
+
+
+def test_the_help_says_what_the_exit_codes_mean(run: Run) -> None:
+    assert "3 no server answers" in " ".join(run("--help").out.split())
+
+
+def test_no_server_is_exit_code_3_and_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXLOOM_URL", "http://127.0.0.1:9")
+    outcome = run("jobs")
+    assert (outcome.code, outcome.out) == (3, "")
+    assert outcome.err.startswith("error: No Mixloom server answers at http://127.0.0.1:9")
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_wrong_key_is_exit_code_4(url: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXLOOM_URL", url)
+    monkeypatch.setenv("MIXLOOM_API_KEY", "mxl_wrong")
+    outcome = run("jobs")
+    assert outcome.code == 4
+    assert "key is wrong" in outcome.err
+
+
+def test_a_server_that_cannot_answer_is_exit_code_5(
+    operator: Client, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIXLOOM_URL", operator.url)
+    monkeypatch.setenv("MIXLOOM_API_KEY", operator.admin.create_tenant("alice")["key"])
+    outcome = run("generate", "base", "Hello")
+    assert outcome.code == 5
+    assert "base" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "nonsense",
+        "jobs --nonsense",
+        "submit",
+        "submit missing.csv",
+        "submit data.csv --column prompt",
+        "show @last",
+        "admin drain --quick --fast",
+        "admin drain --graceful --deadline soon",
+        "admin tenant set alice",
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_no_traceback(arguments: str, run: Run) -> None:
+    outcome = run(*arguments.split())
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+
+
+def test_logging_in_asks_the_server_and_keeps_the_key(
+    alice: Client, operator: Client, run: Run, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def login(key: str) -> int:
+        monkeypatch.setattr(sys, "stdin", os.fdopen(_pipe(f"{key}\n")))
+        return run("login", alice.url, "--key-stdin").code
+
+    (tenant,) = operator.admin.tenants()
+    assert login("mxl_wrong") == 4
+    assert not list(own_home.rglob("login.json"))
+    assert login(operator.admin.create_key(tenant["id"])["key"]) == 0
+    assert json.loads(run("me", "--json").out)["tenant"]["name"] == "alice"
+    (path,) = own_home.rglob("login.json")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert login(ADMIN_KEY) == 0
+    assert run("admin", "queue").code == 0
+
+
+def _pipe(text: str) -> int:
+    read, write = os.pipe()
+    os.write(write, text.encode())
+    os.close(write)
+    return read
+
+
+def test_a_strangers_table_becomes_a_job_and_its_adapter_is_downloaded(
+    as_alice: Run, table: Path, finish: Callable[[str], str], tmp_path: Path
+) -> None:
+    flags = (
+        "--name",
+        "sums",
+        "--method",
+        "lora",
+        "--rank",
+        "4",
+        "--max-steps",
+        "3",
+        "--set",
+        "training.seed=7",
+    )
+    submitted = as_alice("submit", str(table), *COLUMNS, *flags)
+    assert submitted.code == 0, submitted.err
+    assert re.fullmatch(r"job_\w+\n", submitted.out)
+    assert "20 rows" in submitted.err
+    job = json.loads(as_alice("show", "@last", "--json").out)
+    assert (job["name"], job["adapter"]["rank"], job["training"]["seed"]) == ("sums", 4, 7)
+    finish(job["id"])
+    assert as_alice("wait", "@last").code == 0
+    downloaded = as_alice("download", "@last", "-o", str(tmp_path / "sums.zip"))
+    assert downloaded.out == f"{tmp_path / 'sums.zip'}\n"
+    assert zipfile.ZipFile(tmp_path / "sums.zip").namelist() == ["README.md"]
+    unpacked = as_alice("download", "sums", "-o", str(tmp_path / "sums.zip"), "--unpack")
+    assert Path(unpacked.out.strip()) == tmp_path / "sums"
+    assert (tmp_path / "sums" / "README.md").exists()
+
+
+def test_a_yaml_file_is_a_job_and_flags_win_over_it(as_alice: Run, table: Path, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        "name: from yaml\ndata: data.csv\ncolumns: {prompt: question, completion: answer}\n"
+        "adapter: {method: mixlora, rank: 4, num_experts: 4}\ntraining: {max_steps: 3}\n"
+    )
+    job = json.loads(as_alice("submit", str(file), "--rank", "8", "--json").out)
+    assert (job["name"], job["adapter"]["rank"], job["adapter"]["num_experts"]) == ("from yaml", 8, 4)
+    again = json.loads(as_alice("submit", "--from", "@last", "--name", "again", "--json").out)
+    assert again["adapter"] == job["adapter"]
+    cost = json.loads(as_alice("estimate", job["dataset"], "--max-steps", "5", "--json").out)
+    assert cost["steps"] == 5
+
+
+def test_bad_rows_are_listed_one_a_line(as_alice: Run, tmp_path: Path) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_text(
+        '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n{"prompt": "a", "completion": ""}\n'
+    )
+    outcome = as_alice("datasets", "upload", str(file))
+    assert outcome.code == 4
+    lines = outcome.err.splitlines()
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("  line 2")
+    assert lines[2].startswith("  line 3")
+
+
+def test_a_job_is_shown_listed_and_steered(as_alice: Run, job_id: str) -> None:
+    listed = as_alice("jobs").out.splitlines()
+    assert listed[0].split("\t")[:3] == ["id", "name", "status"]
+    assert listed[1].split("\t")[:5] == [job_id, "sums", "queued", "mixlora", "0/3"]
+    assert "0 of 3" in as_alice("show", job_id[:12]).out
+    assert as_alice("pause", "sums").out == f"{job_id}  sums: paused\n"
+    assert as_alice("resume", "sums").out == f"{job_id}  sums: queued\n"
+    assert json.loads(as_alice("cancel", "@last", "--json").out)[0]["status"] == "cancelled"
+    kinds = [
+        json.loads(line)["kind"] for line in as_alice("logs", "sums", "--follow", "--json").out.splitlines()
+    ]
+    assert kinds[0] == "queued"
+    assert kinds[-1] == "cancelled"
+    assert "cancelled" in as_alice("logs", "sums").out
+
+
+def test_watching_and_waiting_end_with_1_when_a_job_was_cancelled(as_alice: Run, job_id: str) -> None:
+    as_alice("cancel", job_id)
+    watched = as_alice("watch", job_id)
+    assert watched.code == 1
+    assert watched.out == "sums  0/3  cancelled\n"
+    assert f"sums ({job_id}) cancelled" in watched.err
+    assert json.loads(as_alice("watch", "@last", "--json").out)["status"] == "cancelled"
+    assert as_alice("wait", job_id).code == 1
+    assert as_alice("watch").code == 0  # nothing is left to watch
+
+
+def test_datasets_and_adapters_are_listed_shown_and_deleted(
+    as_alice: Run, job_id: str, finish: Callable[[str], str], tmp_path: Path
+) -> None:
+    (dataset,) = json.loads(as_alice("datasets", "--json").out)
+    assert as_alice("datasets").out.splitlines()[1].startswith(dataset["id"])
+    assert json.loads(as_alice("datasets", "rows", dataset["id"], "--limit", "1").out)["id"] == "0"
+    saved = as_alice("datasets", "download", dataset["id"], "-o", str(tmp_path / "back.csv"))
+    assert (tmp_path / "back.csv").read_text() == (tmp_path / "data.csv").read_text(), saved.err
+    assert "20" in as_alice("datasets", "show", dataset["id"]).out
+    assert as_alice("datasets", "delete", dataset["id"]).code == 0
+    adapter = finish(job_id)
+    assert as_alice("adapters").out.splitlines()[1].startswith(adapter)
+    assert as_alice("adapters", "files", adapter).out.splitlines()[1].startswith("README.md")
+    assert "mixlora" in as_alice("adapters", "show", adapter).out
+    assert as_alice("adapters", "download", adapter, "-o", str(tmp_path)).out == f"{tmp_path / adapter}.zip\n"
+    assert as_alice("adapters", "delete", adapter).code == 0
+
+
+def test_the_operator_sees_and_steers_the_server(as_operator: Run, alice: Client) -> None:
+    added = json.loads(as_operator("admin", "tenant", "add", "bob", "--share", "2", "--json").out)
+    assert added["key"].startswith("mxl_")
+    assert as_operator("admin", "tenant", "set", "bob", "--share", "3").code == 0
+    assert "bob\t3.0" in as_operator("admin", "tenant").out
+    key = json.loads(as_operator("admin", "key", "add", "bob", "--json").out)
+    assert as_operator("admin", "key", "revoke", "bob", key["id"]).code == 0
+    assert as_operator("admin", "key", "list", "bob").out.count("\n") == 3
+    assert (
+        as_operator("admin", "drain", "--graceful", "--deadline", "30m", "--reason", "a new disk").code == 0
+    )
+    status = json.loads(as_operator("admin", "status", "--json").out)
+    assert (status["drain"]["mode"], status["drain"]["reason"]) == ("graceful", "a new disk")
+    assert "a new disk" in as_operator("admin", "status").out
+    assert as_operator("admin", "undrain").code == 0
+    assert json.loads(as_operator("admin", "queue", "--json").out) == []
+    assert as_operator("admin", "tenant", "delete", "bob").code == 0
+
+
+def test_the_operators_commands_refuse_a_tenants_key(as_alice: Run) -> None:
+    assert as_alice("admin", "queue").code == 4
+
+
+def test_a_missing_server_package_is_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixloom.cli.server.NEEDED", ("fastapi", "a_package_that_is_not_there"))
+    outcome = run("serve", "--port", "0")
+    assert outcome.code == 2
+    assert "pip install 'mixloom[server]'" in outcome.err
+
+
+def test_the_module_is_the_command_and_interrupts_leave_no_traceback() -> None:
+    done = subprocess.run([sys.executable, "-m", "mixloom", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("mixloom")
