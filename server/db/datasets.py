@@ -1,0 +1,39 @@
+"""Statements on data sets."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from server.db.pages import Page, fetch_page
+from server.db.tables import Dataset
+from server.errors import not_found
+
+
+def add_dataset(session: Session, dataset: Dataset) -> None:
+    """Its files are in the store before."""
+    session.add(dataset)
+
+
+def get_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
+    """A tenant's data set. Raises 404 for one that never was, is gone, or is another's."""
+    found = session.scalar(select(Dataset).where(Dataset.tenant_id == tenant_id, Dataset.id == dataset_id))
+    if found is None:
+        raise not_found("dataset", dataset_id)
+    return found
+
+
+def list_datasets(
+    session: Session, tenant_id: str, page: Page, filters: Sequence[object] = ()
+) -> tuple[list[Dataset], bool]:
+    """A page of a tenant's data sets, and whether more follow."""
+    scope = select(Dataset).where(Dataset.tenant_id == tenant_id)
+    return fetch_page(
+        session, scope, page, identity=Dataset.id, order=(Dataset.created_at, Dataset.id), filters=filters
+    )
+
+
+def delete_dataset(session: Session, tenant_id: str, dataset_id: str) -> None:
+    """Raises 404 as `get_dataset`."""
+    get_dataset(session, tenant_id, dataset_id)
+    session.execute(delete(Dataset).where(Dataset.tenant_id == tenant_id, Dataset.id == dataset_id))
