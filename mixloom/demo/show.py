@@ -3,6 +3,7 @@
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,11 +79,12 @@ def run(folder: Path, *, keep_running: bool) -> int:
             keys = _submit(server, demo_jobs)
             _train(demo_jobs)
             _measure(demo_jobs)
-            archives = _download(demo_jobs, folder)
+            _download(demo_jobs, folder)
             _print_results(demo_jobs)
-            _print_next(server, folder, archives, keys, keep_running)
+            _print_next(server, folder, keys, keep_running)
             if keep_running:
-                server.process.wait()
+                with suppress(KeyboardInterrupt):
+                    server.process.wait()
         return _verdict(demo_jobs)
     except DemoFailed as error:
         note(f"error: {error}")
@@ -154,7 +156,7 @@ def _measure(demo_jobs: list[DemoJob]) -> None:
 
 def _ask(demo_job: DemoJob, model: str) -> float:
     who = "the base" if model == "base" else demo_job.name
-    with stdout.status("") as status:
+    with stdout.status(f"{who} answers") as status:
         return accuracy(
             demo_job.client,
             model,
@@ -166,19 +168,16 @@ def _ask(demo_job: DemoJob, model: str) -> float:
         )
 
 
-def _download(demo_jobs: list[DemoJob], folder: Path) -> list[Path]:
-    return [
-        demo_job.client.jobs.download_adapter(
-            demo_job.job["id"], folder / "adapters" / f"{demo_job.name}.zip"
-        )
-        for demo_job in demo_jobs
-    ]
+def _download(demo_jobs: list[DemoJob], folder: Path) -> None:
+    for demo_job in demo_jobs:
+        archive = folder / "adapters" / f"{demo_job.name}.zip"
+        demo_job.client.jobs.download_adapter(demo_job.job["id"], archive)
 
 
 def _print_results(demo_jobs: list[DemoJob]) -> None:
     say(f"Right answers to {HELD_OUT_ROWS} held-out rows each, word for word:")
     print_table(
-        ["job", "tenant", "adapter", "steps", "base", "majority answer", "adapter's", "gain"],
+        ["job", "tenant", "config", "steps", "base", "majority answer", "adapter", "gain"],
         (
             [
                 demo_job.name,
@@ -201,26 +200,23 @@ def _print_results(demo_jobs: list[DemoJob]) -> None:
         say(f"  {prompt}\n    base            {of_base!r}\n    {demo_job.name:<14}  {of_adapter!r}")
 
 
-def _print_next(
-    server: DemoServer, folder: Path, archives: list[Path], keys: dict[str, str], keep_running: bool
-) -> None:
+def _print_next(server: DemoServer, folder: Path, keys: dict[str, str], keep_running: bool) -> None:
     command = "mixloom" if shutil.which("mixloom") else str(Path(sys.executable).with_name("mixloom"))
     tenant, key = next(iter(keys.items()))
     port = server.url.rpartition(":")[2]
+    serve = f"  {command} serve --data-dir {folder / 'data'} --port {port}   # the demo's has ended"
     lines = [
         "",
-        f"Adapters: {', '.join(str(path) for path in archives)}",
-        f"Database and store: {folder / 'data'}    Log: {server.log}",
+        f"Adapters: {folder / 'adapters'}    Database and store: {folder / 'data'}    "
+        f"Log: {folder / 'server.log'}",
         "",
-        "What to try next:",
-        f"  {command} serve --data-dir {folder / 'data'} --port {port}   # in another terminal",
+        f"What to try next{', in another terminal (Ctrl-C here stops the server)' if keep_running else ''}:",
+        *([] if keep_running else [serve]),
         f"  export MIXLOOM_URL={server.url} MIXLOOM_API_KEY={key}   # tenant {tenant}",
         f"  {command} jobs",
         f'  {command} generate dates-lora "Date: May the ninth, 1999"',
         f"  {command} submit your.csv --column prompt=question --column completion=answer --watch",
     ]
-    if keep_running:
-        lines = [line for line in lines if " serve " not in line] + ["", "The server goes on until Ctrl-C."]
     for line in lines:
         say(line)
 
