@@ -28,8 +28,12 @@ CHUNK_ROWS = 1000
 HISTOGRAM_BINS = 20
 ROWS_FILE = "rows.jsonl"
 _SUFFIXES = {
-    **{".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
-    **{".csv": "csv", ".tsv": "csv", ".parquet": "parquet"},
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
 }
 
 

@@ -28,13 +28,20 @@ def read_parquet(path: Path) -> Iterator[Record | Detail]:
                         413,
                         "file",
                     )
-                for values in batch.to_pylist():
+                for index in range(batch.num_rows):
                     number += 1
-                    yield Record(number, plain(values))
-    except (pa.ArrowException, OSError) as error:
+                    yield _record(number, batch.slice(index, 1))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a name in its schema
         raise MixloomError(
             "unreadable_file", f"The file is not readable as Parquet: {error}. Write it anew.", param="file"
         ) from error
+
+
+def _record(number: int, row: pa.RecordBatch) -> Record | Detail:
+    try:
+        return Record(number, plain(row.to_pylist()[0]))
+    except UnicodeDecodeError as error:
+        return Detail(line=number, message=f"is not UTF-8: byte 0x{error.object[error.start]:02x} in a text")
 
 
 def _without_dictionary(column: pa.Array) -> pa.Array:

@@ -399,6 +399,15 @@ def test_parquet_values_that_json_cannot_hold_are_refused(read: Reader, tmp_path
     assert [(detail.line, detail.column) for detail in error.details] == [(1, "n")]
 
 
+def test_parquet_texts_that_are_not_utf_8_are_refused(read: Reader, tmp_path: Path) -> None:
+    data = as_parquet(tmp_path / "x.parquet", text=["good", "b@d"])
+    assert data.count(b"b@d") > 0
+    error = read.refusal(data.replace(b"b@d", b"b\xe9d"), "x.parquet")
+    assert [(detail.line, detail.message) for detail in error.details] == [
+        (2, "is not UTF-8: byte 0xe9 in a text")
+    ]
+
+
 @pytest.mark.parametrize("encoded", [False, True])
 def test_a_parquet_file_that_decodes_to_far_more_than_it_has_is_refused(
     read: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded: bool
