@@ -17,7 +17,7 @@ from server.tokens import TokenRow
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer, write_tiny_tokenizer
 
 END, EOS = 2, 0  # <|im_end|>, <|endoftext|>
-CONVERSATION = [
+CONVERSATION: list[dict[str, Any]] = [
     {"role": "system", "content": "Be kind."},
     {"role": "user", "content": "the user?"},
     {"role": "assistant", "content": "\n\nthe answer"},
