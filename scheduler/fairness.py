@@ -23,10 +23,13 @@ class Rule:
 class Queue(Protocol):
     """What takes turns by V: a run among its tenant's, or a tenant among all."""
 
-    counter: float
+    @property
+    def weight(self) -> float:
+        """Its part, against its neighbours'."""
 
     @property
-    def weight(self) -> float: ...
+    def counter(self) -> float:
+        """V, with what the gang has charged so far."""
 
     @property
     def turn(self) -> tuple[Any, ...]:
@@ -41,13 +44,21 @@ class RunQueue:
     """A run that offers microbatches, while a gang fills."""
 
     run: ResidentRun
-    counter: float
     num_taken: int = 0  # microbatches in the gang
     charged: int = 0  # cost of those that are charged
 
     @property
     def weight(self) -> float:
         return self.run.weight
+
+    @property
+    def charge(self) -> float:
+        """By how much the gang raises its counter."""
+        return self.charged / self.weight
+
+    @property
+    def counter(self) -> float:
+        return self.run.counter + self.charge
 
     @property
     def turn(self) -> tuple[float, int, str]:
@@ -63,27 +74,44 @@ class RunQueue:
         has_head = self.num_taken < len(self.run.microbatches)
         return self if has_head and self.head.tokens <= rule.room else None
 
+    def take(self, *, charge: bool) -> int:
+        """Put the head into the gang; its tokens."""
+        head = self.head
+        self.num_taken += 1
+        self.charged += head.cost if charge else 0
+        return head.tokens
+
 
 @dataclass(kw_only=True)
 class TenantQueue:
     """A backlogged tenant, while a gang fills. When its runs have run out it is owed: its V still counts."""
 
     tenant: Tenant
-    counter: float
+    lift: float
     runs: list[RunQueue]
+
+    @classmethod
+    def of(cls, tenant: Tenant, lift: float) -> "TenantQueue":
+        """The runs that offer something, in order of submission; none of it taken yet."""
+        offering = [RunQueue(run=run) for run in tenant.resident if run.microbatches]
+        return cls(tenant=tenant, lift=lift, runs=sorted(offering, key=lambda run: run.turn[1:]))
 
     @property
     def weight(self) -> float:
         return self.tenant.share
 
     @property
-    def turn(self) -> tuple[float, str]:
-        return self.counter, self.tenant.tenant_id
+    def charge(self) -> float:
+        """By how much the gang raises its counter, after the lift."""
+        return sum(run.charged for run in self.runs) / self.weight
 
     @property
-    def charged(self) -> int:
-        """Cost that the gang charges to it."""
-        return sum(run.charged for run in self.runs)
+    def counter(self) -> float:
+        return self.tenant.counter + self.lift + self.charge
+
+    @property
+    def turn(self) -> tuple[float, str]:
+        return self.counter, self.tenant.tenant_id
 
     def pick(self, rule: Rule) -> RunQueue | None:
         """The run of its own whose head is next."""

@@ -1,39 +1,23 @@
 """Filling one gang: which heads ride together in the next pass."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from scheduler.fairness import Rule, RunQueue, TenantQueue, pick
+from scheduler.fairness import Rule, TenantQueue, pick
 
 
-def fill(
-    tenants: Sequence[TenantQueue], *, token_budget: int, max_cost: int, fill_min: int
-) -> list[RunQueue]:
-    """Take heads until none may follow; the runs that ride, in the order of their first microbatch.
+def fill(tenants: Sequence[TenantQueue], *, token_budget: int, max_cost: int, fill_min: int) -> None:
+    """Take heads until none may follow.
 
-    A head is charged when it is selected, to its run and to its tenant. When the bound alone forbids every
-    head (who is owed has run out), the gang closes early, but not below `fill_min` tokens: heads taken only
-    to reach it ride free, in order of V.
+    A head is charged when it is selected. When the bound alone forbids every head (who is owed has run out),
+    the gang closes early, but not below `fill_min` tokens: heads taken only to reach it ride free, in order
+    of V.
     """
-    tenant_of = {run.run.run_id: tenant for tenant in tenants for run in tenant.runs}
-    riding: dict[str, RunQueue] = {}
-    num_tokens = 0
-    while True:
-        rule = Rule(room=token_budget - num_tokens, max_cost=max_cost)
-        run = pick(tenants, rule)
-        free = (
-            run is None and num_tokens < fill_min and pick(tenants, replace(rule, room=token_budget)) is None
-        )
-        if free:
-            run = pick(tenants, replace(rule, bounded=False))
+    room = token_budget
+    while (run := pick(tenants, Rule(room=room, max_cost=max_cost))) is not None:
+        room -= run.take(charge=True)
+    room_is_short = pick(tenants, Rule(room=token_budget, max_cost=max_cost)) is not None
+    while token_budget - room < fill_min and not room_is_short:
+        run = pick(tenants, Rule(room=room, max_cost=max_cost, bounded=False))
         if run is None:
-            return list(riding.values())
-        head = run.head
-        num_tokens += head.tokens
-        run.num_taken += 1
-        riding[run.run.run_id] = run
-        if not free:
-            tenant = tenant_of[run.run.run_id]
-            run.charged += head.cost
-            run.counter += head.cost / run.weight
-            tenant.counter += head.cost / tenant.weight
+            return
+        room -= run.take(charge=False)

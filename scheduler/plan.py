@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from scheduler.admission import admissions, evictions
-from scheduler.fairness import RunQueue, TenantQueue, lifts
+from scheduler.fairness import TenantQueue, lifts
 from scheduler.gang import fill
-from scheduler.snapshot import Snapshot, Tenant
+from scheduler.snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +40,25 @@ class Plan:
 
 def plan(snapshot: Snapshot) -> Plan:
     """Lift who comes back, fill the gang in order of V, then give the places in memory."""
-    lifted = lifts(snapshot.tenants, snapshot.floor)
-    backlogged = [
-        _queue(tenant, lift=lifted.get(tenant.tenant_id, 0.0)) for tenant in snapshot.tenants if tenant.offers
-    ]
-    riding = fill(
-        backlogged,
+    tenants = {tenant.tenant_id: tenant for tenant in sorted(snapshot.tenants, key=lambda one: one.tenant_id)}
+    lifted = lifts(tenants.values(), snapshot.floor)
+    backlogged = {
+        tenant_id: TenantQueue.of(tenant, lifted.get(tenant_id, 0.0))
+        for tenant_id, tenant in tenants.items()
+        if tenant.offers
+    }
+    fill(
+        list(backlogged.values()),
         token_budget=snapshot.token_budget,
         max_cost=snapshot.max_microbatch_cost,
         fill_min=snapshot.fill_min,
     )
-    floor = min((queue.counter for queue in backlogged), default=snapshot.floor)
-    counters = {tenant.tenant_id: max(tenant.counter, floor) for tenant in snapshot.tenants}
-    counters |= {queue.tenant.tenant_id: queue.counter for queue in backlogged}
+    riding = [run for queue in backlogged.values() for run in queue.runs if run.num_taken]
+    run_charges = {run.run.run_id: run.charge for run in riding if run.charged}
+    floor = min((queue.counter for queue in backlogged.values()), default=snapshot.floor)
+    counters = {tenant_id: max(tenant.counter, floor) for tenant_id, tenant in tenants.items()}
+    counters |= {tenant_id: queue.counter for tenant_id, queue in backlogged.items()}
     admitted = admissions(snapshot, counters)
-    run_charges = {run.run.run_id: run.charged / run.weight for run in riding if run.charged}
     decision = Plan(
         admit=tuple(run.run_id for run in admitted),
         evict=tuple(run.run_id for run in evictions(snapshot, counters, admitted)),
@@ -63,18 +67,13 @@ def plan(snapshot: Snapshot) -> Plan:
         ),
         lifts=lifted,
         run_lifts=_run_lifts(snapshot, run_charges, admitted={run.run_id for run in admitted}),
-        charges={q.tenant.tenant_id: q.charged / q.weight for q in backlogged if q.charged},
+        charges={tenant_id: queue.charge for tenant_id, queue in backlogged.items() if queue.charge},
         run_charges=run_charges,
-        backlogged=frozenset(queue.tenant.tenant_id for queue in backlogged),
+        backlogged=frozenset(backlogged),
         floor=floor,
     )
     _check(snapshot, decision)
     return decision
-
-
-def _queue(tenant: Tenant, *, lift: float) -> TenantQueue:
-    runs = [RunQueue(run=run, counter=run.counter) for run in tenant.resident if run.microbatches]
-    return TenantQueue(tenant=tenant, counter=tenant.counter + lift, runs=runs)
 
 
 def _run_lifts(

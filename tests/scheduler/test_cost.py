@@ -1,0 +1,32 @@
+"""Prices in token-equivalents."""
+
+from scheduler.cost import Prices
+
+PRICES = Prices(base_parameters=100_000_000, adapter_parameters=20_000_000, active_parameters=5_000_000)
+
+
+def test_a_trained_token_costs_the_base_and_the_part_of_the_adapter_that_it_meets():
+    assert PRICES.forward_backward(1000) == 1050
+
+
+def test_evaluation_costs_half_of_training():
+    assert PRICES.forward(1000) == 525
+
+
+def test_a_sampled_token_costs_as_much_as_a_trained_one():
+    assert PRICES.sample(32) == PRICES.forward_backward(32)
+
+
+def test_prices_are_rounded_up_so_that_nothing_is_free():
+    assert PRICES.forward(1) == 1
+    assert PRICES.forward_backward(1) == 2
+
+
+def test_a_step_and_a_checkpoint_cost_by_the_whole_adapter():
+    assert PRICES.optim_step() == 26
+    assert PRICES.save() == 13
+
+
+def test_many_tiny_batches_cost_more_than_one_large_batch_of_the_same_tokens():
+    tiny = 100 * (PRICES.forward_backward(10) + PRICES.optim_step())
+    assert tiny > 3 * (PRICES.forward_backward(1000) + PRICES.optim_step())
