@@ -13,12 +13,14 @@ from fastapi import FastAPI
 
 from mixloom import Client
 from mixloom.cli.main import main
+from server.api.app import create_app, open_services
 from server.api.services import Services
 from server.db.tables import Adapter, Job
 from server.ids import new_id
-from tests.server.conftest import ADMIN_KEY, app, base, publish_base, services, settings
+from server.settings import Settings
+from tests.server.conftest import ADMIN_KEY, base, publish_base
 
-__all__ = ["app", "base", "publish_base", "services", "settings"]
+__all__ = ["base", "publish_base"]  # fixtures
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,32 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-@pytest.fixture
-def url(app: FastAPI) -> Iterator[str]:
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FastAPI, str]]:
+    """The app behind a real port, and its URL. What it serves, each test puts into it."""
+    app = create_app(Settings(data_dir=tmp_path_factory.mktemp("server"), admin_key=ADMIN_KEY))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    yield app, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def services(server: tuple[FastAPI, str], tmp_path: Path) -> Services:
+    """An empty database and store of the test's own, which the server serves from now on."""
+    app, _ = server
+    services = open_services(Settings(data_dir=tmp_path / "data", admin_key=ADMIN_KEY))
+    app.state.services = services
+    return services
+
+
+@pytest.fixture
+def url(server: tuple[FastAPI, str], services: Services) -> str:
+    return server[1]
 
 
 @pytest.fixture
