@@ -34,8 +34,8 @@ PAPER_ADAPTER: dict[str, dict[str, Any]] = {
     "lora": {"rank": 80, "dropout": 0.05},
 }
 PAPER_TRAINING: dict[str, Any] = {"cutoff_length": 512, "learning_rate": 2e-4, "batch_size": 16, "epochs": 2}
-"""Table 3; its alpha is 2 * rank, as is our default. Its 8 accumulation steps cut a batch of 16 rows into passes
-of 2: a step has 16 rows all the same."""
+"""Table 3; its alpha is 2 * rank, as is our default. Its 8 accumulation steps cut a batch of 16 into passes of
+2 rows: a step has 16 all the same."""
 
 DEFAULT_SEED = 42
 WANTED_STEPS = 100

@@ -18,24 +18,29 @@ from server.settings import Settings
 from server.store import LocalStore
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The app over `settings.data_dir`, its database migrated. Raises `MixloomError` if that fails."""
+def open_services(settings: Settings) -> Services:
+    """The database of `settings.data_dir`, migrated, and what else requests need. Raises `MixloomError`."""
     upgrade(settings)
     admin_key, _ = ensure_admin_key(settings)
     database = Database(settings.database_path)
-    app = FastAPI(
-        title="Mixloom",
-        version=_version(),
-        redirect_slashes=False,
-        dependencies=[Depends(refuse_unknown)],
-    )
-    app.state.services = Services(
+    return Services(
         settings=settings,
         database=database,
         store=LocalStore(settings.data_dir),
         operations=OperationWatch(database),
         admin_key_sha256=sha256(admin_key),
     )
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The app over `settings.data_dir`. Raises as `open_services`."""
+    app = FastAPI(
+        title="Mixloom",
+        version=_version(),
+        redirect_slashes=False,
+        dependencies=[Depends(refuse_unknown)],
+    )
+    app.state.services = open_services(settings)
     add_error_handlers(app)
     app.add_middleware(BodyRules, upload_bytes=settings.max_upload_mib * MIB)
     app.add_middleware(RequestLine)  # added last: outermost

@@ -52,7 +52,7 @@ def _pending(current: str | None, path: Path) -> list[str]:
         raise MixloomError(
             "database_too_new",
             f"The database {path} was written by a newer version (its revision is {current}, the newest "
-            f"known here is {known[0]}). Start that version, or restore the copy it made beside the database.",
+            f"known here is {known[0]}). Start that one, or restore the copy it made beside the database.",
             500,
         )
     return known[: known.index(current)]

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from server.api.app import create_app
+from server.api.app import create_app, open_services
 from server.api.services import Services
 from server.db.tables import Base, Daemon
 from server.settings import Settings
@@ -42,9 +42,17 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(data_dir=tmp_path / "data", admin_key=ADMIN_KEY)
 
 
+@pytest.fixture(scope="session")
+def routes(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    """The app without what a test keeps in it: to build its routes takes longer than most tests."""
+    return create_app(Settings(data_dir=tmp_path_factory.mktemp("routes"), admin_key=ADMIN_KEY))
+
+
 @pytest.fixture
-def app(settings: Settings) -> FastAPI:
-    return create_app(settings)
+def app(routes: FastAPI, settings: Settings) -> FastAPI:
+    """The app over an empty database of this test's own."""
+    routes.state.services = open_services(settings)
+    return routes
 
 
 @pytest.fixture

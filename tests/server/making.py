@@ -1,0 +1,93 @@
+"""Shorthand for tests: data sets, jobs, and what a daemon would write about them."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+from safetensors.numpy import save_file
+
+import numpy as np
+from server.api.services import Services
+from server.db.tables import Adapter, Job, Metric
+from server.ids import new_id
+
+Row = dict[str, Any]
+
+
+def prompt_rows(count: int) -> list[Row]:
+    """Rows of about equal length, each different."""
+    return [{"prompt": f"What is {number:03}?", "completion": f"It is {number:03}."} for number in range(count)]
+
+
+def upload(caller: TestClient, rows: list[Row], name: str = "rows.jsonl") -> str:
+    """The id of a new data set."""
+    content = "\n".join(json.dumps(row) for row in rows)
+    answer = caller.post("/datasets", files={"file": (name, content)})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def submit(caller: TestClient, dataset: str | None = None, **config: Any) -> dict[str, Any]:
+    """The answer to an accepted job; on a data set of 12 rows unless told otherwise."""
+    answer = caller.post("/jobs", json={"dataset": dataset or upload(caller, prompt_rows(12)), **config})
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def change_job(services: Services, job_id: str, **values: Any) -> None:
+    """What a daemon may do to a job's row."""
+    with services.database.write() as session:
+        job = session.get_one(Job, job_id)
+        for name, value in values.items():
+            setattr(job, name, value)
+
+
+def add_metric(services: Services, job_id: str, step: int, **values: Any) -> None:
+    """A step that a daemon has recorded."""
+    row = {
+        "epoch": step / 10,
+        "tokens": 100 * step,
+        "train_loss": 1 / step,
+        "learning_rate": 1e-4,
+        "grad_norm": 1.0,
+        "tokens_per_second": 200.0,
+        "gang": step,
+        "gang_jobs": 1,
+        "created_at": time.time(),
+    }
+    with services.database.write() as session:
+        session.add(Metric(job_id=job_id, step=step, **{**row, **values}))
+
+
+def add_adapter(services: Services, job_id: str, step: int, **values: Any) -> str:
+    """The id of an adapter that a daemon has published for a job, with its files."""
+    id_ = new_id("adp")
+    key = f"adapters/{id_}"
+
+    def write(folder: Path) -> None:
+        save_file({"a": np.full((4, 4), step, np.float32)}, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text("{}")
+        (folder / "README.md").write_text("# An adapter\n")
+
+    weights = services.store.put(key, write) / "adapter_model.safetensors"
+    with services.database.write() as session:
+        job = session.get_one(Job, job_id)
+        row = {
+            "tenant_id": job.tenant_id,
+            "name": job.name,
+            "final": False,
+            "base_name": job.base_name,
+            "base_hash": job.base_hash,
+            "method": job.adapter["method"],
+            "config": job.adapter,
+            "valid_loss": None,
+            "exact": True,
+            "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "bytes": weights.stat().st_size,
+            "created_at": time.time(),
+        }
+        session.add(Adapter(id=id_, key=key, job_id=job_id, step=step, **{**row, **values}))
+    return id_

@@ -1,0 +1,98 @@
+"""The operator's view: the queue of all tenants, daemons, drains, the base; and whether the service is ready."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from server.api.services import Services
+from server.db.tables import Base, Drain
+from tests.server.conftest import Caller
+from tests.server.making import change_job, submit
+
+
+@pytest.mark.usefixtures("base")
+def test_the_queue_shows_every_tenants_unfinished_jobs(
+    admin: Caller, alice: Caller, bob: Caller, services: Services
+) -> None:
+    jobs = [submit(caller, priority="low")["id"] for caller in (alice, bob, alice)]
+    change_job(services, jobs[0], status="running", step=3)
+    change_job(services, jobs[2], status="failed")
+    entries = admin.get("/admin/queue", params={"order": "asc"}).json()["data"]
+    assert [(entry["id"], entry["tenant"]["name"]) for entry in entries] == [(jobs[0], "alice"), (jobs[1], "bob")]
+    assert [(entry["status"], entry["reason"]) for entry in entries] == [("running", None), ("queued", "fair_share")]
+    assert entries[0]["progress"]["step"] == 3
+    assert (entries[1]["share"], entries[1]["tenant"]["counter"], entries[1]["priority"]) == (0.5, 0.0, "low")
+    assert entries[1]["sentence"]
+
+
+def test_daemons_are_listed_by_their_epochs(admin: Caller, publish_base: Callable[..., Base]) -> None:
+    publish_base(live=False)
+    publish_base(detail={"gangs": 3})
+    listed = admin.get("/admin/daemons").json()["data"]
+    assert [(daemon["id"], daemon["live"], daemon["detail"]) for daemon in listed] == [
+        ("2", True, {"gangs": 3}),
+        ("1", False, {}),
+    ]
+
+
+def test_a_drain_is_a_row_that_holds_until_undrain(admin: Caller, services: Services) -> None:
+    assert admin.get("/admin/drain").json() == {"object": "drain", "draining": False}
+    answer = admin.post("/admin/drain", json={"reason": "a new disk"})
+    drain = answer.json()
+    assert (answer.status_code, drain["mode"], drain["exit"], drain["deadline_at"]) == (201, "quick", False, None)
+    assert admin.get("/admin/drain").json() == drain
+    for _ in range(2):
+        assert admin.post("/admin/undrain").json() == {"object": "drain", "draining": False}
+    assert admin.get("/admin/drain").json()["draining"] is False
+    with services.database.read() as session:
+        assert session.query(Drain).one().ended_at is not None
+
+
+def test_a_second_drain_takes_the_place_of_the_first(admin: Caller, services: Services) -> None:
+    admin.post("/admin/drain", json={"mode": "graceful", "deadline_seconds": 60.0})
+    admin.post("/admin/drain", json={"mode": "fast", "exit": True})
+    drain = admin.get("/admin/drain").json()
+    assert (drain["mode"], drain["exit"]) == ("fast", True)
+    with services.database.read() as session:
+        assert session.query(Drain).filter(Drain.ended_at.is_(None)).count() == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        ({"mode": "slow"}, "invalid_request", "mode"),
+        ({"daemon": "1"}, "not_supported_yet", "daemon"),
+        ({"deadline_seconds": 5.0}, "deadline_needs_graceful", "deadline_seconds"),
+        ({"mode": "graceful", "deadline_seconds": 0}, "invalid_request", "deadline_seconds"),
+        ({"why": "so"}, "unknown_field", "why"),
+    ],
+)
+def test_a_bad_drain_is_refused(body: dict[str, Any], code: str, param: str, admin: Caller) -> None:
+    answer = admin.post("/admin/drain", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (422, code, param)
+    assert admin.get("/admin/drain").json()["draining"] is False
+
+
+def test_the_base_is_the_newest_daemons_and_its_path_the_operators_alone(
+    admin: Caller, alice: Caller, publish_base: Callable[..., Base]
+) -> None:
+    assert alice.get("/base").json()["error"]["code"] == "base_not_ready"
+    publish_base()
+    publish_base(hash="4567", name="newer", context=100, live=False)
+    base = alice.get("/base").json()
+    assert (base["name"], base["hash"], base["max_row_tokens"]) == ("newer", "4567", 100)
+    assert "path" not in base
+    assert admin.get("/base").json() == {**base, "path": "/models/tiny"}
+
+
+def test_ready_means_a_base_and_a_live_daemon(anonymous: Caller, publish_base: Callable[..., Base]) -> None:
+    assert anonymous.get("/healthz").json() == {"status": "alive"}
+    answer = anonymous.get("/readyz")
+    assert (answer.status_code, len(answer.json()["reasons"])) == (503, 2)
+    publish_base()
+    assert anonymous.get("/readyz").json() == {"status": "ready", "reasons": []}
+    publish_base(live=False)
+    answer = anonymous.get("/readyz")
+    assert (answer.status_code, answer.json()["reasons"]) == (503, ["No engine daemon is running."])
