@@ -60,7 +60,9 @@ def register(pass_: Pass) -> str:
         """Queries [1, H, T, C], keys and values [1, G, T, C] -> [1, T, H, C], each sequence by itself."""
         unknown = [k for k, v in others.items() if v is not None and k not in _WITHOUT_MEANING_HERE]
         if unknown or attention_mask is not None or dropout:
-            raise UnsupportedBase(f"this model's attention asks for what the engine does not do: {unknown or 'a mask'}")
+            raise UnsupportedBase(
+                f"this model's attention asks for what the engine does not do: {unknown or 'a mask'}"
+            )
         batch = pass_.batch
         parts = zip(
             query.split(batch.lengths, dim=2),
@@ -92,18 +94,22 @@ def one_sequence(
 ) -> Tensor:
     """Causal attention of the last L of M positions: [1, H, L, C] over [1, G, M, C] -> [1, H, L, C]."""
     num_queries, num_keys = q.shape[2], k.shape[2]
-    windowed = sliding_window is not None and num_keys > sliding_window
+    window = num_keys if sliding_window is None else min(sliding_window, num_keys)
     mask = None
-    if windowed or (1 < num_queries < num_keys) or softcap is not None or sinks is not None:
+    if window < num_keys or (1 < num_queries < num_keys) or softcap is not None or sinks is not None:
         distance = torch.arange(num_keys - num_queries, num_keys, device=q.device)[:, None] - torch.arange(
             num_keys, device=q.device
         )
-        mask = distance >= 0
-        if windowed:
-            mask &= distance < sliding_window
+        mask = (distance >= 0) & (distance < window)
     if softcap is None and sinks is None:
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and num_queries > 1, scale=scaling, enable_gqa=True
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and num_queries > 1,
+            scale=scaling,
+            enable_gqa=True,
         )
     repeats = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)

@@ -41,11 +41,12 @@ class BaseModel:
         self.num_layers: int = self.config.num_hidden_layers
         self.num_parameters: int = sum(p.numel() for p in model.parameters())
         self.context: int = self.config.max_position_embeddings
+        self.activation_name: str = getattr(self.config, "hidden_activation", None) or self.config.hidden_act
         self.microbatch_tokens = microbatch_tokens
         self.shapes: dict[str, tuple[int, int]] = {}
         self.pass_ = Pass()
         self.model.set_attn_implementation(attention.register(self.pass_))
-        for index, layer in enumerate(self.model.model.layers):  # type: ignore[arg-type, union-attr]
+        for index, layer in enumerate(self.model.model.layers):
             self._replace(index, layer)
 
     def _replace(self, index: int, layer: nn.Module) -> None:
@@ -66,9 +67,13 @@ class BaseModel:
         """
         for module in config.target_modules:
             if module not in self.shapes:
-                raise EngineError(f"target module '{module}' matches nothing; this base has {', '.join(self.shapes)}")
+                raise EngineError(
+                    f"target module '{module}' matches nothing; this base has {', '.join(self.shapes)}"
+                )
             if config.rank > min(self.shapes[module]):
-                raise EngineError(f"rank {config.rank} is above {min(self.shapes[module])}, the width of '{module}'")
+                raise EngineError(
+                    f"rank {config.rank} is above {min(self.shapes[module])}, the width of '{module}'"
+                )
         if config.is_mixture and not set(config.target_modules) & set(self.family.mlp):
             raise EngineError(f"mixlora needs a feed-forward target: one of {', '.join(self.family.mlp)}")
 
@@ -77,14 +82,14 @@ class BaseModel:
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """The normed last hidden states [T, D] of the pass under way."""
-        outputs = self.model.model(  # type: ignore[operator]
+        outputs = self.model.model(
             input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False
         )
         return outputs.last_hidden_state[0]
 
     def head(self, hidden_nD: Tensor) -> Tensor:
         """Logits [n, V]."""
-        logits = self.model.lm_head(hidden_nD)  # type: ignore[operator]
+        logits = self.model.lm_head(hidden_nD)
         softcap = getattr(self.config, "final_logit_softcapping", None)
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
@@ -99,18 +104,23 @@ def hash_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def load(folder: Path, *, name: str, dtype: torch.dtype, device: str, microbatch_tokens: int = 1024) -> BaseModel:
+def load(
+    folder: Path, *, name: str, dtype: torch.dtype, device: str, microbatch_tokens: int = 1024
+) -> BaseModel:
     """Load a local folder of safetensors; code and pickles in it are never run.
 
     Raises:
         EngineError: the folder holds no such model.
     """
     if not list(folder.glob("*.safetensors")):
-        raise EngineError(f"'{folder}' holds no *.safetensors; convert the model first (pickles are never loaded)")
+        raise EngineError(
+            f"'{folder}' holds no *.safetensors; convert the model first (pickles are never loaded)"
+        )
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
     )
-    return BaseModel(model.to(device), name=name, hash_=hash_of(folder), microbatch_tokens=microbatch_tokens)
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    return BaseModel(model, name=name, hash_=hash_of(folder), microbatch_tokens=microbatch_tokens)
 
 
 @dataclass(frozen=True)
@@ -137,5 +147,3 @@ class Fingerprint:
             capability=torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
             threads=torch.get_num_threads(),
         )
-
-

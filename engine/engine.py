@@ -123,7 +123,9 @@ class Engine:
             hidden = self.base.hidden_states(batch)
             if torch.is_grad_enabled() and not hidden.requires_grad:
                 raise EngineError("no parameter of this pass can be trained")
-            loss, logprobs = target_logprobs(hidden, self.base.head, rows, targets, weights, _loss(microbatches))
+            loss, logprobs = target_logprobs(
+                hidden, self.base.head, rows, targets, weights, _loss(microbatches)
+            )
             auxiliary = [_auxiliary(segment) for segment in segments]
             if torch.is_grad_enabled():
                 terms = zip(microbatches, auxiliary, strict=True)
@@ -172,8 +174,10 @@ def _outcomes(
     outcomes = []
     for m, segment, aux in zip(microbatches, batch.segments, auxiliary, strict=True):
         mine = [next(by_row) for _ in m.rows]
-        loss = sum(float(LOSSES[m.loss](lp, torch.from_numpy(row.weights)).sum())
-                   for lp, row in zip(mine, m.rows, strict=True))
+        loss = sum(
+            float(LOSSES[m.loss](lp, torch.from_numpy(row.weights)).sum())
+            for lp, row in zip(mine, m.rows, strict=True)
+        )
         loads = torch.stack(segment.expert_loads).cpu() if segment.expert_loads else None
         outcomes.append(Outcome(mine, loss, None if aux is None else float(aux.detach()), loads))
     return outcomes

@@ -66,7 +66,14 @@ class PackedFeedForward(nn.Module):
             return self._adapted(segment, routing, x_nD, gate_nF, up_nF)
         # Recomputed in the backward: kept are x, W1x, W3x and the routing, not the states of K experts.
         return checkpoint(
-            self._adapted, segment, routing, x_nD, gate_nF, up_nF, use_reentrant=False, preserve_rng_state=False
+            self._adapted,
+            segment,
+            routing,
+            x_nD,
+            gate_nF,
+            up_nF,
+            use_reentrant=False,
+            preserve_rng_state=False,
         )
 
     def _adapted(
@@ -82,8 +89,13 @@ class PackedFeedForward(nn.Module):
         delta = None
         if segment.targets(self.family.down):
             parts = [
-                lora_delta(segment.drop(rows, self.layer, f"down_input.{expert}"), segment, self.layer,
-                           self.family.down, expert)
+                lora_delta(
+                    segment.drop(rows, self.layer, f"down_input.{expert}"),
+                    segment,
+                    self.layer,
+                    self.family.down,
+                    expert,
+                )
                 for expert, rows in _by_expert(routing, hidden)
             ]
             delta = torch.cat(parts)
@@ -91,12 +103,16 @@ class PackedFeedForward(nn.Module):
             return hidden, delta
         return routing.combine(hidden), None if delta is None else routing.combine(delta)
 
-    def _add(self, segment: Segment, routing: Routing | None, module: str, dropped: Tensor, common: Tensor) -> Tensor:
+    def _add(
+        self, segment: Segment, routing: Routing | None, module: str, dropped: Tensor, common: Tensor
+    ) -> Tensor:
         """Each expert's LoRA of `module` added to the shared projection of its rows."""
         if not segment.targets(module):
             return common
         rows = zip(_by_expert(routing, dropped), _by_expert(routing, common), strict=True)
-        return torch.cat([y + lora_delta(x, segment, self.layer, module, expert) for (expert, x), (_, y) in rows])
+        return torch.cat(
+            [y + lora_delta(x, segment, self.layer, module, expert) for (expert, x), (_, y) in rows]
+        )
 
 
 def _by_expert(routing: Routing | None, sorted_rows: Tensor) -> list[tuple[int | None, Tensor]]:

@@ -19,6 +19,7 @@ from engine.errors import EngineError
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+CARD = "README.md"
 _SMALLEST_DROPOUT = 1e-9  # the `mixlora` package refuses a dropout of 0
 
 
@@ -58,10 +59,21 @@ def disk_config(config: AdapterConfig, *, base_name: str, activation: str) -> di
     return values
 
 
-def write(adapter: Adapter, folder: Path, *, base_name: str, activation: str) -> None:
+def tensors(adapter: Adapter) -> dict[str, Tensor]:
+    """A copy of the weights in host memory, under their names on disk, sorted."""
+    mixture = adapter.config.is_mixture
+    named = {
+        tensor_name(name, mixture=mixture): p.detach().to("cpu", copy=True) for name, p in adapter.named()
+    }
+    return dict(sorted(named.items()))
+
+
+def write(weights: dict[str, Tensor], config: dict[str, Any], folder: Path, card: str | None = None) -> None:
     """Native files: the same weights give the same bytes (sorted names, no times, no ids)."""
-    save_file(_tensors(adapter), folder / WEIGHTS)
-    _write_json(disk_config(adapter.config, base_name=base_name, activation=activation), folder / CONFIG)
+    save_file(weights, folder / WEIGHTS)
+    _write_json(config, folder / CONFIG)
+    if card is not None:
+        (folder / CARD).write_text(card)
 
 
 def read(folder: Path, empty_adapter: Callable[[AdapterConfig], Adapter]) -> Adapter:
@@ -84,12 +96,14 @@ def read(folder: Path, empty_adapter: Callable[[AdapterConfig], Adapter]) -> Ada
         router_aux_loss_coef=values.get("router_aux_loss_coef"),
     )
     adapter = empty_adapter(config)
-    tensors = load_file(folder / WEIGHTS)
+    stored = load_file(folder / WEIGHTS)
     for name, parameter in adapter.named():
-        tensor = tensors.get(tensor_name(name, mixture=mixture))
+        tensor = stored.get(tensor_name(name, mixture=mixture))
         if tensor is None or tensor.shape != parameter.shape:
-            raise EngineError(f"'{tensor_name(name, mixture=mixture)}' is missing or has another shape than "
-                              f"{list(parameter.shape)}")
+            raise EngineError(
+                f"'{tensor_name(name, mixture=mixture)}' is missing or has another shape than "
+                f"{list(parameter.shape)}"
+            )
         parameter.copy_(tensor)
     return adapter
 
@@ -105,23 +119,22 @@ def export(source: Path, target: Path, layout: str) -> None:
     if layout == "peft" and mixture:
         raise EngineError("PEFT has no MixLoRA; take the format mixlora (or native).")
     if layout == "mixlora" and not mixture:
-        raise EngineError("This is a LoRA adapter, which the mixlora package does not read; take the format peft.")
-    tensors = load_file(source / WEIGHTS)
+        raise EngineError(
+            "This is a LoRA adapter, which the mixlora package does not read; take the format peft."
+        )
     if layout == "mixlora":
         if values["lora_alpha"] != int(values["lora_alpha"]):
-            raise EngineError(f"The mixlora package reads only a whole alpha, this one is {values['lora_alpha']}.")
+            raise EngineError(
+                f"The mixlora package reads only a whole alpha, this one is {values['lora_alpha']}."
+            )
         values["lora_alpha"] = int(values["lora_alpha"])
         values["lora_dropout"] = float(values["lora_dropout"]) or _SMALLEST_DROPOUT
-        torch.save(dict(sorted(tensors.items())), target / "adapter_model.bin")
+        torch.save(dict(sorted(load_file(source / WEIGHTS).items())), target / "adapter_model.bin")
     else:
         (target / WEIGHTS).write_bytes((source / WEIGHTS).read_bytes())
     _write_json(values, target / CONFIG)
-
-
-def _tensors(adapter: Adapter) -> dict[str, Tensor]:
-    mixture = adapter.config.is_mixture
-    tensors = {tensor_name(name, mixture=mixture): p.detach().to("cpu", copy=True) for name, p in adapter.named()}
-    return dict(sorted(tensors.items()))
+    if (source / CARD).exists():
+        (target / CARD).write_bytes((source / CARD).read_bytes())
 
 
 def _write_json(values: dict[str, Any], path: Path) -> None:

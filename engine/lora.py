@@ -11,9 +11,7 @@ from engine.passes import Pass
 from engine.segments import Segment
 
 
-def lora_delta(
-    x_nD: Tensor, segment: Segment, layer: int, module: str, expert: int | None = None
-) -> Tensor:
+def lora_delta(x_nD: Tensor, segment: Segment, layer: int, module: str, expert: int | None = None) -> Tensor:
     """s·xA'B' for rows that have had their dropout: [n, D] -> [n, O]. Matmuls run in the dtype of `x_nD`."""
     assert segment.adapter is not None
     a_RD = segment.parameter(layer, module, "A", expert).to(x_nD.dtype)
@@ -41,7 +39,9 @@ class LoraLinear(nn.Module):
         parts = []
         for (segment, x_nD), (_, y_nO) in zip(batch.split(x[0]), batch.split(y[0]), strict=True):
             if segment is None or not segment.targets(self.module):
-                parts.append(y_nO)  # never `+ 0`: a segment's bits do not depend on whether its neighbour adds
+                parts.append(
+                    y_nO
+                )  # never `+ 0`: a segment's bits do not depend on whether its neighbour adds
                 continue
             dropped = self.pass_.dropped(x_nD, segment, self.layer, self.input_name)
             parts.append(y_nO + lora_delta(dropped, segment, self.layer, self.module))

@@ -28,7 +28,7 @@ def target_logprobs(
     hidden_TD: Tensor, head: Head, rows_N: Tensor, targets_N: Tensor, weights_N: Tensor, loss: Loss
 ) -> tuple[Tensor, Tensor]:
     """The summed loss (a scalar to call backward on) and log p(target) [N] in float32 (float64 on a float64 base)."""
-    return _TargetLoss.apply(hidden_TD, head, rows_N, targets_N, weights_N, loss)  # type: ignore[no-untyped-call]
+    return _TargetLoss.apply(hidden_TD, head, rows_N, targets_N, weights_N, loss)
 
 
 class _TargetLoss(torch.autograd.Function):
@@ -36,7 +36,13 @@ class _TargetLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_TD: Tensor, head: Head, rows_N: Tensor, targets_N: Tensor, weights_N: Tensor, loss: Loss
+        ctx: Any,
+        hidden_TD: Tensor,
+        head: Head,
+        rows_N: Tensor,
+        targets_N: Tensor,
+        weights_N: Tensor,
+        loss: Loss,
     ) -> tuple[Tensor, Tensor]:
         wanted = ctx.needs_input_grad[0]
         gradient_TD = torch.zeros_like(hidden_TD) if wanted else None
@@ -45,7 +51,9 @@ class _TargetLoss(torch.autograd.Function):
             rows_N.split(CHUNK_ROWS), targets_N.split(CHUNK_ROWS), weights_N.split(CHUNK_ROWS), strict=True
         ):
             with torch.set_grad_enabled(wanted):
-                hidden = F.pad(hidden_TD.detach()[rows], (0, 0, 0, -len(rows) % ROW_MULTIPLE)).requires_grad_(wanted)
+                hidden = F.pad(hidden_TD.detach()[rows], (0, 0, 0, -len(rows) % ROW_MULTIPLE)).requires_grad_(
+                    wanted
+                )
                 logits = head(hidden)[: len(rows)]
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 logprob = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]

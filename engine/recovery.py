@@ -59,8 +59,10 @@ def read(folder: Path, empty_adapter: Callable[[AdapterConfig], Adapter], device
     tensors = {name: tensor.to(device) for name, tensor in load_file(folder / "state.safetensors").items()}
     adapter = empty_adapter(AdapterConfig.from_dict(state["config"]))
     if tensors["parameters"].shape != adapter.flat.shape:
-        raise EngineError(f"this recovery point has {tensors['parameters'].numel()} parameters, "
-                          f"the configuration has {adapter.flat.numel()}")
+        raise EngineError(
+            f"this recovery point has {tensors['parameters'].numel()} parameters, "
+            f"the configuration has {adapter.flat.numel()}"
+        )
     adapter.flat.copy_(tensors["parameters"])
     gradient = tensors.get("gradient", torch.zeros_like(adapter.flat))
     optimizer = AdamW(tensors["first"], tensors["second"], state["step"])

@@ -27,7 +27,9 @@ class Routing:
 
     def combine(self, x_ND: Tensor) -> Tensor:
         """Σ_k r_k x_k for each token: [N, D] -> [n, D]."""
-        x_nKD = _Gather.apply(x_ND, self.place_nK.flatten(), self.order_N[:, None]).unflatten(0, self.place_nK.shape)
+        x_nKD = _Gather.apply(x_ND, self.place_nK.flatten(), self.order_N[:, None]).unflatten(
+            0, self.place_nK.shape
+        )
         return (self.weights_nK.to(x_ND.dtype)[:, :, None] * x_nKD).sum(1)
 
 

@@ -38,6 +38,10 @@ class Segment:
     def num_tokens(self) -> int:
         return sum(len(sequence) for sequence in self.sequences)
 
+    def sequence_caches(self) -> "Sequence[KeyValueCache | None]":
+        """One entry a sequence."""
+        return self.caches or [None] * len(self.sequences)
+
     def targets(self, module: str) -> bool:
         return self.adapter is not None and module in self.adapter.config.target_modules
 
@@ -68,20 +72,14 @@ class Batch:
 
     def sequence_caches(self) -> "list[KeyValueCache | None]":
         """One entry a sequence, the padding last."""
-        caches: list[KeyValueCache | None] = []
-        for segment in self.segments:
-            caches += segment.caches or [None] * len(segment.sequences)
-        return [*caches, None]
+        return [*(cache for segment in self.segments for cache in segment.sequence_caches()), None]
 
 
 def pack(segments: Sequence[Segment], device: torch.device) -> Batch:
     """Lay the segments end to end and pad the end; positions go on from what a sequence's cache holds."""
     sequences = [sequence for segment in segments for sequence in segment.sequences]
-    starts = [
-        cache.length if cache else 0
-        for segment in segments
-        for cache in (segment.caches or [None] * len(segment.sequences))
-    ]
+    caches = [cache for segment in segments for cache in segment.sequence_caches()]
+    starts = [cache.length if cache else 0 for cache in caches]
     total = sum(len(sequence) for sequence in sequences)
     padding = -total % ROW_MULTIPLE
     assert 0 < total + padding <= MAX_PACKED_TOKENS, f"a pass of {total} tokens"

@@ -68,7 +68,7 @@ def _convert_gguf(path: Path) -> Path:
             raise EngineError(f"The GGUF file '{path}' cannot be read: {error}") from error
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        model.hf_quantizer = None
+        model.hf_quantizer = None  # type: ignore[assignment]
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         with contextlib.suppress(FileExistsError):  # another process was faster; its folder is the same
@@ -83,7 +83,9 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]))
+        return Path(
+            snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"])
+        )
     except (OSError, HFValidationError) as error:
         raise EngineError(
             f"The base '{name}' is neither a local folder, a GGUF file nor a model that the hub gave "

@@ -54,7 +54,14 @@ class LocalStore:
         folder = self.path(prefix)
         if not folder.is_dir():
             return []
-        return sorted(f"{prefix}/{child.name}" for child in folder.iterdir() if not child.name.endswith(".tmp"))
+        return sorted(
+            f"{prefix}/{child.name}" for child in folder.iterdir() if not child.name.endswith(".tmp")
+        )
+
+    def remove_unfinished(self, prefix: str) -> None:
+        """Delete what a killed writer left under `prefix`. Only for a prefix that nobody else writes to."""
+        for folder in self.path(prefix).rglob("*.tmp"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def delete(self, key: str) -> None:
         """Remove a key; a missing one is no error."""

@@ -65,3 +65,32 @@ def remove_forgotten(session: Session) -> list[str]:
     """Forget operations whose deadline is an hour past; their keys, to be deleted from the store."""
     statement = delete(Operation).where(Operation.deadline < time.time() - KEPT_SECONDS)
     return list(session.scalars(statement.returning(Operation.key)))
+
+
+def any_pending(session: Session, base_hash: str) -> bool:
+    """Whether an operation on this base waits."""
+    waiting = select(Operation.id).where(Operation.status == PENDING, Operation.base_hash == base_hash)
+    return session.scalar(waiting.limit(1)) is not None
+
+
+def start_pending(session: Session, base_hash: str) -> list[Operation]:
+    """Take every operation on this base that waits, the oldest first."""
+    waiting = select(Operation).where(Operation.status == PENDING, Operation.base_hash == base_hash)
+    taken = list(session.scalars(waiting.order_by(Operation.created_at)))
+    for operation in taken:
+        operation.status = RUNNING
+    return taken
+
+
+def finish(session: Session, ids: Sequence[str], error: dict[str, Any] | None) -> None:
+    """End operations as done, or as failed with an error; those that were given up stay as they are."""
+    session.execute(
+        update(Operation)
+        .where(Operation.id.in_(ids), Operation.status == RUNNING)
+        .values(status=FAILED if error else DONE, error=error, finished_at=time.time())
+    )
+
+
+def restart_running(session: Session) -> None:
+    """At a daemon's start: what an earlier one was doing waits again."""
+    session.execute(update(Operation).where(Operation.status == RUNNING).values(status=PENDING))

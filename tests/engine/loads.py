@@ -14,14 +14,30 @@ ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 
 
 def lora(rank: int = 4, **changes) -> AdapterConfig:
-    return AdapterConfig(**({"method": "lora", "rank": rank, "alpha": 2 * rank, "dropout": 0.1,
-                             "target_modules": ALL} | changes))
+    return AdapterConfig(
+        **(
+            {"method": "lora", "rank": rank, "alpha": 2 * rank, "dropout": 0.1, "target_modules": ALL}
+            | changes
+        )
+    )
 
 
 def mixlora(rank: int = 4, experts: int = 4, top_k: int = 2, **changes) -> AdapterConfig:
-    return AdapterConfig(**({"method": "mixlora", "rank": rank, "alpha": 2 * rank, "dropout": 0.1,
-                             "target_modules": ALL, "num_experts": experts, "top_k": top_k,
-                             "router_aux_loss_coef": 0.01} | changes))
+    return AdapterConfig(
+        **(
+            {
+                "method": "mixlora",
+                "rank": rank,
+                "alpha": 2 * rank,
+                "dropout": 0.1,
+                "target_modules": ALL,
+                "num_experts": experts,
+                "top_k": top_k,
+                "router_aux_loss_coef": 0.01,
+            }
+            | changes
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -34,10 +50,14 @@ class Load:
 
 LOADS = {
     "one job": Load([mixlora()], [(0, [7, 12])]),
-    "four different": Load([mixlora(), mixlora(8, 8, 3), lora(), mixlora(2, 3, 1)],
-                           [(0, [9]), (1, [5, 6]), (2, [11]), (3, [4, 4, 4])]),
+    "four different": Load(
+        [mixlora(), mixlora(8, 8, 3), lora(), mixlora(2, 3, 1)],
+        [(0, [9]), (1, [5, 6]), (2, [11]), (3, [4, 4, 4])],
+    ),
     "skewed sizes": Load([mixlora(), lora(), mixlora()], [(0, [60, 50]), (1, [2]), (2, [3])]),
-    "mixed ranks": Load([lora(1), lora(16), mixlora(2), mixlora(13)], [(0, [8]), (1, [8]), (2, [8]), (3, [8])]),
+    "mixed ranks": Load(
+        [lora(1), lora(16), mixlora(2), mixlora(13)], [(0, [8]), (1, [8]), (2, [8]), (3, [8])]
+    ),
     "LoRA beside MixLoRA": Load([lora(), mixlora()], [(0, [10, 3]), (1, [6, 9])]),
     "two segments of one job": Load([mixlora(), lora()], [(0, [6, 5]), (1, [7]), (0, [9]), (0, [4])]),
     "a sequence of one token": Load([mixlora(), lora()], [(0, [1, 8]), (1, [5, 1])]),
@@ -45,10 +65,17 @@ LOADS = {
     "top_k is 1": Load([mixlora(4, 4, 1), mixlora()], [(0, [9]), (1, [9])]),
     "top_k is num_experts": Load([mixlora(4, 4, 4), mixlora()], [(0, [9]), (1, [9])]),
     "attention only beside feed-forward only": Load(
-        [lora(target_modules=("q_proj", "v_proj")), mixlora(target_modules=("gate_proj", "up_proj", "down_proj")),
-         mixlora(target_modules=("down_proj",)), mixlora(target_modules=("q_proj", "up_proj"))],
-        [(0, [9]), (1, [8]), (2, [7]), (3, [6])]),
-    "rsLoRA and no dropout": Load([lora(rslora=True, dropout=0.0), mixlora(dropout=0.0)], [(0, [9]), (1, [8])]),
+        [
+            lora(target_modules=("q_proj", "v_proj")),
+            mixlora(target_modules=("gate_proj", "up_proj", "down_proj")),
+            mixlora(target_modules=("down_proj",)),
+            mixlora(target_modules=("q_proj", "up_proj")),
+        ],
+        [(0, [9]), (1, [8]), (2, [7]), (3, [6])],
+    ),
+    "rsLoRA and no dropout": Load(
+        [lora(rslora=True, dropout=0.0), mixlora(dropout=0.0)], [(0, [9]), (1, [8])]
+    ),
 }
 
 

@@ -66,7 +66,9 @@ class PlainExperts(nn.Module):
                 shape = hidden.new_empty(len(rows_of[expert]), len(hidden))
                 mask = oracle.mask(self.layer, f"down_input.{expert}", shape)
                 inner = hidden if mask is None else hidden * mask[rows_of[expert].index(token)]
-                output = output + weight * (self.mlp.down_proj(hidden) + self.lora("down_proj", expert, inner))
+                output = output + weight * (
+                    self.mlp.down_proj(hidden) + self.lora("down_proj", expert, inner)
+                )
             outputs.append(output)
         return torch.stack(outputs)[None]
 
@@ -83,11 +85,19 @@ class Oracle:
         self.model.set_attn_implementation("sdpa")
 
     def mask(self, layer: int, input_name: str, like: Tensor) -> Tensor | None:
-        return self.dropout.mask(layer, input_name, like) if self.dropout and self.dropout.probability else None
+        return (
+            self.dropout.mask(layer, input_name, like) if self.dropout and self.dropout.probability else None
+        )
 
     def install(self, num_tokens: int) -> None:
-        inputs = {"q_proj": "attention_input", "k_proj": "attention_input", "v_proj": "attention_input",
-                  "o_proj": "attention_output", "gate_proj": "mlp_input", "up_proj": "mlp_input"}
+        inputs = {
+            "q_proj": "attention_input",
+            "k_proj": "attention_input",
+            "v_proj": "attention_input",
+            "o_proj": "attention_output",
+            "gate_proj": "mlp_input",
+            "up_proj": "mlp_input",
+        }
         for index, layer in enumerate(self.model.model.layers):
             for name in self.config.target_modules:
                 owner = layer.mlp if name in ("gate_proj", "up_proj", "down_proj") else layer.self_attn

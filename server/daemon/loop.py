@@ -1,0 +1,249 @@
+"""The daemon's loop: reconcile, decide, do, record. Between two gangs it obeys what the database says is wanted."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from engine.engine import Engine
+from scheduler.plan import Plan, plan
+from server.daemon.books import Books
+from server.daemon.program import StepReport, Work
+from server.daemon.roster import Resident, Roster
+from server.daemon.sampler import Sampler
+from server.daemon.snapshot import take_snapshot
+from server.daemon.writer import Writer
+from server.db import daemons, drains, runs
+from server.db.states import JobStatus
+from server.db.tables import Drain
+from server.settings import Settings
+
+IDLE_SECONDS = 0.05
+
+
+@dataclass
+class Riding:
+    """One run's part of a gang."""
+
+    resident: Resident
+    works: list[Work]
+    charged: int
+
+
+class Loop:
+    """One life of the daemon, from ready to stopped."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        books: Books,
+        settings: Settings,
+        roster: Roster,
+        sampler: Sampler,
+        writer: Writer,
+    ):
+        self.engine = engine
+        self.books = books
+        self.settings = settings
+        self.roster = roster
+        self.sampler = sampler
+        self.writer = writer
+        self.is_stopping = False
+        self.drain: Drain | None = None
+        self.num_gangs = 0
+        self.tokens_per_second = 0.0
+        with books.read() as session:
+            daemon = daemons.newest_daemon(session)
+            self.floor = daemon.floor if daemon else 0.0
+
+    @property
+    def residents(self) -> list[Resident]:
+        return list(self.roster.residents.values())
+
+    def run(self) -> None:
+        """Go on until a drain that asks for it, or SIGTERM, has let every run go."""
+        while not self._is_over():
+            self.writer.settle()
+            self._reconcile()
+            decision = self._decide()
+            gang = self._gang(decision)
+            began = time.monotonic()
+            self._execute(gang)
+            self._record(decision, gang, time.monotonic() - began)
+            sampled = self.sampler.turn(training_seconds=time.monotonic() - began if gang else None)
+            if not gang and not sampled:
+                time.sleep(IDLE_SECONDS)
+        self.writer.wait()
+
+    def _is_over(self) -> bool:
+        leaving = self.is_stopping or (self.drain is not None and self.drain.exit)
+        return leaving and not self.residents and self.writer.is_idle
+
+    def _reconcile(self) -> None:
+        """Carry out what tenants and the operator want of the resident runs."""
+        with self.books.read() as session:
+            self.drain = drains.open_drain(session)
+            wishes = runs.wishes(session, [resident.job.id for resident in self.residents])
+        for resident in self.residents:
+            status, requested = wishes.get(resident.job.id, (JobStatus.CANCELLED, None))
+            if resident.is_closing:
+                continue
+            if status not in runs.RESIDENT:
+                self.roster.drop(resident)
+            elif self.drain is not None and self.drain.mode == "fast":
+                self.roster.abandon(resident)
+            elif requested == "pause":
+                resident.leaves_as = JobStatus.PAUSED
+            elif self.is_stopping or self._drains_quickly():
+                resident.leaves_as = JobStatus.QUEUED
+            elif resident.leaves_as is JobStatus.PAUSED:
+                resident.leaves_as = None  # resumed before it was saved
+        for resident in self.residents:
+            if resident.leaves_as and not resident.is_closing and resident.program.at_boundary:
+                self.roster.leave(resident)
+
+    def _drains_quickly(self) -> bool:
+        if self.drain is None:
+            return False
+        past = self.drain.deadline_at is not None and time.time() > self.drain.deadline_at
+        return self.drain.mode == "quick" or past
+
+    def _decide(self) -> Plan:
+        """Plan, and plan again when a run came into memory, so that it rides in this very gang."""
+        while True:
+            snapshot = take_snapshot(
+                self.books,
+                self.residents,
+                self.settings,
+                base_hash=self.engine.base.hash,
+                floor=self.floor,
+                draining=self.is_stopping or self.drain is not None,
+            )
+            decision = plan(snapshot)
+            if not decision.admit:
+                return decision
+            for run_id in decision.admit:
+                self.roster.attach(run_id)
+            with self.books.write() as session:
+                runs.add_charges(session, run_lifts=decision.run_lifts)
+
+    def _gang(self, decision: Plan) -> list[Riding]:
+        for resident in self.residents:
+            if (
+                resident.leaves_as is not JobStatus.PAUSED
+                and not self._drains_quickly()
+                and not self.is_stopping
+            ):
+                resident.leaves_as = JobStatus.QUEUED if resident.run_id in decision.evict else None
+        gang = []
+        for slot in decision.gang:
+            resident = self.roster.residents[slot.run_id]
+            gang.append(Riding(resident, resident.program.offered()[: slot.num_microbatches], slot.charged))
+        return gang
+
+    def _execute(self, gang: Sequence[Riding]) -> None:
+        """One pass for what trains, one for what evaluates."""
+        for is_training in (True, False):
+            riding = [r for r in gang if r.works[0].is_training is is_training]
+            if not riding:
+                continue
+            microbatches = [r.resident.program.microbatch(w, r.resident.run) for r in riding for w in r.works]
+            do = self.engine.forward_backward if is_training else self.engine.forward
+            outcomes = iter(do(microbatches))
+            for r in riding:
+                mine = [next(outcomes) for _ in r.works]
+                if all(math.isfinite(outcome.loss) for outcome in mine):
+                    r.resident.program.took(r.works, mine)
+                else:
+                    self.roster.fail(
+                        r.resident, "diverged", _DIVERGED.format(step=r.resident.program.cursor.step + 1)
+                    )
+
+    def _record(self, decision: Plan, gang: Sequence[Riding], seconds: float) -> None:
+        """End the units that are done, and write all of it in one transaction."""
+        if not gang:
+            return
+        self.num_gangs += 1
+        tokens = sum(work.num_tokens for r in gang for work in r.works)
+        rate = tokens / max(seconds, 1e-6)
+        self.tokens_per_second = (
+            rate if not self.tokens_per_second else 0.8 * self.tokens_per_second + 0.2 * rate
+        )
+        metrics: list[tuple[Resident, StepReport]] = []
+        losses: list[tuple[Resident, int, float]] = []
+        for resident in [r.resident for r in gang if r.resident.run_id in self.roster.residents]:
+            if not resident.program.unit_is_done:
+                continue
+            if resident.program.cursor.evaluating:
+                step, loss = resident.program.cursor.step, resident.program.end_evaluation()
+                resident.valid_loss = (step, loss)
+                losses.append((resident, step, loss))
+                continue
+            report = resident.program.end_step(self.engine, resident.run)
+            if math.isfinite(report.grad_norm):
+                metrics.append((resident, report))
+            else:
+                self.roster.fail(resident, "diverged", _DIVERGED.format(step=report.step))
+        with self.books.write() as session:
+            self._charge(session, decision, gang)
+            for resident, report in metrics:
+                values = self._metric(resident, report) | {"gang": self.num_gangs, "gang_jobs": len(gang)}
+                runs.add_metric(session, resident.job.id, values)
+            for resident, step, loss in losses:
+                runs.set_valid_loss(session, resident.job.id, step, loss)
+            daemons.update_daemon(session, self.books.epoch, floor=decision.floor, detail=self._detail())
+        self.floor = decision.floor
+        for resident in [*(metric[0] for metric in metrics), *(row[0] for row in losses)]:
+            self._after_unit(resident)
+
+    def _charge(self, session: Session, decision: Plan, gang: Sequence[Riding]) -> None:
+        """Write the plan's increments, and keep the sum that a recovery point will carry."""
+        runs.add_charges(
+            session,
+            lifts=decision.lifts,
+            charges=decision.charges,
+            run_lifts=decision.run_lifts,
+            run_charges=decision.run_charges,
+            costs={r.resident.run_id: r.charged for r in gang},
+        )
+        runs.set_backlogged(session, decision.backlogged)
+        for r in gang:
+            r.resident.cost_charged += r.charged
+
+    def _metric(self, resident: Resident, report: StepReport) -> dict[str, object]:
+        """A step's row but for its gang."""
+        now = time.monotonic()
+        rate = report.step_tokens / max(now - resident.step_began, 1e-6)
+        resident.step_began = now
+        values = vars(report) | {"tokens_per_second": rate}
+        del values["step_tokens"]
+        return values
+
+    def _after_unit(self, resident: Resident) -> None:
+        """Publish and save what is due now that a run stands between two units."""
+        program = resident.program
+        if program.is_finished:
+            self.roster.publish_adapter(resident, final=True)
+            return
+        if program.checkpoint_is_due():
+            self.roster.publish_adapter(resident, final=False)
+        steps = self.settings.recovery_steps
+        due = steps and program.cursor.step - resident.saved.step >= steps
+        if due or time.monotonic() - resident.saved_at > self.settings.recovery_seconds:
+            self.roster.save(resident)
+
+    def _detail(self) -> dict[str, object]:
+        return {
+            "tokens_per_second": round(self.tokens_per_second, 2),
+            "gangs": self.num_gangs,
+            "resident_runs": len(self.residents),
+            "max_resident_runs": self.settings.max_resident_runs,
+        }
+
+
+_DIVERGED = (
+    "The loss or the gradient became infinite or not a number at step {step}. Lower the learning rate, or look "
+    "for extreme rows in the data."
+)

@@ -1,0 +1,141 @@
+"""The daemon's life: lock, load the base, publish it, claim an epoch, run the loop."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from engine import base_model, sources
+from engine.base_model import BaseModel
+from engine.engine import Engine
+from engine.errors import EngineError
+from engine.probe import choose_device, choose_dtype, probe
+from server.daemon.books import Books
+from server.daemon.lock import hold
+from server.daemon.loop import Loop
+from server.daemon.publish import base_row, publish_tokenizer
+from server.daemon.roster import Roster
+from server.daemon.sampler import Sampler
+from server.daemon.writer import Writer
+from server.db import daemons, operations, recovery_points, runs
+from server.db.daemons import Fenced
+from server.db.migrate import upgrade
+from server.db.session import Database
+from server.logs import configure_logging
+from server.settings import Settings
+from server.store import LocalStore
+
+log = logging.getLogger("mixloom.daemon")
+HEARTBEAT_SECONDS = 2.0
+EXIT_BAD_BASE = 3
+"""The base cannot be loaded: starting again would not help."""
+
+
+def main(settings: Settings, *, supervised: bool) -> int:
+    """Run the daemon until it is told to end; its exit code."""
+    configure_logging(settings)
+    if supervised:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    upgrade(settings)
+    lock = hold(settings.data_dir / "daemon.lock")
+    with lock:
+        try:
+            return _live(settings)
+        except EngineError as error:
+            log.error("base_not_loaded", extra={"fields": {"reason": str(error)}})
+            return EXIT_BAD_BASE
+        except Fenced as error:
+            log.error("fenced", extra={"fields": {"reason": str(error)}})
+            return 1
+
+
+def _live(settings: Settings) -> int:
+    database, store = Database(settings.database_path), LocalStore(settings.data_dir)
+    with database.write() as session:
+        books = Books(database, daemons.begin_epoch(session, os.getpid()))
+        runs.release_all(session)
+        operations.restart_running(session)
+    threading.Thread(target=_heartbeat, args=(books,), daemon=True).start()
+    _collect_orphans(books, store)
+    base, probed, source = _load_base(settings)
+    folder_key = publish_tokenizer(store, base, source, settings)
+    engine, writer = Engine(base), Writer(store)
+    roster = Roster(engine, books, store, writer, settings)
+    loop = Loop(engine, books, settings, roster, Sampler(engine, books, store, settings), writer)
+    signal.signal(signal.SIGTERM, _stopper(loop))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which tells us
+    with books.write() as session:
+        session.merge(base_row(base, source=source, folder_key=folder_key, probed=probed))
+        daemons.update_daemon(session, books.epoch, base_hash=base.hash, state="ready")
+    log.info("ready", extra={"fields": {"base": base.name, "dtype": str(base.dtype), "epoch": books.epoch}})
+    loop.run()
+    with books.write() as session:
+        daemons.update_daemon(session, books.epoch, state="stopped", ended_at=time.time())
+    log.info("stopped", extra={"fields": {"epoch": books.epoch}})
+    return 0
+
+
+def _load_base(settings: Settings) -> tuple[BaseModel, dict[str, float], Path]:
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
+    probed = probe(device)
+    name = choose_dtype(probed, device) if settings.dtype == "auto" else settings.dtype
+    source = sources.resolve(settings.base)
+    base = base_model.load(
+        source,
+        name=settings.base,
+        dtype=getattr(torch, name),
+        device=device,
+        microbatch_tokens=settings.microbatch_tokens,
+    )
+    return base, probed, source
+
+
+def _stopper(loop: Loop) -> Callable[[int, FrameType | None], None]:
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        """First: save every run at its next optimizer step and end. Second: end now."""
+        if loop.is_stopping:
+            os._exit(1)
+        loop.is_stopping = True
+
+    return stop
+
+
+def _heartbeat(books: Books) -> None:
+    """Say every two seconds that this life goes on; a fenced one ends at once."""
+    while True:
+        try:
+            with books.write() as session:
+                daemons.update_daemon(session, books.epoch)
+        except Fenced:
+            log.error("fenced", extra={"fields": {"epoch": books.epoch}})
+            os._exit(1)
+        time.sleep(HEARTBEAT_SECONDS)
+
+
+def _end_with_parent() -> None:
+    """Standard input is a pipe that the supervisor holds open: when it closes, nobody watches over us."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _collect_orphans(books: Books, store: LocalStore) -> None:
+    """Delete folders that no row names: what a killed daemon had written and not yet published."""
+    with books.read() as session:
+        named = runs.all_adapter_keys(session) | recovery_points.all_keys(session)
+    for prefix in ("adapters", "recovery"):
+        store.remove_unfinished(prefix)
+    folders = store.list("adapters")
+    for run in store.list("recovery"):
+        folders += store.list(run)
+    for key in folders:
+        if key not in named:
+            store.delete(key)

@@ -1,0 +1,41 @@
+"""The README.md of an adapter: what it is, what it was made from, and how a prompt to it looks."""
+
+import hashlib
+import json
+
+from engine.base_model import Fingerprint
+from server.db.tables import Job
+from server.render import Renderer
+from server.store import LocalStore
+from server.tokens import TokenRows
+
+
+def model_card(
+    store: LocalStore, job: Job, *, step: int, valid_loss: float | None, fingerprint: Fingerprint
+) -> str:
+    """Markdown without times or ids: the same job gives the same text."""
+    folder = store.path(f"bases/{job.base_hash}")
+    template = folder / "chat_template.jinja"
+    template_hash = hashlib.sha256(template.read_bytes()).hexdigest() if template.exists() else "none"
+    tokens, _ = TokenRows.load(store.path(job.tokens_key) / "train.safetensors").row(0)
+    example = Renderer(folder).decode(tokens.tolist())
+    validation = "" if valid_loss is None else f"\n- validation loss: {valid_loss:.6f}"
+    return f"""# {job.name}
+
+A {job.adapter["method"]} adapter trained with Mixloom.
+
+- base: {job.base_name} (sha256 {job.base_hash}), computed in {fingerprint.dtype}
+- data: sha256 {job.dataset_sha256}
+- chat template: sha256 {template_hash}
+- optimizer steps: {step} of {job.total_steps}{validation}
+
+Adapter: `{json.dumps(job.adapter, sort_keys=True)}`
+
+Training: `{json.dumps(job.training, sort_keys=True)}`
+
+One training row, as the model saw it:
+
+```
+{example}
+```
+"""

@@ -1,0 +1,182 @@
+"""A job as a program that drives a run: from its config, its tokens and a cursor to the next operation.
+
+Knows no SQL and no scheduler. A *unit* is one optimizer step or one evaluation; a cursor stands between units.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.engine import Engine
+from engine.run import Microbatch, Outcome, Row, Run
+from server import curriculum
+from server.tokens import TokenRows
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a job stands between two units; with the run's own state it is all that a resume needs."""
+
+    step: int = 0  # optimizer steps taken
+    tokens: int = 0  # trained so far
+    evaluating: bool = False  # the evaluation of `step` is still to be done
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One microbatch of the unit under way."""
+
+    rows: list[int]
+    num_tokens: int
+    is_training: bool
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What an optimizer step came to."""
+
+    step: int
+    epoch: float
+    tokens: int  # trained so far
+    step_tokens: int
+    train_loss: float
+    aux_loss: float | None
+    learning_rate: float
+    grad_norm: float
+
+
+class JobProgram:
+    """Offers the microbatches of the unit under way, takes their outcomes, and ends the unit."""
+
+    def __init__(self, training: dict[str, Any], train: TokenRows, valid: TokenRows | None, cursor: Cursor):
+        self.training = training
+        self.train = train
+        self.valid = valid
+        self.cursor = cursor
+        self._unit: list[Work] = []
+        self._num_tokens = 0
+        self._num_targets = 0
+        self._done = 0
+        self._loss = 0.0
+        self._aux_loss: float | None = None
+        self._begin()
+
+    @property
+    def is_finished(self) -> bool:
+        return self.cursor.step >= self.training["total_steps"] and not self.cursor.evaluating
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether no microbatch of the unit has been done: the state can be saved."""
+        return self._done == 0
+
+    @property
+    def unit_is_done(self) -> bool:
+        return not self.is_finished and self._done == len(self._unit)
+
+    def offered(self) -> list[Work]:
+        """The microbatches left of the unit, in order."""
+        return [] if self.is_finished else self._unit[self._done :]
+
+    def microbatch(self, work: Work, run: Run) -> Microbatch:
+        """The engine's form of one: each supervised token weighs 1 / (those of its whole optimizer step)."""
+        if not work.is_training:
+            rows = [self._row(self.valid, index, 1.0) for index in work.rows]
+            return Microbatch(rows=rows, adapter=run.adapter)
+        rows = [self._row(self.train, index, 1 / self._num_targets) for index in work.rows]
+        return Microbatch(rows=rows, run=run, auxiliary_weight=work.num_tokens / self._num_tokens)
+
+    def took(self, works: Sequence[Work], outcomes: Sequence[Outcome]) -> None:
+        """Add what the next microbatches came to."""
+        for work, outcome in zip(works, outcomes, strict=True):
+            self._loss += outcome.loss
+            if outcome.aux_loss is not None and work.is_training:
+                share = work.num_tokens / self._num_tokens
+                self._aux_loss = (self._aux_loss or 0.0) + outcome.aux_loss * share
+        self._done += len(works)
+
+    def end_step(self, engine: Engine, run: Run) -> StepReport:
+        """Take the optimizer step of a training unit that is done."""
+        rate = curriculum.learning_rate(
+            self.cursor.step,
+            peak=self.training["learning_rate"],
+            schedule=self.training["schedule"],
+            warmup_steps=self.training["warmup_steps"],
+            total_steps=self.training["total_steps"],
+        )
+        grad_norm = engine.optim_step(
+            run,
+            learning_rate=rate,
+            weight_decay=self.training["weight_decay"],
+            max_grad_norm=self.training["max_grad_norm"],
+        )
+        step, tokens = self.cursor.step + 1, self.cursor.tokens + self._num_tokens
+        per_epoch = curriculum.steps_per_epoch(len(self.train), self.training["batch_size"])
+        report = StepReport(
+            step=step,
+            epoch=step / per_epoch,
+            tokens=tokens,
+            step_tokens=self._num_tokens,
+            train_loss=self._loss,
+            aux_loss=self._aux_loss,
+            learning_rate=rate,
+            grad_norm=grad_norm,
+        )
+        self.cursor = Cursor(step, tokens, evaluating=self._evaluation_is_due(step))
+        self._begin()
+        return report
+
+    def end_evaluation(self) -> float:
+        """The mean loss a supervised validation token, of an evaluation that is done."""
+        valid_loss = self._loss / self._num_targets
+        self.cursor = Cursor(self.cursor.step, self.cursor.tokens)
+        self._begin()
+        return valid_loss
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether the state between units that the cursor is at is to be published as a checkpoint."""
+        step = self.cursor.step
+        return not self.cursor.evaluating and step > 0 and step % self.training["checkpoint_every"] == 0
+
+    def _evaluation_is_due(self, step: int) -> bool:
+        every = self.training["evaluate_every"]
+        return (
+            self.valid is not None
+            and bool(every)
+            and (step % every == 0 or step == self.training["total_steps"])
+        )
+
+    def _begin(self) -> None:
+        """Cut the next unit into microbatches."""
+        self._done = 0
+        self._loss = 0.0
+        self._aux_loss = None
+        self._unit = []
+        if self.is_finished:
+            return
+        rows = self.valid if self.cursor.evaluating else self.train
+        assert rows is not None
+        indices = (
+            np.arange(len(rows))
+            if self.cursor.evaluating
+            else curriculum.rows_of_step(
+                self.cursor.step,
+                num_rows=len(rows),
+                batch_size=self.training["batch_size"],
+                seed=self.training["seed"],
+            )
+        )
+        for part in curriculum.cut(indices.tolist(), rows.lengths, self.training["microbatch_tokens"]):
+            self._unit.append(Work(part, int(rows.lengths[part].sum()), not self.cursor.evaluating))
+        self._num_tokens = sum(work.num_tokens for work in self._unit)
+        self._num_targets = sum(len(rows.row(int(index))[1]) for index in indices)
+
+    def _row(self, rows: TokenRows | None, index: int, weight: float) -> Row:
+        assert rows is not None
+        tokens, targets = rows.row(index)
+        return Row(tokens, targets, np.full(len(targets), weight))

@@ -1,0 +1,63 @@
+"""Tell the API of the base: a row of `bases`, and a folder with what rendering needs."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from engine.base_model import BaseModel, Fingerprint
+from engine.errors import EngineError
+from server.db.tables import Base
+from server.settings import Settings
+from server.store import LocalStore
+
+
+def publish_tokenizer(store: LocalStore, base: BaseModel, source: Path, settings: Settings) -> str:
+    """Write `bases/<hash>/`; the operator's own chat template takes the place of the base's.
+
+    Raises:
+        EngineError: the base has no fast tokenizer.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=True)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise EngineError(f"The base '{base.name}' has no tokenizer.json; convert its tokenizer first.")
+    template = settings.chat_template.read_text() if settings.chat_template else tokenizer.chat_template
+    special = {
+        "eos_token": tokenizer.eos_token,
+        "eos_id": tokenizer.eos_token_id,
+        "bos_token": tokenizer.bos_token,
+        "bos_id": tokenizer.bos_token_id,
+        "add_bos": tokenizer.bos_token_id is not None
+        and tokenizer("x").input_ids[0] == tokenizer.bos_token_id,
+    }
+
+    def write(folder: Path) -> None:
+        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "special.json").write_text(json.dumps(special))
+        if template:
+            (folder / "chat_template.jinja").write_text(template)
+
+    key = f"bases/{base.hash}"
+    store.put(key, write)
+    return key
+
+
+def base_row(base: BaseModel, *, source: Path, folder_key: str, probed: dict[str, float]) -> Base:
+    """What the API may know of the base."""
+    return Base(
+        hash=base.hash,
+        name=base.name,
+        path=str(source),
+        folder_key=folder_key,
+        dtype=str(base.dtype).removeprefix("torch."),
+        context=base.context,
+        microbatch_tokens=base.microbatch_tokens,
+        parameters=base.num_parameters,
+        num_layers=base.num_layers,
+        targets={module: list(shape) for module, shape in base.shapes.items()},
+        fingerprint=asdict(Fingerprint.of(base)),
+        probe={"gigaflops": probed, "exact": "bitwise" if base.device.type == "cpu" else "to rounding"},
+        published_at=time.time(),
+    )

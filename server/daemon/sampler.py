@@ -1,0 +1,139 @@
+"""`/generate`: requests are admitted between gangs and advance together, within their share of the time."""
+
+import json
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.adapter import Adapter
+from engine.engine import Engine
+from engine.errors import EngineError
+from engine.sampling import Sample, advance, scoring
+from server.daemon.books import Books
+from server.db import operations
+from server.db.tables import Operation
+from server.settings import Settings
+from server.store import LocalStore
+
+SLICE_TOKENS = 32
+KEPT_ADAPTERS = 16
+MAX_CREDIT_SECONDS = 30.0
+
+
+@dataclass
+class Request:
+    """An operation that is being sampled."""
+
+    id: str
+    folder: Path
+    sample: Sample
+    written: int = 0  # tokens already in the result file
+
+
+class Sampler:
+    """Keeps the requests under way, and the adapters that were asked for last."""
+
+    def __init__(self, engine: Engine, books: Books, store: LocalStore, settings: Settings):
+        self.engine = engine
+        self.books = books
+        self.store = store
+        self.share = settings.sampling_share
+        self._requests: list[Request] = []
+        self._adapters: OrderedDict[str, Adapter] = OrderedDict()
+        self._credit_seconds = 0.0
+
+    def turn(self, *, training_seconds: float | None) -> bool:
+        """One slice for everybody who waits; whether there was anything to do.
+
+        `training_seconds` is what the last gang took, None when nothing trains: then sampling is not limited.
+        """
+        self._admit()
+        if training_seconds is not None:
+            earned = training_seconds * self.share / max(1 - self.share, 1e-9)
+            self._credit_seconds = min(self._credit_seconds + earned, MAX_CREDIT_SECONDS)
+            if self._credit_seconds <= 0:
+                return False
+        if not self._requests:
+            return False
+        began = time.monotonic()
+        advance(self.engine.base, [request.sample for request in self._requests], SLICE_TOKENS)
+        for request in self._requests:
+            self._append_tokens(request)
+        ended = [request for request in self._requests if request.sample.finish_reason]
+        self._finish(ended)
+        self._requests = [request for request in self._requests if not request.sample.finish_reason]
+        if training_seconds is not None:
+            self._credit_seconds -= time.monotonic() - began
+        return True
+
+    def _admit(self) -> None:
+        with self.books.read() as session:
+            if not operations.any_pending(session, self.engine.base.hash):
+                return
+        with self.books.write() as session:
+            new = operations.start_pending(session, self.engine.base.hash)
+        for operation in new:
+            try:
+                self._begin(operation)
+            except (EngineError, OSError) as error:
+                message = f"The adapter could not be loaded: {error}"
+                with self.books.write() as session:
+                    problem = {"category": "server", "code": "adapter_unreadable", "message": message}
+                    operations.finish(session, [operation.id], problem)
+
+    def _begin(self, operation: Operation) -> None:
+        folder = self.store.path(operation.key)
+        asked = json.loads((folder / "request.json").read_text())
+        (folder / "result.jsonl").unlink(missing_ok=True)  # of an earlier life of the daemon
+        adapter = self._adapter(operation.adapter_id)
+        sample = Sample(
+            prompt=asked["tokens"],
+            max_tokens=asked["max_tokens"],
+            adapter=adapter,
+            temperature=asked["temperature"],
+            top_k=asked["top_k"],
+            top_p=asked["top_p"],
+            seed=asked["seed"],
+            stop_tokens=frozenset(asked["stop_tokens"]),
+        )
+        request = Request(operation.id, folder, sample)
+        if asked["logprobs"]:
+            logprobs: list[float | None] = [None]
+            if len(sample.prompt) > 1:
+                (outcome,) = self.engine.forward([scoring(sample.prompt, adapter)])
+                logprobs += outcome.logprobs[0].tolist()
+            _append(folder, {"prompt_logprobs": logprobs})
+        self._requests.append(request)
+
+    def _adapter(self, adapter_id: str | None) -> Adapter | None:
+        if adapter_id is None:
+            return None
+        if adapter_id not in self._adapters:
+            self._adapters[adapter_id] = self.engine.load_adapter(self.store.path(f"adapters/{adapter_id}"))
+            if len(self._adapters) > KEPT_ADAPTERS:
+                self._adapters.popitem(last=False)
+        self._adapters.move_to_end(adapter_id)
+        return self._adapters[adapter_id]
+
+    def _append_tokens(self, request: Request) -> None:
+        sample = request.sample
+        if len(sample.tokens) > request.written and request.folder.exists():
+            new = slice(request.written, len(sample.tokens))
+            _append(request.folder, {"tokens": sample.tokens[new], "logprobs": sample.logprobs[new]})
+            request.written = len(sample.tokens)
+
+    def _finish(self, ended: list[Request]) -> None:
+        if not ended:
+            return
+        for request in ended:
+            if request.folder.exists():
+                _append(request.folder, {"finish_reason": request.sample.finish_reason})
+        with self.books.write() as session:
+            operations.finish(session, [request.id for request in ended], None)
+
+
+def _append(folder: Path, line: dict[str, Any]) -> None:
+    with (folder / "result.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")

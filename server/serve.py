@@ -1,0 +1,161 @@
+"""`mixloom serve`: the API process and, as a supervised child, the engine daemon."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+
+from server.admin_key import ensure_admin_key
+from server.api.app import create_app
+from server.db import drains
+from server.db.session import Database
+from server.errors import MixloomError
+from server.logs import configure_logging
+from server.settings import Settings
+
+log = logging.getLogger("mixloom.serve")
+RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
+"""Pauses between the restarts of a daemon that keeps dying."""
+STEADY_SECONDS = 60.0
+"""A daemon that lived so long starts again without a pause."""
+POLL_SECONDS = 0.2
+EXIT_BAD_BASE = 3
+
+
+class Supervisor:
+    """Keeps one daemon child alive. The child ends itself when our end of its pipe closes."""
+
+    def __init__(self, settings: Settings, flags: list[str]):
+        self.settings = settings
+        self._flags = flags
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="supervisor")
+        self.gave_up = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the daemon to save every run and end; a second call ends it at once."""
+        again = self._stopping.is_set()
+        self._stopping.set()
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(signal.SIGKILL if again else signal.SIGTERM)
+
+    def join(self, seconds: float) -> None:
+        """Wait for the daemon's end, and kill it when the time is over."""
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            log.warning("daemon_killed", extra={"fields": {"after_seconds": seconds}})
+            self.stop()
+            self._thread.join()
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            self._child = self._spawn()
+            code = self._child.wait()
+            if self._stopping.is_set():
+                return
+            if code == EXIT_BAD_BASE:
+                log.error(
+                    "no_base", extra={"fields": {"hint": "the daemon's last line says why; mend --base"}}
+                )
+                self.gave_up = True
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            if code == 0:  # a drain that asked for it
+                self._wait_for_undrain()
+                continue
+            failures = 0 if time.monotonic() - began > STEADY_SECONDS else failures + 1
+            pause = RESTART_SECONDS[min(failures, len(RESTART_SECONDS)) - 1] if failures else 0.0
+            log.warning("daemon_died", extra={"fields": {"exit_code": code, "restart_in_seconds": pause}})
+            self._stopping.wait(pause)
+
+    def _spawn(self) -> "subprocess.Popen[bytes]":
+        # Threads that spin while they wait would starve the API and each other on a busy machine.
+        environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+        command = [sys.executable, "-P", "-m", "server", "daemon", "--supervised", *self._flags]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+
+    def _wait_for_undrain(self) -> None:
+        database = Database(self.settings.database_path)
+        while not self._stopping.wait(POLL_SECONDS):
+            with database.read() as session:
+                drain = drains.open_drain(session)
+            if drain is None or not drain.exit:
+                return
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: ours stop the daemon too."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(settings: Settings, flags: list[str], *, with_daemon: bool) -> int:
+    """Run until SIGTERM or Ctrl-C; the exit code. A second signal ends without saving."""
+    configure_logging(settings)
+    listener = _bind(settings)
+    _, written = ensure_admin_key(settings)
+    app = create_app(settings)
+    if written:
+        print(f"The operator's key is in {written}", flush=True)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    server = _Server(config)
+    supervisor = Supervisor(settings, flags) if with_daemon else None
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        server.should_exit = True
+        if supervisor:
+            supervisor.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    host, port = listener.getsockname()[:2]
+    print(f"Mixloom listens on http://{host}:{port} (data in {settings.data_dir})", flush=True)
+    if supervisor:
+        supervisor.start()
+    try:
+        server.run(sockets=[listener])
+    finally:
+        if supervisor:
+            supervisor.join(settings.stop_seconds)
+    return 1 if supervisor and supervisor.gave_up else 0
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """The listening socket, taken before anything else starts.
+
+    Raises:
+        MixloomError: the port is in use, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise MixloomError(
+            "port_in_use",
+            f"Cannot listen on {settings.host}:{settings.port} ({error.strerror}). Stop what uses the port, or "
+            "choose another with --port.",
+            500,
+            "port",
+        ) from error
+    listener.set_inheritable(False)
+    return listener
