@@ -6,7 +6,7 @@ Equal snapshots give equal plans, whatever the order of their tenants.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scheduler.admission import admissions, evictions
+from scheduler.admission import admissions, evictions, run_lifts
 from scheduler.fairness import TenantQueue, lifts
 from scheduler.gang import fill
 from scheduler.snapshot import Snapshot
@@ -23,12 +23,14 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to do until the next plan. Every amount is an increment: add it, never overwrite a counter."""
+    """What to do until the next plan. Every amount is an increment: add it, never overwrite a counter.
+
+    `admit`, `run_lifts` and `evict` do not depend on the gang: they may be carried out first, and a plan of
+    the snapshot after them made, so that who became resident rides in this very gang.
+    """
 
     admit: tuple[str, ...]  # waiting runs that become resident now
-    evict: tuple[
-        str, ...
-    ]  # resident runs to let go at their next optimizer-step boundary; replaces earlier wishes
+    evict: tuple[str, ...]  # resident runs to let go between two optimizer steps, unless a later plan differs
     gang: tuple[Slot, ...]
     lifts: Mapping[str, float]  # tenant -> rise of its counter on becoming backlogged
     run_lifts: Mapping[str, float]  # admitted run -> rise of its counter
@@ -39,7 +41,8 @@ class Plan:
 
 
 def plan(snapshot: Snapshot) -> Plan:
-    """Lift who comes back, fill the gang in order of V, then give the places in memory."""
+    """Give the places in memory, lift who comes back, and fill the gang in order of V."""
+    admitted = admissions(snapshot)
     tenants = {tenant.tenant_id: tenant for tenant in sorted(snapshot.tenants, key=lambda one: one.tenant_id)}
     lifted = lifts(tenants.values(), snapshot.floor)
     backlogged = {
@@ -54,40 +57,19 @@ def plan(snapshot: Snapshot) -> Plan:
         fill_min=snapshot.fill_min,
     )
     riding = [run for queue in backlogged.values() for run in queue.runs if run.num_taken]
-    run_charges = {run.run.run_id: run.charge for run in riding if run.charged}
-    floor = min((queue.counter for queue in backlogged.values()), default=snapshot.floor)
-    counters = {tenant_id: max(tenant.counter, floor) for tenant_id, tenant in tenants.items()}
-    counters |= {tenant_id: queue.counter for tenant_id, queue in backlogged.items()}
-    admitted = admissions(snapshot, counters)
     decision = Plan(
         admit=tuple(run.run_id for run in admitted),
-        evict=tuple(run.run_id for run in evictions(snapshot, counters, admitted)),
-        gang=tuple(
-            Slot(run_id=run.run.run_id, num_microbatches=run.num_taken, charged=run.charged) for run in riding
-        ),
+        evict=tuple(run.run_id for run in evictions(snapshot, admitted)),
+        gang=tuple(Slot(run_id=run.run.run_id, num_microbatches=run.num_taken, charged=run.charged) for run in riding),
         lifts=lifted,
-        run_lifts=_run_lifts(snapshot, run_charges, admitted={run.run_id for run in admitted}),
+        run_lifts=run_lifts(snapshot, admitted),
         charges={tenant_id: queue.charge for tenant_id, queue in backlogged.items() if queue.charge},
-        run_charges=run_charges,
+        run_charges={run.run.run_id: run.charge for run in riding if run.charge},
         backlogged=frozenset(backlogged),
-        floor=floor,
+        floor=min((queue.counter for queue in backlogged.values()), default=snapshot.floor),
     )
     _check(snapshot, decision)
     return decision
-
-
-def _run_lifts(
-    snapshot: Snapshot, run_charges: Mapping[str, float], *, admitted: set[str]
-) -> dict[str, float]:
-    """An admitted run starts at the smallest counter of its tenant's resident runs, or at its own."""
-    rises = {}
-    for tenant in snapshot.tenants:
-        run = tenant.waiting
-        if run is not None and run.run_id in admitted and tenant.resident:
-            smallest = min(other.counter + run_charges.get(other.run_id, 0.0) for other in tenant.resident)
-            if run.counter < smallest:
-                rises[run.run_id] = smallest - run.counter
-    return rises
 
 
 def _check(snapshot: Snapshot, decision: Plan) -> None:

@@ -68,17 +68,13 @@ class Snapshot:
         waiting = [tenant.waiting for tenant in self.tenants if tenant.waiting is not None]
         run_ids = [run.run_id for run in runs] + [run.run_id for run in waiting]
         assert len(set(run_ids)) == len(run_ids), f"a run appears twice: {sorted(run_ids)}"
-        assert len({tenant.tenant_id for tenant in self.tenants}) == len(self.tenants), (
-            "a tenant appears twice"
-        )
+        assert len({tenant.tenant_id for tenant in self.tenants}) == len(self.tenants), "a tenant appears twice"
         for tenant in self.tenants:
             assert tenant.share > 0, f"{tenant.tenant_id} has share {tenant.share}; a share is above 0"
         for run in runs:
             assert run.weight > 0, f"{run.run_id} has weight {run.weight}; a weight is above 0"
             for head in run.microbatches:
-                assert 0 < head.tokens <= self.token_budget, (
-                    f"{run.run_id}: {head} over {self.token_budget} tokens"
-                )
+                assert 0 < head.tokens <= self.token_budget, f"{run.run_id}: {head} over {self.token_budget} tokens"
                 assert 0 < head.cost <= self.max_microbatch_cost, (
                     f"{run.run_id}: {head} over a cost of {self.max_microbatch_cost}"
                 )

@@ -58,9 +58,7 @@ class World:
     num_submitted: int = 0
     history: list[tuple[Snapshot, Plan]] = field(default_factory=list)
 
-    def submit(
-        self, tenant_id: str, run_id: str, steps: Sequence[Sequence[Microbatch]], weight: int = 1
-    ) -> None:
+    def submit(self, tenant_id: str, run_id: str, steps: Sequence[Sequence[Microbatch]], weight: int = 1) -> None:
         self.num_submitted += 1
         run = Run(run_id, weight, self.num_submitted, [list(step) for step in steps])
         self.clients[tenant_id].waiting[run_id] = run
@@ -104,26 +102,30 @@ class World:
         )
 
     def gang(self) -> Plan:
-        """One turn of the loop; the plan that was carried out."""
-        snapshot = self.snapshot()
-        decision = plan(snapshot)
-        self.history.append((snapshot, decision))
+        """One turn of the loop: give the places that are free, then train; the plan that was carried out."""
+        while (decision := self._plan()).admit:
+            for client in self.clients.values():
+                for run_id in [run_id for run_id in decision.admit if run_id in client.waiting]:
+                    client.resident[run_id] = client.waiting.pop(run_id)
+                    client.resident[run_id].counter += decision.run_lifts.get(run_id, 0.0)
         self.floor = decision.floor
         for tenant_id, client in self.clients.items():
             client.backlogged = tenant_id in decision.backlogged
             client.counter += decision.lifts.get(tenant_id, 0.0) + decision.charges.get(tenant_id, 0.0)
-            for run in [*client.resident.values(), *client.waiting.values()]:
-                run.counter += decision.run_lifts.get(run.run_id, 0.0) + decision.run_charges.get(
-                    run.run_id, 0.0
-                )
+            for run in client.resident.values():
+                run.counter += decision.run_charges.get(run.run_id, 0.0)
         for slot in decision.gang:
             self._train(slot.run_id, slot.num_microbatches)
         for client in self.clients.values():
             for run_id in [run_id for run_id in decision.evict if run_id in client.resident]:
                 if client.resident[run_id].at_boundary:
                     client.waiting[run_id] = client.resident.pop(run_id)
-            for run_id in [run_id for run_id in decision.admit if run_id in client.waiting]:
-                client.resident[run_id] = client.waiting.pop(run_id)
+        return decision
+
+    def _plan(self) -> Plan:
+        snapshot = self.snapshot()
+        decision = plan(snapshot)
+        self.history.append((snapshot, decision))
         return decision
 
     def gangs(self, count: int) -> list[Plan]:

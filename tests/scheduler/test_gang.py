@@ -76,9 +76,7 @@ def test_the_bound_also_holds_below_fill_min_while_the_room_is_what_stops_the_sm
 
 
 def test_who_has_run_out_is_owed_and_the_gang_closes_early():
-    decision = plan(
-        snapshot(tenant("owed", resident("o", 10), share=10.0), tenant("busy", resident("b", *[50] * 8)))
-    )
+    decision = plan(snapshot(tenant("owed", resident("o", 10), share=10.0), tenant("busy", resident("b", *[50] * 8))))
     assert riders(decision) == {"o": 1, "b": 2}
     assert decision.floor == 1.0
 

@@ -65,9 +65,7 @@ class Trace:
 
     def start(self, tenant_id: str, name: str) -> None:
         for index, pattern in enumerate(self.patterns[tenant_id]):
-            self.world.submit(
-                tenant_id, f"{tenant_id}-{index}-{name}", endless(pattern), weight=(1, 4, 16)[index]
-            )
+            self.world.submit(tenant_id, f"{tenant_id}-{index}-{name}", endless(pattern), weight=(1, 4, 16)[index])
 
 
 @st.composite
@@ -111,9 +109,7 @@ def test_served_work_differs_by_at_most_one_microbatch_each_over_any_interval(tr
 
 @quick
 @given(patterns=st.lists(patterns, min_size=3, max_size=3), budget=st.integers(1, 6))
-def test_a_tenants_runs_share_by_priority_within_the_same_bound(
-    patterns: list[list[Microbatch]], budget: int
-):
+def test_a_tenants_runs_share_by_priority_within_the_same_bound(patterns: list[list[Microbatch]], budget: int):
     world = World(token_budget=budget * L, max_microbatch_cost=MAX_COST, clients={"a": Client(share=2.0)})
     for weight, pattern in zip((1, 4, 16), patterns, strict=True):
         world.submit("a", f"weight-{weight}", endless(pattern), weight=weight)
@@ -166,9 +162,7 @@ class Tenancy(RuleBasedStateMachine):
     def crash(self) -> None:
         self.world.crash()
 
-    @precondition(
-        lambda self: any(client.waiting or client.resident for client in self.world.clients.values())
-    )
+    @precondition(lambda self: any(client.waiting or client.resident for client in self.world.clients.values()))
     @rule(count=st.integers(1, 4))
     def train(self, count: int) -> None:
         for _ in range(count):
@@ -190,11 +184,7 @@ class Tenancy(RuleBasedStateMachine):
             first = smallest(snapshot, decision)
             runs = next(one.resident for one in snapshot.tenants if one.tenant_id == first)
             assert {run.run_id for run in runs} & set(taken)  # I2 and I6
-        free = {
-            slot.run_id
-            for slot in decision.gang
-            if slot.charged < sum(one.cost for one in taken[slot.run_id])
-        }
+        free = {slot.run_id for slot in decision.gang if slot.charged < sum(one.cost for one in taken[slot.run_id])}
         if free:  # I8: only to reach fill_min
             assert any(tokens - taken[run_id][-1].tokens < snapshot.fill_min for run_id in free)
 
@@ -233,7 +223,7 @@ def test_every_run_is_finished_whoever_competes(loads: list[tuple[str, list[list
     for number, (name, steps_, weight) in enumerate(loads):
         world.submit(name, f"run-{number}", steps_, weight=weight)
     num_microbatches = sum(len(step) for _, steps_, _ in loads for step in steps_)
-    world.gangs(num_microbatches + 2 * len(loads))
+    world.gangs(num_microbatches)
     assert sum(client.served for client in world.clients.values()) == sum(
         one.cost for _, steps_, _ in loads for step in steps_ for one in step
     )
@@ -263,5 +253,5 @@ def test_a_tenant_that_submits_to_a_busy_server_soon_trains(
         world.gang()
         num_gangs += 1
         assert num_gangs < 60, "it waits for ever"
-    rode = ["newcomer" in {slot.run_id for slot in world.gang().gang} for _ in range(2)]
-    assert any(rode)
+    rode = "newcomer" in {slot.run_id for slot in world.history[-1][1].gang}
+    assert rode or "newcomer" in {slot.run_id for slot in world.gang().gang}

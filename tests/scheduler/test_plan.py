@@ -12,9 +12,7 @@ from scheduler.snapshot import Snapshot
 from tests.scheduler.builders import resident, snapshot, tenant, waiting
 
 BUSY = snapshot(
-    tenant(
-        "a", resident("a1", 100, 50, order=1), resident("a2", 70, order=2, weight=4), counter=30.0, share=2.0
-    ),
+    tenant("a", resident("a1", 100, 50, order=1), resident("a2", 70, order=2, weight=4), counter=30.0, share=2.0),
     tenant("b", resident("b1", 90, 90, order=3), counter=10.0, next_run=waiting("b2", order=5)),
     tenant("c", resident("c1", 40, order=4), backlogged=False),
 )
@@ -25,9 +23,7 @@ def test_equal_snapshots_give_equal_plans():
 
 
 def test_the_order_of_tenants_and_runs_does_not_matter():
-    turned = replace(
-        BUSY, tenants=tuple(replace(one, resident=one.resident[::-1]) for one in reversed(BUSY.tenants))
-    )
+    turned = replace(BUSY, tenants=tuple(replace(one, resident=one.resident[::-1]) for one in reversed(BUSY.tenants)))
     assert plan(turned) == plan(BUSY)
 
 
