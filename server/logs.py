@@ -61,5 +61,5 @@ def configure_logging(settings: Settings, stream: IO[str] | None = None) -> None
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
-    for name in ("httpx", "alembic", "uvicorn.access"):  # each request has its line already
+    for name in ("alembic", "uvicorn.access"):  # each request has its line already
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -33,6 +33,7 @@ ServicesDep = Annotated[Services, Depends(_services)]
 
 
 def _caller(
+    request: Request,
     services: ServicesDep,
     authorization: Annotated[str | None, Header()] = None,
     x_api_key: Annotated[str | None, Header()] = None,
@@ -52,6 +53,7 @@ def _caller(
             401,
             headers={"WWW-Authenticate": "Bearer"},
         )
+    request.state.tenant_id = key.tenant_id  # for the log
     return Tenant(key.tenant_id, key.id)
 
 

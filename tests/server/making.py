@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fastapi.testclient import TestClient
 from safetensors.numpy import save_file
 
-import numpy as np
 from server.api.services import Services
 from server.db.tables import Adapter, Job, Metric
 from server.ids import new_id

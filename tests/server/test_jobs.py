@@ -43,7 +43,12 @@ def test_a_job_is_answered_with_everything_resolved(alice: Caller, base: Base) -
     assert job["base"] == {"name": "tiny", "hash": base.hash}
     assert job["validation"] == {"rows": 12, "fraction": 0.1}
     assert (job["training"]["batch_size"], job["training"]["epochs"]) == (8, 8)
-    assert job["progress"] == {"step": 0, "total_steps": 112, "tokens": 0, "total_tokens": job["progress"]["total_tokens"]}
+    assert job["progress"] == {
+        "step": 0,
+        "total_steps": 112,
+        "tokens": 0,
+        "total_tokens": job["progress"]["total_tokens"],
+    }
     assert job["loads_in"] == ["mixloom", "mixlora"]
     assert alice.get(answer.headers["location"]).json()["id"] == job["id"]
 
@@ -242,7 +247,10 @@ def test_a_single_expert_a_token_is_warned_of(alice: Caller) -> None:
 def test_an_estimate_says_what_a_job_would_be_and_keeps_nothing(
     alice: Caller, services: Services, publish_base: Callable[..., Base]
 ) -> None:
-    body = {"dataset": upload(alice, prompt_rows(12)), "adapter": {"method": "lora", "rank": 2, "target_modules": ["q_proj"]}}
+    body = {
+        "dataset": upload(alice, prompt_rows(12)),
+        "adapter": {"method": "lora", "rank": 2, "target_modules": ["q_proj"]},
+    }
     estimate = alice.post("/jobs/estimate", json=body).json()
     assert (estimate["object"], estimate["steps"], estimate["rows"], estimate["seconds"]) == ("estimate", 20, 12, None)
     assert estimate["parameters"] == 2 * 2 * 128
@@ -327,7 +335,7 @@ def test_pausing_a_resident_job_is_a_wish_that_can_be_taken_back(
 
 
 ACTIONS = {
-    "cancel": {status: "cancelled" for status in ("queued", "preparing", "running", "paused", "cancelled")},
+    "cancel": dict.fromkeys(("queued", "preparing", "running", "paused", "cancelled"), "cancelled"),
     "pause": {"queued": "paused", "preparing": "preparing", "running": "running", "paused": "paused"},
     "resume": {"queued": "queued", "preparing": "preparing", "running": "running", "paused": "queued"},
 }
@@ -380,7 +388,9 @@ def test_a_waiting_job_says_what_it_waits_for(
 
     assert reason() == "fair_share"
     with services.database.write() as session:
-        drains.add_drain(session, mode="quick", deadline_seconds=None, reason="a new disk", exit_=False, created_by="admin")
+        drains.add_drain(
+            session, mode="quick", deadline_seconds=None, reason="a new disk", exit_=False, created_by="admin"
+        )
     assert reason() == "draining"
     assert "a new disk" in alice.get(f"/jobs/{job}").json()["queue"]["sentence"]
     assert submit(alice)["queue"]["reason"] == "draining"
@@ -482,13 +492,11 @@ def test_checkpoints_are_adapters_in_the_order_of_their_steps(alice: Caller, ser
 
 
 def test_a_job_with_targets_of_its_own_keeps_their_order(alice: Caller) -> None:
-    targets = [name for name in reversed(TARGETS)]
+    targets = list(reversed(TARGETS))
     assert submit(alice, adapter={"target_modules": targets})["adapter"]["target_modules"] == targets
 
 
-def test_messages_on_a_base_without_a_template_are_refused(
-    alice: Caller, publish_base: Callable[..., Base]
-) -> None:
+def test_messages_on_a_base_without_a_template_are_refused(alice: Caller, publish_base: Callable[..., Base]) -> None:
     messages = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]
     dataset = upload(alice, [{"messages": messages}])
     publish_base(hash="89ab", template=False)

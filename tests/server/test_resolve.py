@@ -220,9 +220,7 @@ def test_skip_leaves_long_rows_out_and_says_how_many() -> None:
 
 
 def test_truncate_keeps_the_first_tokens_and_drops_rows_left_with_nothing_to_learn() -> None:
-    fitted = fit_rows(
-        [*rows(9), *rows(12, prompt=8)], cutoff=8, long_rows="truncate", param="dataset"
-    )
+    fitted = fit_rows([*rows(9), *rows(12, prompt=8)], cutoff=8, long_rows="truncate", param="dataset")
     assert [row.tokens for row in fitted.rows] == [list(range(8))]
     assert len(fitted.notes) == 2
 

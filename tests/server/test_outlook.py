@@ -1,0 +1,89 @@
+"""When a job may start and end, from the queue at one moment."""
+
+from typing import Any
+
+import pytest
+
+from server.db.states import Reason
+from server.outlook import Expectation, OpenDrain, Outlook, QueuedJob
+
+
+def job(id_: str, tokens_left: int, status: str = "queued", weight: int = 4) -> QueuedJob:
+    return QueuedJob(id=id_, status=status, weight=weight, tokens_left=tokens_left)
+
+
+def outlook(*jobs: QueuedJob, **changes: Any) -> Outlook:
+    values: dict[str, Any] = {
+        "now": 1000.0,
+        "is_daemon_live": True,
+        "base_hash": "0",
+        "drain": None,
+        "tokens_per_second": 10.0,
+        "free_places": 0,
+        "shares": {"ten": 1.0},
+        "jobs": {"ten": jobs},
+    }
+    return Outlook(**{**values, **changes})
+
+
+def test_a_job_alone_takes_what_its_tokens_take() -> None:
+    alone = outlook(job("a", 100, "running"))
+    assert alone.expectation("ten", "a", None) == Expectation(1000.0, 1010.0)
+
+
+def test_resident_jobs_divide_the_speed_and_the_shorter_ends_first() -> None:
+    two = outlook(job("a", 100, "running"), job("b", 300, "running"))
+    assert two.expectation("ten", "a", None).finish == 1020.0
+    assert two.expectation("ten", "b", None).finish == 1040.0
+
+
+def test_priority_divides_it_unevenly() -> None:
+    two = outlook(job("a", 100, "running", 16), job("b", 300, "running", 4))
+    assert two.expectation("ten", "a", None).finish == pytest.approx(1012.5)
+
+
+def test_a_job_without_a_place_starts_when_those_before_it_are_done() -> None:
+    queue = outlook(job("a", 100, "running"), job("b", 50), job("c", 30))
+    assert queue.expectation("ten", "b", Reason.FAIR_SHARE) == Expectation(1010.0, 1015.0)
+    assert queue.expectation("ten", "c", Reason.FAIR_SHARE) == Expectation(1015.0, 1018.0)
+
+
+def test_a_free_place_lets_it_start_now() -> None:
+    queue = outlook(job("a", 100, "running"), job("b", 50), free_places=1)
+    assert queue.expectation("ten", "b", Reason.FAIR_SHARE) == Expectation(1000.0, 1010.0)
+
+
+def test_a_share_slows_it_down() -> None:
+    shared = outlook(job("a", 100, "running"), shares={"ten": 0.25, "other": 0.75})
+    assert shared.expectation("ten", "a", None).finish == 1040.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"tokens_per_second": None}, None), ({}, Reason.DRAINING), ({}, Reason.NO_DAEMON), ({"jobs": {}}, None)],
+)
+def test_where_nothing_can_be_said_nothing_is(changes: dict[str, Any], reason: Reason | None) -> None:
+    assert outlook(job("a", 100), **changes).expectation("ten", "a", reason) == Expectation()
+
+
+@pytest.mark.parametrize(
+    ("status", "base_hash", "changes", "reason"),
+    [
+        ("queued", "0", {}, Reason.FAIR_SHARE),
+        ("queued", "1", {}, Reason.WAITING_FOR_BASE),
+        ("queued", "1", {"drain": OpenDrain(reason="")}, Reason.DRAINING),
+        ("queued", "0", {"is_daemon_live": False, "drain": OpenDrain(reason="")}, Reason.NO_DAEMON),
+        ("running", "0", {"is_daemon_live": False}, Reason.NO_DAEMON),
+        ("running", "0", {"drain": OpenDrain(reason="")}, None),
+        ("paused", "0", {"is_daemon_live": False}, None),
+        ("failed", "0", {"is_daemon_live": False}, None),
+    ],
+)
+def test_a_job_waits_for_the_first_thing_that_is_missing(
+    status: str, base_hash: str, changes: dict[str, Any], reason: Reason | None
+) -> None:
+    assert outlook(**changes).reason(status, base_hash) == reason
+
+
+def test_a_reason_that_the_daemon_noted_is_shown() -> None:
+    assert outlook().reason("queued", "0", "memory") is Reason.MEMORY
