@@ -172,10 +172,12 @@ def test_a_run_submitted_to_a_full_server_is_resident_after_one_optimizer_step_o
 
 
 def test_a_run_that_gave_way_comes_back_without_credit_and_without_penalty():
-    decision = plan(
-        snapshot(
-            tenant("a", resident("a1", 100, counter=500.0), next_run=waiting("behind", counter=200.0)),
-            tenant("b", resident("b1", 100, counter=500.0), next_run=waiting("ahead", counter=700.0)),
-        )
+    behind = tenant(
+        "a",
+        resident("a1", 100, counter=500.0),
+        resident("a2", 100, counter=600.0),
+        next_run=waiting("behind", counter=200.0),
     )
-    assert decision.run_lifts == {"behind": 300.0}
+    ahead = tenant("b", resident("b1", 100, counter=500.0), next_run=waiting("ahead", counter=700.0))
+    assert plan(snapshot(behind, ahead, max_resident_runs=5)).run_lifts == {"behind": 300.0}
+    assert plan(snapshot(behind, ahead, max_resident_runs=3)).run_lifts == {}
