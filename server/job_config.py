@@ -31,9 +31,7 @@ def _validation(value: Any) -> str | float | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 0.5:
-        raise ValueError(
-            "Input should be the id of a data set, or the part of the rows to hold out, 0 to 0.5"
-        )
+        raise ValueError("Input should be the id of a data set, or the part of the rows to hold out, 0 to 0.5")
     return value
 
 
@@ -42,9 +40,7 @@ class AdapterConfig(StrictModel):
 
     method: Annotated[
         Literal["mixlora", "lora"] | None,
-        Field(
-            description="mixlora (default): experts in the feed-forward, chosen by a router. lora: no router."
-        ),
+        Field(description="mixlora (default): experts in the feed-forward, chosen by a router. lora: no router."),
     ] = None
     dora: Annotated[bool | None, Field(description="Weight-decomposed adapters. Not supported yet.")] = None
     rslora: Annotated[bool | None, Field(description="Scale by alpha / √rank. Default false.")] = None
@@ -56,9 +52,7 @@ class AdapterConfig(StrictModel):
         Field(min_length=1, max_length=100, description="Default: all seven projections that the base has."),
     ] = None
     num_experts: Annotated[int | None, Field(ge=2, le=256, description="Default 8. mixlora only.")] = None
-    top_k: Annotated[
-        int | None, Field(ge=1, description="Experts that a token uses. Default 2. mixlora only.")
-    ] = None
+    top_k: Annotated[int | None, Field(ge=1, description="Experts that a token uses. Default 2. mixlora only.")] = None
     router_aux_loss_coef: Annotated[
         float | None,
         Field(
@@ -117,12 +111,8 @@ class TrainingConfig(StrictModel):
 
 
 class _JobFields(StrictModel):
-    name: Annotated[
-        str | None, Field(min_length=1, max_length=200, description="Default: the data set's.")
-    ] = None
-    base: Annotated[str | None, Field(description="Name or hash of the base in force, to be sure of it.")] = (
-        None
-    )
+    name: Annotated[str | None, Field(min_length=1, max_length=200, description="Default: the data set's.")] = None
+    base: Annotated[str | None, Field(description="Name or hash of the base in force, to be sure of it.")] = None
     validation: Annotated[
         str | float | None,
         PlainValidator(_validation, json_schema_input_type=str | float | None),

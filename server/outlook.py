@@ -87,8 +87,7 @@ class Outlook:
         job = jobs[index]
         if index < num_riding:
             tokens = sum(
-                min(job.tokens_left * other.weight / job.weight, other.tokens_left)
-                for other in jobs[:num_riding]
+                min(job.tokens_left * other.weight / job.weight, other.tokens_left) for other in jobs[:num_riding]
             )
             return Expectation(self.now, self.now + tokens / rate)
         finish = self.now + sum(other.tokens_left for other in jobs[: index + 1]) / rate

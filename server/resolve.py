@@ -71,16 +71,12 @@ def resolve_adapter(config: AdapterConfig, base: Base, preset: str | None) -> di
     defaults = {**ADAPTER_DEFAULTS, **(MIXLORA_DEFAULTS if method == "mixlora" else {}), **paper}
     given = config.model_dump(exclude_none=True, exclude={"dora", "method"})
     if method == "lora" and (odd := [name for name in MIXLORA_ONLY if name in given]):
-        raise _refused(
-            odd[0], "field_needs_mixlora", "it belongs to method 'mixlora', and the method is 'lora'"
-        )
+        raise _refused(odd[0], "field_needs_mixlora", "it belongs to method 'mixlora', and the method is 'lora'")
     values = {**defaults, **given}
     targets = _targets(config.target_modules, method, base)
     smallest = min(min(base.targets[target]) for target in targets)
     if values["rank"] > smallest:
-        raise _refused(
-            "rank", "rank_too_large", f"it is {values['rank']}; the narrowest target allows {smallest}"
-        )
+        raise _refused("rank", "rank_too_large", f"it is {values['rank']}; the narrowest target allows {smallest}")
     if method == "mixlora" and values["top_k"] > values["num_experts"]:
         said = f"it is {values['top_k']}, more than num_experts, which is {values['num_experts']}"
         raise _refused("top_k", "top_k_too_large", said)
@@ -101,9 +97,7 @@ def _targets(asked: list[str] | None, method: str, base: Base) -> list[str]:
     for target in targets:
         if target not in base.targets:
             has = ", ".join(base.targets)
-            raise _refused(
-                "target_modules", "unknown_target", f"'{target}' is no module of the base, which has {has}"
-            )
+            raise _refused("target_modules", "unknown_target", f"'{target}' is no module of the base, which has {has}")
         if targets.count(target) > 1:
             raise _refused("target_modules", "target_twice", f"'{target}' is there twice")
     if method == "mixlora" and not set(targets) & set(FEED_FORWARD):
@@ -207,9 +201,7 @@ def _hidden(base: Base) -> int:
 def warnings_of(adapter: dict[str, Any]) -> list[str]:
     """What a tenant should know about a config that is allowed all the same."""
     if adapter["method"] == "mixlora" and adapter["top_k"] == 1:
-        return [
-            "top_k is 1: the one expert's weight is always 1, so only the auxiliary loss trains the router."
-        ]
+        return ["top_k is 1: the one expert's weight is always 1, so only the auxiliary loss trains the router."]
     return []
 
 

@@ -96,11 +96,7 @@ def _sentence(problem: dict[str, Any]) -> str:
         return "it is required; add it."
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     value = problem.get("input")
-    shown = (
-        f" (it is {value!r})"
-        if isinstance(value, str | int | float | bool) and len(repr(value)) <= 80
-        else ""
-    )
+    shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool) and len(repr(value)) <= 80 else ""
     return f"{message[:1].lower()}{message[1:].rstrip('.')}{shown}."
 
 

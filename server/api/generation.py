@@ -111,9 +111,7 @@ def answer(services: Services, asked: Asked, operation: Operation) -> dict[str, 
         "tokens": tokens[:count],
         "prompt_tokens": asked.prompt_tokens,
         "logprobs": logprobs[:count] if asked.body.logprobs else None,
-        "prompt_logprobs": next(
-            (line["prompt_logprobs"] for line in lines if "prompt_logprobs" in line), None
-        ),
+        "prompt_logprobs": next((line["prompt_logprobs"] for line in lines if "prompt_logprobs" in line), None),
         "finish_reason": lines[-1]["finish_reason"] if text == whole else "stop",
         "usage": {"prompt_tokens": len(asked.prompt_tokens), "completion_tokens": count},
     }

@@ -84,9 +84,7 @@ class BodyRules:
             message = await receive()
             received += len(message.get("body", b""))
             if received and encoding != "identity":
-                raise HTTPException(
-                    415, f"Content-Encoding '{encoding}' is not taken. Send the body as it is."
-                )
+                raise HTTPException(415, f"Content-Encoding '{encoding}' is not taken. Send the body as it is.")
             if received > limit:
                 raise HTTPException(413, f"The body has more than {limit // MIB} MiB. Send less at once.")
             return message

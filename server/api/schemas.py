@@ -34,9 +34,7 @@ class DrainCreate(StrictModel):
 
 
 def _prompt(value: Any) -> str | list[int]:
-    is_ids = isinstance(value, list) and all(
-        isinstance(token, int) and not isinstance(token, bool) for token in value
-    )
+    is_ids = isinstance(value, list) and all(isinstance(token, int) and not isinstance(token, bool) for token in value)
     if not isinstance(value, str) and not is_ids:
         raise ValueError("Input should be a text or a list of token ids")
     return value
@@ -44,9 +42,7 @@ def _prompt(value: Any) -> str | list[int]:
 
 def _stop(value: Any) -> list[str]:
     texts = [value] if isinstance(value, str) else value
-    is_texts = isinstance(texts, list) and all(
-        isinstance(text, str) and 1 <= len(text) <= 100 for text in texts
-    )
+    is_texts = isinstance(texts, list) and all(isinstance(text, str) and 1 <= len(text) <= 100 for text in texts)
     if not is_texts or len(texts) > 4:
         raise ValueError("Input should be a text of 1 to 100 characters, or a list of up to 4 of them")
     return texts
@@ -58,15 +54,11 @@ class Message(StrictModel):
 
 
 class Generate(StrictModel):
-    model: Annotated[
-        str, Field(max_length=100, description="An adapter's id, a job's (its newest one), or `base`.")
-    ]
+    model: Annotated[str, Field(max_length=100, description="An adapter's id, a job's (its newest one), or `base`.")]
     prompt: Annotated[
         str | list[int] | None,
         PlainValidator(_prompt, json_schema_input_type=str | list[int]),
-        Field(
-            description="A text, made a user's turn by the base's chat template; or token ids, as they are."
-        ),
+        Field(description="A text, made a user's turn by the base's chat template; or token ids, as they are."),
     ] = None
     messages: Annotated[list[Message] | None, Field(min_length=1, max_length=1000)] = None
     raw: Annotated[bool, Field(description="Take the prompt without the template.")] = False
@@ -78,20 +70,14 @@ class Generate(StrictModel):
             description="Default: 256, or what the context leaves. 0 with `logprobs` scores the prompt.",
         ),
     ] = None
-    temperature: Annotated[
-        float, Field(ge=0, le=100, description="0, the default, takes the likeliest token.")
-    ] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=100, description="0, the default, takes the likeliest token.")] = 0.0
     top_k: Annotated[int | None, Field(ge=1, le=10**6)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
-    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="Default: another one each time.")] = (
-        None
-    )
+    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="Default: another one each time.")] = None
     stop: Annotated[
         list[str],
         PlainValidator(_stop, json_schema_input_type=str | list[str]),
         Field(default_factory=list, description="Up to 4 texts; the answer ends before the first of them."),
     ]
-    logprobs: Annotated[
-        bool, Field(description="Log-probabilities of the prompt's and the answer's tokens.")
-    ] = False
+    logprobs: Annotated[bool, Field(description="Log-probabilities of the prompt's and the answer's tokens.")] = False
     stream: Annotated[bool, Field(description="Not supported yet.")] = False

@@ -193,9 +193,7 @@ def _dataset(session: Session, tenant: Tenant, dataset_id: str, param: str) -> D
             "dataset_not_ready", f"Data set '{dataset_id}' is still being read. Try again soon.", 409, param
         )
     if dataset.status != "processed":
-        raise MixloomError(
-            "dataset_failed", f"Data set '{dataset_id}' could not be read. Upload it again.", 422, param
-        )
+        raise MixloomError("dataset_failed", f"Data set '{dataset_id}' could not be read. Upload it again.", 422, param)
     return dataset
 
 

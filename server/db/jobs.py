@@ -51,9 +51,7 @@ def list_jobs(
         filters.append(Job.status == status)
     if name is not None:
         filters.append(Job.name == name)
-    return fetch_page(
-        session, _of_tenant(tenant_id), page, identity=Job.id, order=(Job.number,), filters=filters
-    )
+    return fetch_page(session, _of_tenant(tenant_id), page, identity=Job.id, order=(Job.number,), filters=filters)
 
 
 def list_unfinished(session: Session, page: Page) -> tuple[list[Job], bool]:
@@ -98,9 +96,7 @@ def pause(session: Session, job: Job) -> None:
         raise _ended(job, "paused")
     if _move(session, job, [JobStatus.QUEUED], status=JobStatus.PAUSED):
         events.record(session, job, "paused", "The job is paused; resume it when you like.")
-    elif job.requested is None and _move(
-        session, job, [JobStatus.PREPARING, JobStatus.RUNNING], requested="pause"
-    ):
+    elif job.requested is None and _move(session, job, [JobStatus.PREPARING, JobStatus.RUNNING], requested="pause"):
         events.record(session, job, "pause_requested", "The job pauses as soon as its state is saved.")
 
 

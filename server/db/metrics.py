@@ -26,9 +26,7 @@ COLUMNS = (
 COLUMN_NAMES = [column.key for column in COLUMNS]
 
 
-def read_metrics(
-    session: Session, job_id: str, *, from_step: int, every: int | None
-) -> tuple[list[list[Any]], int]:
+def read_metrics(session: Session, job_id: str, *, from_step: int, every: int | None) -> tuple[list[list[Any]], int]:
     """(rows in the order of `COLUMNS`, ascending; n if only each n-th step is among them, else 1).
 
     `every` None takes all steps, thinned to `MAX_ROWS`. The last step and those with a validation loss are

@@ -42,9 +42,7 @@ def add_sample(
 
 def find_ended(session: Session, ids: Sequence[str]) -> list[Operation]:
     """Those of the given operations that are done or failed."""
-    return list(
-        session.scalars(select(Operation).where(Operation.id.in_(ids), Operation.status.in_((DONE, FAILED))))
-    )
+    return list(session.scalars(select(Operation).where(Operation.id.in_(ids), Operation.status.in_((DONE, FAILED)))))
 
 
 def give_up(session: Session, id_: str, error: dict[str, Any]) -> None:

@@ -42,9 +42,7 @@ def fetch_page(
         place = tuple_(*(getattr(seen, column.key) for column in order))
         here = tuple_(*order)
         statement = statement.where(here > place if page.order == "asc" else here < place)
-    statement = statement.order_by(
-        *(column.asc() if page.order == "asc" else column.desc() for column in order)
-    )
+    statement = statement.order_by(*(column.asc() if page.order == "asc" else column.desc() for column in order))
     found = list(session.scalars(statement.limit(page.limit + 1)))
     return found[: page.limit], len(found) > page.limit
 

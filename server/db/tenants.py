@@ -17,9 +17,7 @@ _SCOPE = select(Tenant).where(Tenant.deleted_at.is_(None))
 def add_tenant(session: Session, name: str, share: float) -> Tenant:
     """A new tenant. Raises `name_taken`."""
     _refuse_taken(session, name)
-    tenant = Tenant(
-        id=new_id("ten"), name=name, share=share, counter=0.0, backlogged=False, created_at=time.time()
-    )
+    tenant = Tenant(id=new_id("ten"), name=name, share=share, counter=0.0, backlogged=False, created_at=time.time())
     session.add(tenant)
     session.flush()
     return tenant
@@ -29,9 +27,7 @@ def get_tenant(session: Session, tenant_id: str) -> Tenant:
     """Raises 404 for a tenant that never was, or was deleted."""
     tenant = session.scalar(_SCOPE.where(Tenant.id == tenant_id))
     if tenant is None:
-        raise MixloomError(
-            "not_found", f"There is no tenant '{tenant_id}'. List them with GET /admin/tenants.", 404
-        )
+        raise MixloomError("not_found", f"There is no tenant '{tenant_id}'. List them with GET /admin/tenants.", 404)
     return tenant
 
 
@@ -42,9 +38,7 @@ def find_tenants(session: Session, ids: Sequence[str]) -> dict[str, Tenant]:
 
 def list_tenants(session: Session, page: Page, filters: Sequence[object] = ()) -> tuple[list[Tenant], bool]:
     """A page of the tenants, and whether more follow."""
-    return fetch_page(
-        session, _SCOPE, page, identity=Tenant.id, order=(Tenant.created_at, Tenant.id), filters=filters
-    )
+    return fetch_page(session, _SCOPE, page, identity=Tenant.id, order=(Tenant.created_at, Tenant.id), filters=filters)
 
 
 def change_tenant(session: Session, tenant: Tenant, *, name: str | None, share: float | None) -> None:
@@ -63,6 +57,4 @@ def delete_tenant(session: Session, tenant: Tenant) -> None:
 
 def _refuse_taken(session: Session, name: str) -> None:
     if session.scalar(_SCOPE.where(Tenant.name == name)) is not None:
-        raise MixloomError(
-            "name_taken", f"There is a tenant named '{name}' already. Choose another name.", 422, "name"
-        )
+        raise MixloomError("name_taken", f"There is a tenant named '{name}' already. Choose another name.", 422, "name")

@@ -25,9 +25,7 @@ router = new_router(prefix="/jobs", tag="jobs")
 
 
 @router.post("", status_code=201)
-def create_job(
-    services: ServicesDep, tenant: TenantDep, body: JobCreate, response: Response
-) -> dict[str, Any]:
+def create_job(services: ServicesDep, tenant: TenantDep, body: JobCreate, response: Response) -> dict[str, Any]:
     """A job in the queue. Once this is answered nothing but its tenant keeps it from ending."""
     job = submit(services, tenant, prepare(services, tenant, body))
     response.headers["Location"] = f"/jobs/{job.id}"
@@ -81,9 +79,7 @@ def list_jobs(
                 f"metadata[{key}]",
             )
     with services.database.read() as session:
-        found, has_more = jobs.list_jobs(
-            session, tenant.tenant_id, page, status=status, name=name, labels=metadata
-        )
+        found, has_more = jobs.list_jobs(session, tenant.tenant_id, page, status=status, name=name, labels=metadata)
         return list_answer(job_answers(session, found, services.settings.max_resident_runs), has_more)
 
 
@@ -121,9 +117,7 @@ def delete_job(services: ServicesDep, tenant: TenantDep, job_id: str) -> dict[st
     return {"id": job_id, "object": "job", "deleted": True}
 
 
-def _change(
-    services: Services, tenant: Tenant, job_id: str, change: Callable[[Session, Job], None]
-) -> dict[str, Any]:
+def _change(services: Services, tenant: Tenant, job_id: str, change: Callable[[Session, Job], None]) -> dict[str, Any]:
     with services.database.write() as session:
         change(session, jobs.get_job(session, tenant.tenant_id, job_id))
     return _answer(services, tenant, job_id)

@@ -31,9 +31,7 @@ def list_events(
     with services.database.read() as session:
         job = jobs.get_job(session, tenant.tenant_id, job_id)
         if "text/event-stream" in accept:
-            raise not_supported_yet(
-                "Accept", "Streams of events are not supported yet; ask for pages of JSON."
-            )
+            raise not_supported_yet("Accept", "Streams of events are not supported yet; ask for pages of JSON.")
         found, has_more = events.list_events(session, job, page)
     return list_answer([_event_answer(event) for event in found], has_more)
 
@@ -56,9 +54,7 @@ def get_metrics(
         text = io.StringIO()
         csv.writer(text).writerows([metrics.COLUMN_NAMES, *rows])
         return Response(text.getvalue(), media_type="text/csv", headers={"X-Every": str(thinned)})
-    return JSONResponse(
-        {"object": "metrics", "columns": metrics.COLUMN_NAMES, "rows": rows, "every": thinned}
-    )
+    return JSONResponse({"object": "metrics", "columns": metrics.COLUMN_NAMES, "rows": rows, "every": thinned})
 
 
 @router.get("/checkpoints")

@@ -46,9 +46,7 @@ def get_tenant(admin: AdminDep, services: ServicesDep, tenant_id: str) -> dict[s
 
 
 @router.patch("/{tenant_id}")
-def change_tenant(
-    admin: AdminDep, services: ServicesDep, tenant_id: str, body: schemas.TenantUpdate
-) -> dict[str, Any]:
+def change_tenant(admin: AdminDep, services: ServicesDep, tenant_id: str, body: schemas.TenantUpdate) -> dict[str, Any]:
     """A new share counts from the next gang on."""
     with services.database.write() as session:
         tenant = tenants.get_tenant(session, tenant_id)
@@ -68,9 +66,7 @@ def delete_tenant(admin: AdminDep, services: ServicesDep, tenant_id: str) -> dic
 
 
 @router.post("/{tenant_id}/keys", status_code=201)
-def create_key(
-    admin: AdminDep, services: ServicesDep, tenant_id: str, body: schemas.KeyCreate
-) -> dict[str, Any]:
+def create_key(admin: AdminDep, services: ServicesDep, tenant_id: str, body: schemas.KeyCreate) -> dict[str, Any]:
     """Another key, shown here and never again."""
     with services.database.write() as session:
         key, secret = _add_key(session, tenants.get_tenant(session, tenant_id), body.name)

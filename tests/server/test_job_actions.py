@@ -1,0 +1,139 @@
+"""Jobs stopped, resumed, forgotten; why they wait, and for how long."""
+
+from collections.abc import Callable
+
+import pytest
+
+from server.api.services import Services
+from server.db import drains
+from server.db.states import TRANSITIONS, JobStatus
+from server.db.tables import Base, Event, Metric, Run
+from tests.server.conftest import Caller
+from tests.server.making import add_adapter, add_metric, change_job, submit
+
+pytestmark = pytest.mark.usefixtures("base")
+
+
+def events_of(caller: Caller, job_id: str) -> list[str]:
+    answer = caller.get(f"/jobs/{job_id}/events", params={"order": "asc", "limit": 100})
+    return [event["kind"] for event in answer.json()["data"]]
+
+
+def test_cancel_is_final_in_the_answer_and_idempotent(alice: Caller) -> None:
+    job = submit(alice)["id"]
+    first, second = alice.post(f"/jobs/{job}/cancel"), alice.post(f"/jobs/{job}/cancel")
+    assert (first.status_code, first.json()["status"]) == (200, "cancelled")
+    assert second.json()["finished_at"] == first.json()["finished_at"]
+    assert first.json()["finished_at"] is not None
+    assert events_of(alice, job) == ["queued", "cancelled"]
+
+
+def test_a_waiting_job_is_paused_at_once_and_resumed(alice: Caller) -> None:
+    job = submit(alice)["id"]
+    assert [alice.post(f"/jobs/{job}/pause").json()["status"] for _ in range(2)] == ["paused", "paused"]
+    assert [alice.post(f"/jobs/{job}/resume").json()["status"] for _ in range(2)] == ["queued", "queued"]
+    assert events_of(alice, job) == ["queued", "paused", "resumed"]
+
+
+@pytest.mark.parametrize("status", ["preparing", "running"])
+def test_pausing_a_resident_job_is_a_wish_that_can_be_taken_back(
+    status: str, alice: Caller, services: Services
+) -> None:
+    job = submit(alice)["id"]
+    change_job(services, job, status=status)
+    for _ in range(2):
+        answer = alice.post(f"/jobs/{job}/pause").json()
+        assert (answer["status"], answer["requested"]) == (status, "pause")
+    answer = alice.post(f"/jobs/{job}/resume").json()
+    assert (answer["status"], answer["requested"]) == (status, None)
+    assert events_of(alice, job) == ["queued", "pause_requested", "resumed"]
+
+
+ACTIONS = {
+    "cancel": dict.fromkeys(("queued", "preparing", "running", "paused", "cancelled"), "cancelled"),
+    "pause": {"queued": "paused", "preparing": "preparing", "running": "running", "paused": "paused"},
+    "resume": {"queued": "queued", "preparing": "preparing", "running": "running", "paused": "queued"},
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("status", list(TRANSITIONS))
+def test_every_action_in_every_status_follows_the_table(
+    action: str, status: JobStatus, alice: Caller, services: Services
+) -> None:
+    job = submit(alice)["id"]
+    change_job(services, job, status=status)
+    answer = alice.post(f"/jobs/{job}/{action}")
+    after = ACTIONS[action].get(status)
+    if after is None:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "job_ended")
+        assert alice.get(f"/jobs/{job}").json()["status"] == status
+        return
+    assert answer.json()["status"] == after
+    assert after == status or JobStatus(after) in TRANSITIONS[status]
+
+
+def test_only_an_ended_job_can_be_deleted_and_all_of_it_goes(alice: Caller, services: Services) -> None:
+    job = submit(alice)["id"]
+    add_metric(services, job, 1)
+    adapter = add_adapter(services, job, 1)
+    with services.database.read() as session:
+        run = session.query(Run).one().id
+    services.store.put(f"recovery/{run}/1-1", lambda folder: None)
+    refused = alice.delete(f"/jobs/{job}")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "job_not_ended")
+    alice.post(f"/jobs/{job}/cancel")
+    assert alice.delete(f"/jobs/{job}").json() == {"id": job, "object": "job", "deleted": True}
+    assert alice.get(f"/jobs/{job}").status_code == alice.get(f"/adapters/{adapter}").status_code == 404
+    for folder in (f"jobs/{job}", f"adapters/{adapter}", f"recovery/{run}"):
+        assert not services.store.path(folder).exists()
+    with services.database.read() as session:
+        assert [session.query(table).count() for table in (Run, Event, Metric)] == [0, 0, 0]
+
+
+def test_a_waiting_job_says_what_it_waits_for(
+    alice: Caller, services: Services, publish_base: Callable[..., Base]
+) -> None:
+    job = submit(alice)["id"]
+
+    def reason() -> str:
+        queue = alice.get(f"/jobs/{job}").json()["queue"]
+        assert queue["sentence"]
+        return str(queue["reason"])
+
+    assert reason() == "fair_share"
+    with services.database.write() as session:
+        drains.add_drain(
+            session, mode="quick", deadline_seconds=None, reason="a new disk", exit_=False, created_by="admin"
+        )
+    assert reason() == "draining"
+    assert "a new disk" in alice.get(f"/jobs/{job}").json()["queue"]["sentence"]
+    assert submit(alice)["queue"]["reason"] == "draining"
+    with services.database.write() as session:
+        drains.end_drains(session)
+    publish_base(hash="4567")
+    assert reason() == "waiting_for_base"
+    publish_base(live=False)
+    assert reason() == "no_daemon"
+
+
+def test_a_job_that_trains_or_has_ended_waits_for_nothing(alice: Caller, services: Services) -> None:
+    job = submit(alice)["id"]
+    for status in ("running", "paused", "succeeded"):
+        change_job(services, job, status=status)
+        assert alice.get(f"/jobs/{job}").json()["queue"]["reason"] is None
+
+
+def test_estimates_follow_from_shares_and_speed(
+    alice: Caller, bob: Caller, services: Services, publish_base: Callable[..., Base]
+) -> None:
+    publish_base(detail={"tokens_per_second": 100.0})
+    job = submit(alice)
+    alone = job["estimated_finish"] - job["queue"]["estimated_start"]
+    assert alone == pytest.approx(job["progress"]["total_tokens"] / 100, rel=0.01)
+    submit(bob)
+    shared = alice.get(f"/jobs/{job['id']}").json()
+    assert shared["queue"]["share"] == 0.5
+    assert shared["estimated_finish"] - shared["queue"]["estimated_start"] == pytest.approx(2 * alone, rel=0.01)
+    change_job(services, job["id"], status="paused")
+    assert alice.get(f"/jobs/{job['id']}").json()["estimated_finish"] is None
