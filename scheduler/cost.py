@@ -25,12 +25,8 @@ class Prices:
         return self._tokens(num_tokens, 2)
 
     def forward(self, num_tokens: int) -> int:
-        """Evaluation, scoring or a prompt of `num_tokens`: half of training."""
+        """Evaluation of `num_tokens`: half of training."""
         return self._tokens(num_tokens, 1)
-
-    def sample(self, num_tokens: int) -> int:
-        """`num_tokens` sampled one after another: each like a trained one."""
-        return self._tokens(num_tokens, 2)
 
     def optim_step(self) -> int:
         """One optimizer step: this keeps tiny batches from taking the machine."""
