@@ -32,7 +32,7 @@ def _validation(value: Any) -> str | float | None:
         return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 0.5:
         raise ValueError("Input should be the id of a data set, or the part of the rows to hold out, 0 to 0.5")
-    return value
+    return float(value)
 
 
 class AdapterConfig(StrictModel):

@@ -12,6 +12,7 @@ from typing import Annotated, BinaryIO, Literal
 from fastapi import Query
 from fastapi.responses import StreamingResponse
 
+from server.api.answers import loads_in
 from server.api.services import Services
 from server.db.tables import Adapter
 from server.errors import MixloomError
@@ -30,6 +31,14 @@ EXPORT_SECONDS = 600
 
 def archive_response(services: Services, adapter: Adapter, format: str) -> StreamingResponse:
     """The answer that streams an adapter's zip. Raises `format_does_not_fit`."""
+    if format != "native" and format not in loads_in(adapter.config):
+        programs = " and ".join(loads_in(adapter.config))
+        raise MixloomError(
+            "format_does_not_fit",
+            f"This adapter loads in {programs}, not in {format}. Take another format.",
+            422,
+            "format",
+        )
     source = services.store.path(adapter.key)
     file = tempfile.TemporaryFile(dir=services.store.root)  # noqa: SIM115 (nameless; `_chunks` closes it)
     if format == "native" or (format == "peft" and adapter.method == "lora"):  # which is native to us
@@ -66,9 +75,10 @@ def _export(source: Path, target: Path, format: str) -> None:
     """Write an adapter in another layout, in a process of its own, since that takes torch."""
     command = [sys.executable, "-m", "server.daemon.export", str(source), str(target), format]
     done = subprocess.run(command, capture_output=True, text=True, timeout=EXPORT_SECONDS, check=False)
-    if done.returncode == 1:
-        raise MixloomError("format_does_not_fit", done.stderr.strip(), 422, "format")
-    done.check_returncode()
+    if done.returncode == 1 and "Traceback" not in done.stderr:
+        raise MixloomError("format_does_not_fit", done.stderr.strip().splitlines()[-1], 422, "format")
+    if done.returncode != 0:
+        raise RuntimeError(f"the export ended with {done.returncode}: {done.stderr}")
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

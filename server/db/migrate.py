@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 import migrations
+from server.data_dir import ensure_data_dir
 from server.db.session import Database
 from server.errors import MixloomError
 from server.settings import Settings
@@ -23,6 +24,7 @@ def upgrade(settings: Settings) -> None:
 
     Raises `data_dir_not_writable`, or `database_too_new` when a later version of the code has been here.
     """
+    ensure_data_dir(settings)
     with _locked(settings.data_dir), Database(settings.database_path).engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
         pending = _pending(current, settings.database_path)
@@ -68,16 +70,6 @@ def _copy(path: Path, revision: str) -> None:
 
 @contextmanager
 def _locked(data_dir: Path) -> Iterator[None]:
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (data_dir / "migrate.lock").open("w")
-    except OSError as error:
-        raise MixloomError(
-            "data_dir_not_writable",
-            f"The data directory {data_dir} cannot be written ({error.strerror}). Set MIXLOOM_DATA_DIR to "
-            "one that can, or change its permissions.",
-            500,
-        ) from error
-    with lock:
+    with (data_dir / "migrate.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -9,6 +9,8 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from server.errors import MixloomError
 
+MAX_DIGITS = 18  # what a 64-bit column can hold
+
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
@@ -48,10 +50,11 @@ def fetch_page(
 
 
 def _typed(identity: InstrumentedAttribute[Any], after: str) -> Any:
-    try:
-        return identity.type.python_type(after)
-    except ValueError:
-        raise _unknown_cursor(after) from None
+    if identity.type.python_type is not int:
+        return after
+    if not after.isdecimal() or len(after) > MAX_DIGITS:
+        raise _unknown_cursor(after)
+    return int(after)
 
 
 def _unknown_cursor(after: str) -> MixloomError:

@@ -65,11 +65,18 @@ def add_metric(services: Services, job_id: str, step: int, **values: Any) -> Non
 def add_adapter(services: Services, job_id: str, step: int, **values: Any) -> str:
     """The id of an adapter that a daemon has published for a job, with its files."""
     id_ = new_id("adp")
+    with services.database.read() as session:
+        adapter = session.get_one(Job, job_id).adapter
+    config = {
+        "peft_type": "MIXLORA" if adapter["method"] == "mixlora" else "LORA",
+        "lora_alpha": adapter["alpha"],
+        "lora_dropout": adapter["dropout"],
+    }
     key = f"adapters/{id_}"
 
     def write(folder: Path) -> None:
         save_file({"a": np.full((4, 4), step, np.float32)}, folder / "adapter_model.safetensors")
-        (folder / "adapter_config.json").write_text("{}")
+        (folder / "adapter_config.json").write_text(json.dumps(config))
         (folder / "README.md").write_text("# An adapter\n")
 
     weights = services.store.put(key, write) / "adapter_model.safetensors"

@@ -91,6 +91,27 @@ def test_the_archive_is_uncompressed_and_the_same_each_time(alice: Caller, adapt
     assert not [path for path in services.store.root.iterdir() if path.name.startswith("tmp")]
 
 
+@pytest.mark.parametrize(
+    ("config", "format"),
+    [({"method": "lora"}, "mixlora"), ({}, "peft"), ({"rslora": True}, "mixlora"), ({"alpha": 2.5}, "mixlora")],
+)
+def test_a_format_that_cannot_hold_the_adapter_is_refused(
+    config: dict[str, object], format: str, alice: Caller, services: Services
+) -> None:
+    adapter = add_adapter(services, submit(alice, adapter=config)["id"], 1)
+    answer = alice.get(f"/adapters/{adapter}/archive", params={"format": format})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "format_does_not_fit")
+
+
+def test_mixlora_files_are_written_by_a_process_of_their_own(alice: Caller, services: Services) -> None:
+    adapter = add_adapter(services, submit(alice)["id"], 1)
+    answers = [alice.get(f"/adapters/{adapter}/archive", params={"format": "mixlora"}) for _ in range(2)]
+    assert answers[0].content == answers[1].content
+    with zipfile.ZipFile(io.BytesIO(answers[0].content)) as archive:
+        assert archive.namelist() == ["README.md", "adapter_config.json", "adapter_model.bin"]
+    assert not [path for path in services.store.root.iterdir() if path.name.startswith("tmp")]
+
+
 def test_a_jobs_adapter_is_the_last_the_best_or_the_one_named(alice: Caller, job: str, services: Services) -> None:
     missing = alice.get(f"/jobs/{job}/adapter")
     assert (missing.status_code, missing.json()["error"]["code"]) == (409, "no_adapter_yet")

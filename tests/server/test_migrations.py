@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
+from server.admin_key import ensure_admin_key
 from server.db import migrate
 from server.db.session import Database
 from server.db.tables import Table
@@ -113,9 +115,10 @@ def test_processes_that_start_at_once_share_the_work(settings: Settings) -> None
     assert revision_of(settings.database_path)
 
 
-def test_a_data_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", [migrate.upgrade, ensure_admin_key])
+def test_a_data_directory_that_cannot_be_written_is_named(start: Callable[[Settings], object], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MixloomError, match="cannot be written") as caught:
-        migrate.upgrade(Settings(data_dir=tmp_path / "file" / "data"))
+        start(Settings(data_dir=tmp_path / "file" / "data"))
     assert caught.value.code == "data_dir_not_writable"
     assert str(tmp_path / "file" / "data") in caught.value.message

@@ -25,6 +25,9 @@ def test_events_are_pages(alice: Caller) -> None:
         if not page["has_more"]:
             break
     assert seen == ["queued", "paused", "resumed", "paused", "resumed"]
+    for wrong in ("nothing", "99", "9" * 30, "-1", "²"):
+        answer = alice.get(f"/jobs/{job}/events", params={"after": wrong})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_cursor")
     stream = alice.get(f"/jobs/{job}/events", headers={"Accept": "text/event-stream"})
     assert (stream.status_code, stream.json()["error"]["code"]) == (422, "not_supported_yet")
 
