@@ -17,20 +17,18 @@ class Routing:
 
     weights_nK: Tensor  # renormalized to sum 1
     order_N: Tensor  # sorted place -> slot (token·K + k)
+    token_N: Tensor  # sorted place -> token
     place_nK: Tensor  # slot -> sorted place
     counts: list[int]  # slots of each expert, E numbers
     loads_E: Tensor
 
     def dispatch(self, x_nD: Tensor) -> Tensor:
         """Each token's row, once for each of its experts, sorted by expert: [n, D] -> [N, D]."""
-        return _Gather.apply(x_nD, self.order_N // self.place_nK.shape[1], self.place_nK)
+        return _Dispatch.apply(x_nD, self.token_N, self.place_nK)
 
     def combine(self, x_ND: Tensor) -> Tensor:
         """Σ_k r_k x_k for each token: [N, D] -> [n, D]."""
-        x_nKD = _Gather.apply(x_ND, self.place_nK.flatten(), self.order_N[:, None]).unflatten(
-            0, self.place_nK.shape
-        )
-        return (self.weights_nK.to(x_ND.dtype)[:, :, None] * x_nKD).sum(1)
+        return _Combine.apply(x_ND, self.weights_nK.to(x_ND.dtype), self.order_N, self.token_N, self.place_nK)
 
 
 def route(x_nD: Tensor, router_ED: Tensor, top_k: int) -> tuple[Routing, Tensor]:
@@ -51,6 +49,7 @@ def route(x_nD: Tensor, router_ED: Tensor, top_k: int) -> tuple[Routing, Tensor]
     routing = Routing(
         weights_nK=top_nK / top_nK.sum(-1, keepdim=True),
         order_N=order_N,
+        token_N=order_N // top_k,
         place_nK=place_nK.view_as(expert_nK),
         counts=loads_E.tolist(),
         loads_E=loads_E,
@@ -59,17 +58,41 @@ def route(x_nD: Tensor, router_ED: Tensor, top_k: int) -> tuple[Routing, Tensor]
     return routing, balance
 
 
-class _Gather(torch.autograd.Function):
-    """y[i] = x[index[i]], whose inverse is known: the gradient is a gather too, with nothing zero-filled."""
+class _Dispatch(torch.autograd.Function):
+    """y[i] = x[token[i]]. Its inverse is known, so the gradient is gathered too, with nothing zero-filled."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        """`inverse` [len(x), K]: the K places of `index` that hold each row of x."""
-        ctx.save_for_backward(inverse)
-        return x.index_select(0, index)
+    def forward(ctx: Any, x_nD: Tensor, token_N: Tensor, place_nK: Tensor) -> Tensor:
+        ctx.save_for_backward(place_nK)
+        return x_nD.index_select(0, token_N)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        gathered = gradients[0].index_select(0, inverse.flatten()).unflatten(0, inverse.shape)
-        return gathered.sum(1), None, None
+        (place_nK,) = ctx.saved_tensors
+        total = gradients[0].index_select(0, place_nK[:, 0])
+        for place_n in place_nK.unbind(1)[1:]:
+            total += gradients[0].index_select(0, place_n)
+        return total, None, None
+
+
+class _Combine(torch.autograd.Function):
+    """y[t] = Σ_k r[t, k]·x[place[t, k]], without the [n, K, D] between."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_ND: Tensor, weights_nK: Tensor, order_N: Tensor, token_N: Tensor, place_nK: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x_ND, weights_nK, order_N, token_N, place_nK)
+        total = x_ND.index_select(0, place_nK[:, 0]) * weights_nK[:, :1]
+        for k in range(1, place_nK.shape[1]):
+            total.addcmul_(x_ND.index_select(0, place_nK[:, k]), weights_nK[:, k : k + 1])
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        x_ND, weights_nK, order_N, token_N, place_nK = ctx.saved_tensors
+        spread_ND = gradients[0].index_select(0, token_N)
+        gradient_N = torch.linalg.vecdot(spread_ND, x_ND)
+        gradient_nK = gradient_N[place_nK]
+        spread_ND *= weights_nK.flatten()[order_N, None]
+        return spread_ND, gradient_nK, None, None, None
