@@ -36,9 +36,7 @@ class Adapters:
 
     def download(self, adapter: str, path: str | Path | None = None, *, format: str | None = None) -> Path:
         """Save all of it as a zip: `format` native, peft or mixlora."""
-        return save_archive(
-            self._transport, f"/adapters/{adapter}/archive", adapter, path, {"format": format}
-        )
+        return save_archive(self._transport, f"/adapters/{adapter}/archive", adapter, path, {"format": format})
 
 
 def save_archive(
@@ -48,6 +46,4 @@ def save_archive(
     target = Path(path or ".")
     if target.is_dir():
         target = target / f"{id_}.zip"
-    return transport.download(
-        route, target, {key: value for key, value in choices.items() if value is not None}
-    )
+    return transport.download(route, target, {key: value for key, value in choices.items() if value is not None})

@@ -68,9 +68,7 @@ class Admin:
             "daemon": daemon,
             "exit": exit,
         }
-        return self._transport.post(
-            "/admin/drain", {key: value for key, value in body.items() if value is not None}
-        )
+        return self._transport.post("/admin/drain", {key: value for key, value in body.items() if value is not None})
 
     def undrain(self) -> Object:
         """End every drain."""

@@ -25,9 +25,7 @@ class Client:
     `MixloomError`s. Threads may share a client.
     """
 
-    def __init__(
-        self, url: str | None = None, api_key: str | None = None, *, timeout: float = TIMEOUT_SECONDS
-    ):
+    def __init__(self, url: str | None = None, api_key: str | None = None, *, timeout: float = TIMEOUT_SECONDS):
         login = current_login(url)
         self.url = login.url
         self._transport = Transport(login.url, api_key or login.api_key, timeout)

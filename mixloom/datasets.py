@@ -44,9 +44,7 @@ class Datasets:
     ) -> Object:
         """The data set made of one on the hub (`"org/name"`); the server fetches it."""
         asked = {"hub": hub, "config": config, "split": split, "revision": revision, "columns": columns}
-        return self._transport.post(
-            "/datasets", {key: value for key, value in asked.items() if value is not None}
-        )
+        return self._transport.post("/datasets", {key: value for key, value in asked.items() if value is not None})
 
     def iterate(self, *, name: str | None = None, order: str = "desc") -> Iterator[Object]:
         """Every data set of yours, page after page."""

@@ -34,9 +34,7 @@ class Jobs:
         """What `submit` would make: tokens, steps, seconds, bytes, the resolved config. Nothing is made."""
         return self._transport.post("/jobs/estimate", {**(config or {}), **fields})
 
-    def iterate(
-        self, *, status: str | None = None, name: str | None = None, order: str = "desc"
-    ) -> Iterator[Object]:
+    def iterate(self, *, status: str | None = None, name: str | None = None, order: str = "desc") -> Iterator[Object]:
         """Every job of yours, page after page."""
         return self._transport.pages("/jobs", status=status, name=name, order=order)
 

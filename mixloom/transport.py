@@ -29,8 +29,7 @@ class Transport:
             base_url=self.url,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS),
-            trust_env=httpx.URL(self.url).host
-            not in LOOPBACK,  # a proxy cannot reach this machine's loopback
+            trust_env=httpx.URL(self.url).host not in LOOPBACK,  # a proxy cannot reach this machine's loopback
         )
 
     def get(self, path: str, params: Object | None = None, *, answers: tuple[int, ...] = ()) -> Any:

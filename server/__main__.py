@@ -54,9 +54,7 @@ def _run(verb: str, settings: Settings, flags: dict[str, Any], supervised: bool)
         return daemon.main(settings, supervised=supervised)
     from server.serve import serve
 
-    child_flags = [
-        part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))
-    ]
+    child_flags = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     return serve(settings, child_flags, with_daemon=verb == "serve")
 
 

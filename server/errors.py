@@ -59,6 +59,4 @@ def not_found(noun: str, id_: str) -> MixloomError:
 
 def not_supported_yet(param: str, message: str | None = None) -> MixloomError:
     """A part of the contract that this version does not have: refused, never ignored."""
-    return MixloomError(
-        "not_supported_yet", message or f"'{param}' is not supported yet; leave it out.", 422, param
-    )
+    return MixloomError("not_supported_yet", message or f"'{param}' is not supported yet; leave it out.", 422, param)

@@ -81,24 +81,18 @@ class Renderer:
         """
         return self.tokenise([self.pieces(row, raw=raw)], supervise)[0]
 
-    def prompt(
-        self, *, prompt: str | list[int] | None, messages: Sequence[Message] | None, raw: bool
-    ) -> list[int]:
+    def prompt(self, *, prompt: str | list[int] | None, messages: Sequence[Message] | None, raw: bool) -> list[int]:
         """The ids that a model is given to go on from. Exactly one of `prompt` and `messages` is not None.
 
         Raises MixloomError `invalid_prompt`, and those of `training`.
         """
         if (prompt is None) == (messages is None):
-            raise MixloomError(
-                "invalid_prompt", "Give either 'prompt' or 'messages', and not both.", param="prompt"
-            )
+            raise MixloomError("invalid_prompt", "Give either 'prompt' or 'messages', and not both.", param="prompt")
         if isinstance(prompt, list):
             return self._checked_ids(prompt)
         if messages is not None:
             if raw:
-                raise MixloomError(
-                    "invalid_prompt", "'raw' goes with 'prompt', not with 'messages'.", param="raw"
-                )
+                raise MixloomError("invalid_prompt", "'raw' goes with 'prompt', not with 'messages'.", param="raw")
             pieces = self._chat(messages, open_ended=True)
         elif raw or not self.has_template:
             pieces = [Piece(self._opened(prompt or ""), False)]
@@ -106,9 +100,7 @@ class Renderer:
             pieces = self._chat([{"role": "user", "content": prompt}], open_ended=True)
         ids = self.tokenise([pieces], "completion")[0].tokens
         if not ids:
-            raise MixloomError(
-                "invalid_prompt", "The prompt is empty. Give one token or more.", param="prompt"
-            )
+            raise MixloomError("invalid_prompt", "The prompt is empty. Give one token or more.", param="prompt")
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -227,9 +219,7 @@ class Renderer:
         return list(ids)
 
 
-def render_rows(
-    renderer: Renderer, rows: Sequence[Mapping[str, Any]], supervise: Supervise
-) -> list[TokenRow]:
+def render_rows(renderer: Renderer, rows: Sequence[Mapping[str, Any]], supervise: Supervise) -> list[TokenRow]:
     """All rows of a data set as token rows, tokenised together. Raises as `Renderer.training`."""
     return renderer.tokenise([renderer.pieces(row) for row in rows], supervise)
 
@@ -267,9 +257,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = TODAY.strftime
     return environment

@@ -69,9 +69,7 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             if code == EXIT_BAD_BASE:
-                log.error(
-                    "no_base", extra={"fields": {"hint": "the daemon's last line says why; mend --base"}}
-                )
+                log.error("no_base", extra={"fields": {"hint": "the daemon's last line says why; mend --base"}})
                 self.gave_up = True
                 os.kill(os.getpid(), signal.SIGTERM)
                 return

@@ -21,9 +21,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port that the API listens on; 0 takes a free one.")
     base: str = Field("smollm2-135m", description="Base model: a hub name, a local directory or a GGUF file.")
-    chat_template: Path | None = Field(
-        None, description="A Jinja file to use in place of the base's own template."
-    )
+    chat_template: Path | None = Field(None, description="A Jinja file to use in place of the base's own template.")
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto", description="Arithmetic of the frozen base; auto probes the machine."
     )
@@ -35,20 +33,14 @@ class Settings(BaseSettings):
     )
     max_resident_runs: int = Field(16, ge=1, description="Most runs whose adapters are in memory at once.")
     recovery_seconds: float = Field(300.0, gt=0, description="Seconds between two recovery points of a run.")
-    recovery_steps: int = Field(
-        0, ge=0, description="Also a recovery point every so many steps; 0: by time only."
-    )
+    recovery_steps: int = Field(0, ge=0, description="Also a recovery point every so many steps; 0: by time only.")
     sampling_share: float = Field(
         0.25, gt=0, le=1, description="Most of the time that sampling takes while training waits."
     )
-    stop_seconds: float = Field(
-        30.0, gt=0, description="Seconds that a first SIGTERM leaves for recovery points."
-    )
+    stop_seconds: float = Field(30.0, gt=0, description="Seconds that a first SIGTERM leaves for recovery points.")
     max_upload_mib: int = Field(64, ge=1, description="Largest data set in one upload.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["auto", "text", "json"] = Field(
-        "auto", description="auto: text on a terminal, else JSON."
-    )
+    log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else JSON.")
     admin_key: str | None = Field(None, description="The operator's key, 32 characters or more.", repr=False)
 
     @field_validator("admin_key")

@@ -54,9 +54,7 @@ class LocalStore:
         folder = self.path(prefix)
         if not folder.is_dir():
             return []
-        return sorted(
-            f"{prefix}/{child.name}" for child in folder.iterdir() if not child.name.endswith(".tmp")
-        )
+        return sorted(f"{prefix}/{child.name}" for child in folder.iterdir() if not child.name.endswith(".tmp"))
 
     def remove_unfinished(self, prefix: str) -> None:
         """Delete what a killed writer left under `prefix`. Only for a prefix that nobody else writes to."""

@@ -51,9 +51,7 @@ def tiny_model(model_type: str = "llama", dtype: torch.dtype = torch.float32) ->
 
 
 def tiny_base(model_type: str = "llama", dtype: torch.dtype = torch.float32) -> BaseModel:
-    return BaseModel(
-        tiny_model(model_type, dtype), name=f"tiny-{model_type}", hash_="tiny", microbatch_tokens=128
-    )
+    return BaseModel(tiny_model(model_type, dtype), name=f"tiny-{model_type}", hash_="tiny", microbatch_tokens=128)
 
 
 @functools.cache

@@ -26,9 +26,7 @@ def list_adapters(
         print_json(found)
         return
     columns = ["id", "name", "method", "bytes", "created_at"]
-    print_table(
-        columns, ([moment(one[key]) if key == "created_at" else one[key] for key in columns] for one in found)
-    )
+    print_table(columns, ([moment(one[key]) if key == "created_at" else one[key] for key in columns] for one in found))
 
 
 @app.command()
@@ -48,17 +46,13 @@ def files(adapter: AdapterArgument, as_json: JsonFlag = False) -> None:
     if as_json:
         print_json(found)
     else:
-        print_table(
-            ["name", "bytes", "sha256"], ([one["name"], one["bytes"], one["sha256"]] for one in found)
-        )
+        print_table(["name", "bytes", "sha256"], ([one["name"], one["bytes"], one["sha256"]] for one in found))
 
 
 @app.command()
 def download(
     adapter: AdapterArgument,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The zip file, or a folder for it.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The zip file, or a folder for it.")] = None,
     format: Annotated[str | None, typer.Option(help="native (default), peft or mixlora.")] = None,
 ) -> None:
     """Save all of it as a zip file."""

@@ -37,9 +37,7 @@ def drain(
         bool, typer.Option("--quick", help="Save every run at its next step, then rest (default).")
     ] = False,
     graceful: Annotated[bool, typer.Option("--graceful", help="Let the resident runs finish first.")] = False,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Stop now; runs go back to their last recovery point.")
-    ] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Stop now; runs go back to their last recovery point.")] = False,
     deadline: Annotated[
         str | None, typer.Option(metavar="30m", help="With --graceful: after this, quick. 90s, 30m, 2h.")
     ] = None,
@@ -203,10 +201,7 @@ def list_keys(tenant: TenantArgument, as_json: JsonFlag = False) -> None:
         return
     print_table(
         ["id", "name", "shown", "created", "revoked"],
-        (
-            [one["id"], one["name"], one["shown"], moment(one["created_at"]), moment(one["revoked_at"])]
-            for one in found
-        ),
+        ([one["id"], one["name"], one["shown"], moment(one["created_at"]), moment(one["revoked_at"])] for one in found),
     )
 
 

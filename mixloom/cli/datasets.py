@@ -60,9 +60,7 @@ def upload(
     as_json: JsonFlag = False,
 ) -> None:
     """Upload a file of rows."""
-    _print_new(
-        Client().datasets.upload(file, name=name, columns=pairs_of(column, "--column") or None), as_json
-    )
+    _print_new(Client().datasets.upload(file, name=name, columns=pairs_of(column, "--column") or None), as_json)
 
 
 @app.command()

@@ -16,14 +16,10 @@ def generate(
     max_tokens: Annotated[int, typer.Option(min=0, help="Longest answer, in tokens.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Choose among so many tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Choose among the likeliest, up to this probability.")
-    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest, up to this probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Send the prompt as it is, without the chat template.")
-    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Send the prompt as it is, without the chat template.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Ask an adapter, or the base model, to answer a prompt."""

@@ -149,16 +149,12 @@ def download(
     checkpoint: Annotated[
         str | None, typer.Option(help="A step, or best, in place of the last one.", metavar="STEP")
     ] = None,
-    unpack: Annotated[
-        bool, typer.Option("--unpack", help="Leave a folder in place of the zip file.")
-    ] = False,
+    unpack: Annotated[bool, typer.Option("--unpack", help="Leave a folder in place of the zip file.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Save a job's adapter as a zip file."""
     client = Client()
-    path = client.jobs.download_adapter(
-        job_of(client, job)["id"], output, format=format, checkpoint=checkpoint
-    )
+    path = client.jobs.download_adapter(job_of(client, job)["id"], output, format=format, checkpoint=checkpoint)
     if unpack:
         path = _unpacked(path)
     if as_json:

@@ -12,9 +12,7 @@ from mixloom.stored import save_login
 
 def login(
     url: Annotated[str, typer.Argument(help="The server, for example http://127.0.0.1:8000.")],
-    key_stdin: Annotated[
-        bool, typer.Option("--key-stdin", help="Read the key from stdin, not from a prompt.")
-    ] = False,
+    key_stdin: Annotated[bool, typer.Option("--key-stdin", help="Read the key from stdin, not from a prompt.")] = False,
 ) -> None:
     """Remember a server and your key for it, once the server has taken the key."""
     if not url.startswith(("http://", "https://")):
@@ -35,9 +33,7 @@ def me(as_json: JsonFlag = False) -> None:
     if as_json:
         print_json(answer)
     else:
-        print_fields(
-            {"server": client.url, **{key: value for key, value in answer.items() if key != "object"}}
-        )
+        print_fields({"server": client.url, **{key: value for key, value in answer.items() if key != "object"}})
 
 
 def _who(client: Client) -> str:

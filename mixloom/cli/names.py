@@ -11,15 +11,11 @@ from mixloom.transport import Object
 
 JobArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="JOB", help="An id, the beginning of one, a name, or @last (the last one submitted)."
-    ),
+    typer.Argument(metavar="JOB", help="An id, the beginning of one, a name, or @last (the last one submitted)."),
 ]
 JobsArgument = Annotated[
     list[str],
-    typer.Argument(
-        metavar="JOB...", help="Ids, beginnings of ids, names, or @last (the last one submitted)."
-    ),
+    typer.Argument(metavar="JOB...", help="Ids, beginnings of ids, names, or @last (the last one submitted)."),
 ]
 ColumnOption = Annotated[
     list[str] | None,
@@ -37,9 +33,7 @@ def job_of(client: Client, reference: str) -> Object:
         return client.jobs.find(reference)
     id_ = last_job(client.url)
     if id_ is None:
-        raise usage_error(
-            f"No job was submitted to {client.url} from this machine yet; give an id or a name."
-        )
+        raise usage_error(f"No job was submitted to {client.url} from this machine yet; give an id or a name.")
     return client.jobs.get(id_)
 
 

@@ -28,32 +28,20 @@ Source = Annotated[
         "with the file or the data set under `data`. Flags win over it.",
     ),
 ]
-From = Annotated[
-    str | None, typer.Option("--from", metavar="JOB", help="Start from an earlier job's config.")
-]
+From = Annotated[str | None, typer.Option("--from", metavar="JOB", help="Start from an earlier job's config.")]
 Name = Annotated[str | None, typer.Option(help="A name for the job.")]
 Method = Annotated[str | None, typer.Option(help="mixlora or lora.", rich_help_panel=ADAPTER)]
 Rank = Annotated[int | None, typer.Option(help="Rank of each expert or adapter.", rich_help_panel=ADAPTER)]
-Alpha = Annotated[
-    float | None, typer.Option(help="Output is scaled by alpha / rank.", rich_help_panel=ADAPTER)
-]
+Alpha = Annotated[float | None, typer.Option(help="Output is scaled by alpha / rank.", rich_help_panel=ADAPTER)]
 Dropout = Annotated[float | None, typer.Option(help="0 to below 1.", rich_help_panel=ADAPTER)]
 NumExperts = Annotated[int | None, typer.Option(help="MixLoRA: experts a layer.", rich_help_panel=ADAPTER)]
-TopK = Annotated[
-    int | None, typer.Option(help="MixLoRA: experts that a token uses.", rich_help_panel=ADAPTER)
-]
+TopK = Annotated[int | None, typer.Option(help="MixLoRA: experts that a token uses.", rich_help_panel=ADAPTER)]
 Epochs = Annotated[int | None, typer.Option(help="Times through the rows.", rich_help_panel=TRAINING)]
-MaxSteps = Annotated[
-    int | None, typer.Option(help="Optimizer steps, in place of epochs.", rich_help_panel=TRAINING)
-]
+MaxSteps = Annotated[int | None, typer.Option(help="Optimizer steps, in place of epochs.", rich_help_panel=TRAINING)]
 BatchSize = Annotated[int | None, typer.Option(help="Rows an optimizer step.", rich_help_panel=TRAINING)]
 LearningRate = Annotated[float | None, typer.Option(help="Its peak.", rich_help_panel=TRAINING)]
-Seed = Annotated[
-    int | None, typer.Option(help="Of the adapter, the order and the dropout.", rich_help_panel=TRAINING)
-]
-Validation = Annotated[
-    str | None, typer.Option(metavar="ds_…|FRACTION", help="Rows held out to measure the loss.")
-]
+Seed = Annotated[int | None, typer.Option(help="Of the adapter, the order and the dropout.", rich_help_panel=TRAINING)]
+Validation = Annotated[str | None, typer.Option(metavar="ds_…|FRACTION", help="Rows held out to measure the loss.")]
 Priority = Annotated[str | None, typer.Option(help="low, normal or high, among your own jobs.")]
 Set = Annotated[
     list[str] | None,
@@ -63,9 +51,7 @@ Set = Annotated[
         help="Any other field of the job's JSON: --set training.schedule=cosine.",
     ),
 ]
-Watch = Annotated[
-    bool, typer.Option("--watch", help="Show it while it trains; exit 1 if it does not succeed.")
-]
+Watch = Annotated[bool, typer.Option("--watch", help="Show it while it trains; exit 1 if it does not succeed.")]
 
 
 def submit(
@@ -149,9 +135,7 @@ def _config(client: Client, params: Object) -> Object:
     if source:
         config["dataset"] = source if source.startswith("ds_") else _upload(client, Path(source), columns)
     elif "dataset" not in config and "from" not in config:
-        raise usage_error(
-            "A job needs rows: give a file, a data set, a YAML file with `data`, or --from JOB."
-        )
+        raise usage_error("A job needs rows: give a file, a data set, a YAML file with `data`, or --from JOB.")
     for field in ("name", "priority"):
         if params[field] is not None:
             config[field] = params[field]
@@ -180,9 +164,7 @@ def _read_yaml(path: Path) -> Object:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise usage_error(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(config, dict):
-        raise usage_error(
-            f"{path} must be a mapping with the fields of a job (name, data, adapter, training, …)."
-        )
+        raise usage_error(f"{path} must be a mapping with the fields of a job (name, data, adapter, training, …).")
     return config
 
 

@@ -42,9 +42,7 @@ class DemoServer:
         while True:
             if self.process.poll() is not None:
                 tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-                raise DemoFailed(
-                    f"The server ended (exit code {self.process.returncode}); {self.log} ends so:\n{tail}"
-                )
+                raise DemoFailed(f"The server ended (exit code {self.process.returncode}); {self.log} ends so:\n{tail}")
             try:
                 ready = client.ready()
                 if ready["status"] == "ready":
@@ -98,9 +96,7 @@ def _fresh_data(folder: Path) -> Path:
             raise DemoFailed(f"{data} was not made by a demo, so it stays as it is. Choose another --dir.")
         pid = int(mark.read_text() or 0)
         if pid and _is_alive(pid):
-            raise DemoFailed(
-                f"Another demo's server (process {pid}) works in {data}. Stop it or choose another --dir."
-            )
+            raise DemoFailed(f"Another demo's server (process {pid}) works in {data}. Stop it or choose another --dir.")
         shutil.rmtree(data)
     data.mkdir(parents=True)
     mark.touch()

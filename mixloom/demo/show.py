@@ -59,9 +59,7 @@ def _mixlora(rank: int, num_experts: int, top_k: int) -> Object:
 
 def _plan() -> list[DemoJob]:
     return [
-        DemoJob(
-            name="dates-lora", tenant="north", task="dates", rows=176, adapter={"method": "lora", "rank": 16}
-        ),
+        DemoJob(name="dates-lora", tenant="north", task="dates", rows=176, adapter={"method": "lora", "rank": 16}),
         DemoJob(name="dates-mixlora", tenant="north", task="dates", rows=176, adapter=_mixlora(8, 6, 3)),
         DemoJob(name="orders-mixlora", tenant="south", task="orders", rows=120, adapter=_mixlora(16, 8, 2)),
         DemoJob(name="queues-mixlora", tenant="south", task="queues", rows=160, adapter=_mixlora(4, 8, 4)),
@@ -104,9 +102,7 @@ def _submit(server: DemoServer, demo_jobs: list[DemoJob]) -> dict[str, str]:
     datasets: dict[str, str] = {}
     for demo_job in demo_jobs:
         if demo_job.tenant not in keys:
-            keys[demo_job.tenant] = Client(server.url, server.admin_key).admin.create_tenant(demo_job.tenant)[
-                "key"
-            ]
+            keys[demo_job.tenant] = Client(server.url, server.admin_key).admin.create_tenant(demo_job.tenant)["key"]
         demo_job.client = Client(server.url, keys[demo_job.tenant])
         if demo_job.task not in datasets:
             rows = demo_job.train_rows
@@ -162,9 +158,7 @@ def _ask(demo_job: DemoJob, model: str) -> float:
             model,
             demo_job.held_out_rows,
             TASKS[demo_job.task].max_tokens,
-            lambda done: status.update(
-                f"{who} has answered {done} of {HELD_OUT_ROWS} held-out {demo_job.task}"
-            ),
+            lambda done: status.update(f"{who} has answered {done} of {HELD_OUT_ROWS} held-out {demo_job.task}"),
         )
 
 
@@ -207,8 +201,7 @@ def _print_next(server: DemoServer, folder: Path, keys: dict[str, str], keep_run
     serve = f"  {command} serve --data-dir {folder / 'data'} --port {port}   # the demo's has ended"
     lines = [
         "",
-        f"Adapters: {folder / 'adapters'}    Database and store: {folder / 'data'}    "
-        f"Log: {folder / 'server.log'}",
+        f"Adapters: {folder / 'adapters'}    Database and store: {folder / 'data'}    Log: {folder / 'server.log'}",
         "",
         f"What to try next{', in another terminal (Ctrl-C here stops the server)' if keep_running else ''}:",
         *([] if keep_running else [serve]),

@@ -131,11 +131,7 @@ class Loop:
 
     def _gang(self, decision: Plan) -> list[Riding]:
         for resident in self.residents:
-            if (
-                resident.leaves_as is not JobStatus.PAUSED
-                and not self._drains_quickly()
-                and not self.is_stopping
-            ):
+            if resident.leaves_as is not JobStatus.PAUSED and not self._drains_quickly() and not self.is_stopping:
                 resident.leaves_as = JobStatus.QUEUED if resident.run_id in decision.evict else None
         gang = []
         for slot in decision.gang:
@@ -157,9 +153,7 @@ class Loop:
                 if all(math.isfinite(outcome.loss) for outcome in mine):
                     r.resident.program.took(r.works, mine)
                 else:
-                    self.roster.fail(
-                        r.resident, "diverged", _DIVERGED.format(step=r.resident.program.cursor.step + 1)
-                    )
+                    self.roster.fail(r.resident, "diverged", _DIVERGED.format(step=r.resident.program.cursor.step + 1))
 
     def _record(self, decision: Plan, gang: Sequence[Riding], seconds: float) -> None:
         """End the units that are done, and write all of it in one transaction."""
@@ -168,9 +162,7 @@ class Loop:
         self.num_gangs += 1
         tokens = sum(work.num_tokens for r in gang for work in r.works)
         rate = tokens / max(seconds, 1e-6)
-        self.tokens_per_second = (
-            rate if not self.tokens_per_second else 0.8 * self.tokens_per_second + 0.2 * rate
-        )
+        self.tokens_per_second = rate if not self.tokens_per_second else 0.8 * self.tokens_per_second + 0.2 * rate
         metrics: list[tuple[Resident, StepReport]] = []
         losses: list[tuple[Resident, int, float]] = []
         for resident in [r.resident for r in gang if r.resident.run_id in self.roster.residents]:

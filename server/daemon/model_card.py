@@ -10,9 +10,7 @@ from server.store import LocalStore
 from server.tokens import TokenRows
 
 
-def model_card(
-    store: LocalStore, job: Job, *, step: int, valid_loss: float | None, fingerprint: Fingerprint
-) -> str:
+def model_card(store: LocalStore, job: Job, *, step: int, valid_loss: float | None, fingerprint: Fingerprint) -> str:
     """Markdown without times or ids: the same job gives the same text."""
     folder = store.path(f"bases/{job.base_hash}")
     template = folder / "chat_template.jinja"

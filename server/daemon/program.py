@@ -145,11 +145,7 @@ class JobProgram:
 
     def _evaluation_is_due(self, step: int) -> bool:
         every = self.training["evaluate_every"]
-        return (
-            self.valid is not None
-            and bool(every)
-            and (step % every == 0 or step == self.training["total_steps"])
-        )
+        return self.valid is not None and bool(every) and (step % every == 0 or step == self.training["total_steps"])
 
     def _begin(self) -> None:
         """Cut the next unit into microbatches."""

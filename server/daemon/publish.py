@@ -29,8 +29,7 @@ def publish_tokenizer(store: LocalStore, base: BaseModel, source: Path, settings
         "eos_id": tokenizer.eos_token_id,
         "bos_token": tokenizer.bos_token,
         "bos_id": tokenizer.bos_token_id,
-        "add_bos": tokenizer.bos_token_id is not None
-        and tokenizer("x").input_ids[0] == tokenizer.bos_token_id,
+        "add_bos": tokenizer.bos_token_id is not None and tokenizer("x").input_ids[0] == tokenizer.bos_token_id,
     }
 
     def write(folder: Path) -> None:

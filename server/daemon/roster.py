@@ -113,7 +113,8 @@ class Roster:
     def leave(self, resident: Resident) -> None:
         """Save a run that stands between two units, then let it go as `leaves_as` says."""
         status = resident.leaves_as
-        assert status is not None and resident.program.at_boundary
+        assert status is not None
+        assert resident.program.at_boundary
         resident.is_closing = True
 
         def release() -> None:
@@ -153,9 +154,7 @@ class Roster:
         """Make an adapter of the run as it stands; the final one ends its job."""
         resident.is_closing = final
         job, step = resident.job, resident.program.cursor.step
-        valid_loss = (
-            resident.valid_loss[1] if resident.valid_loss and resident.valid_loss[0] == step else None
-        )
+        valid_loss = resident.valid_loss[1] if resident.valid_loss and resident.valid_loss[0] == step else None
         adapter_id = new_id("adp")
         key = f"adapters/{adapter_id}"
         base = self.engine.base
@@ -199,9 +198,7 @@ class Roster:
                 values = {"adapter_id": row.id, "finished_at": time.time(), "requested": None}
                 if runs.move(session, job.id, JobStatus.SUCCEEDED, **values):
                     added = runs.add_adapter(session, row)
-                    events.record(
-                        session, job, "succeeded", "The job is done; its adapter can be downloaded.", data
-                    )
+                    events.record(session, job, "succeeded", "The job is done; its adapter can be downloaded.", data)
             elif runs.wishes(session, [job.id]):
                 added = runs.add_adapter(session, row)
                 if added:
@@ -286,9 +283,8 @@ def _prices(engine: Engine, run: Run) -> Prices:
     config, size = run.adapter.config, run.adapter.layout.size
     active = size
     if config.is_mixture:
-        assert config.num_experts is not None and config.top_k is not None
+        assert config.num_experts is not None
+        assert config.top_k is not None
         in_experts = sum(s.stop - s.start for n, s in run.adapter.layout.slots.items() if n.count(".") == 3)
         active = size - in_experts + in_experts * config.top_k // config.num_experts
-    return Prices(
-        base_parameters=engine.base.num_parameters, adapter_parameters=size, active_parameters=active
-    )
+    return Prices(base_parameters=engine.base.num_parameters, adapter_parameters=size, active_parameters=active)

@@ -59,9 +59,7 @@ def take_snapshot(
                     microbatches=offers(resident),
                 )
             )
-    heads = [
-        head for resident_runs in by_tenant.values() for run in resident_runs for head in run.microbatches
-    ]
+    heads = [head for resident_runs in by_tenant.values() for run in resident_runs for head in run.microbatches]
     return Snapshot(
         tenants=tuple(
             Tenant(

@@ -12,6 +12,7 @@ from server.db.tables import Daemon
 class Fenced(Exception):
     """A newer daemon has taken over: whatever this one still wants to write changes nothing."""
 
+
 LIVE_SECONDS = 15.0
 """A daemon whose last heartbeat is older counts as gone."""
 

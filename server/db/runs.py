@@ -30,9 +30,7 @@ def next_waiting(session: Session, base_hash: str) -> list[Waiting]:
     """Of each tenant the queued job of this base that is next: by priority, then by submission."""
     rank = func.row_number().over(partition_by=Job.tenant_id, order_by=(Job.weight.desc(), Job.number))
     queued = (
-        select(Job.id, rank.label("place"))
-        .where(Job.status == JobStatus.QUEUED, Job.base_hash == base_hash)
-        .subquery()
+        select(Job.id, rank.label("place")).where(Job.status == JobStatus.QUEUED, Job.base_hash == base_hash).subquery()
     )
     statement = (
         select(Run.id, Run.tenant_id, Run.counter, Job.number)
@@ -66,14 +64,10 @@ def release_all(session: Session) -> None:
         paused = job.requested == "pause"
         job.status = JobStatus.PAUSED if paused else JobStatus.QUEUED
         job.requested = None
-        events.record(
-            session, job, "interrupted", "The engine stopped; the job goes on from its recovery point."
-        )
+        events.record(session, job, "interrupted", "The engine stopped; the job goes on from its recovery point.")
 
 
-def claim(
-    session: Session, run_id: str, epoch: int, fingerprint: Mapping[str, Any]
-) -> tuple[Job, Run] | None:
+def claim(session: Session, run_id: str, epoch: int, fingerprint: Mapping[str, Any]) -> tuple[Job, Run] | None:
     """Lease a queued run and show its job as preparing; None if it is not queued any more."""
     run = session.get_one(Run, run_id)
     if not move(session, run.job_id, JobStatus.PREPARING):
@@ -85,12 +79,8 @@ def claim(
         run.fingerprint = dict(fingerprint)
     elif run.fingerprint != dict(fingerprint) and job.exact:
         job.exact = False
-        message = (
-            "The job goes on on a machine whose arithmetic differs: its bits are not those of one machine."
-        )
-        events.record(
-            session, job, "not_bit_exact", message, {"before": run.fingerprint, "now": dict(fingerprint)}
-        )
+        message = "The job goes on on a machine whose arithmetic differs: its bits are not those of one machine."
+        events.record(session, job, "not_bit_exact", message, {"before": run.fingerprint, "now": dict(fingerprint)})
     return job, run
 
 
@@ -99,13 +89,9 @@ def rewind(session: Session, job: Job, run: Run, *, step: int, tokens: int, cost
     session.execute(delete(Metric).where(Metric.job_id == job.id, Metric.step > step))
     lost = run.cost_charged - cost_charged
     share = select(Tenant.share).where(Tenant.id == run.tenant_id).scalar_subquery()
+    session.execute(update(Tenant).where(Tenant.id == run.tenant_id).values(counter=Tenant.counter - lost / share))
     session.execute(
-        update(Tenant).where(Tenant.id == run.tenant_id).values(counter=Tenant.counter - lost / share)
-    )
-    session.execute(
-        update(Run)
-        .where(Run.id == run.id)
-        .values(cost_charged=cost_charged, counter=Run.counter - lost / job.weight)
+        update(Run).where(Run.id == run.id).values(cost_charged=cost_charged, counter=Run.counter - lost / job.weight)
     )
     session.execute(update(Job).where(Job.id == job.id).values(step=step, tokens=tokens))
 
@@ -140,17 +126,13 @@ def add_charges(
     for run_id in run_lifts.keys() | run_charges.keys() | costs.keys():
         rise = run_lifts.get(run_id, 0.0) + run_charges.get(run_id, 0.0)
         cost = Run.cost_charged + costs.get(run_id, 0)
-        session.execute(
-            update(Run).where(Run.id == run_id).values(counter=Run.counter + rise, cost_charged=cost)
-        )
+        session.execute(update(Run).where(Run.id == run_id).values(counter=Run.counter + rise, cost_charged=cost))
 
 
 def set_backlogged(session: Session, tenant_ids: frozenset[str]) -> None:
     """Keep which tenants the last plan counted as backlogged."""
     for flag, changed in ((True, Tenant.id.in_(tenant_ids)), (False, Tenant.id.not_in(tenant_ids))):
-        session.execute(
-            update(Tenant).where(Tenant.backlogged.is_(not flag), changed).values(backlogged=flag)
-        )
+        session.execute(update(Tenant).where(Tenant.backlogged.is_(not flag), changed).values(backlogged=flag))
 
 
 def add_metric(session: Session, job_id: str, values: Mapping[str, Any]) -> None:
@@ -162,9 +144,7 @@ def add_metric(session: Session, job_id: str, values: Mapping[str, Any]) -> None
 
 
 def set_valid_loss(session: Session, job_id: str, step: int, valid_loss: float) -> None:
-    session.execute(
-        update(Metric).where(Metric.job_id == job_id, Metric.step == step).values(valid_loss=valid_loss)
-    )
+    session.execute(update(Metric).where(Metric.job_id == job_id, Metric.step == step).values(valid_loss=valid_loss))
 
 
 def add_adapter(session: Session, adapter: Adapter) -> bool:

@@ -100,9 +100,7 @@ def histogram(lengths: np.ndarray) -> dict[str, list[int]]:
     return {"edges": edges.tolist(), "counts": np.histogram(lengths, edges)[0].tolist()}
 
 
-def read_rows(
-    store: LocalStore, dataset_id: str, start: int = 0, stop: int | None = None
-) -> list[dict[str, Any]]:
+def read_rows(store: LocalStore, dataset_id: str, start: int = 0, stop: int | None = None) -> list[dict[str, Any]]:
     """The rows of a data set, or those from `start` up to `stop`."""
     with (store.path(f"datasets/{dataset_id}") / ROWS_FILE).open(encoding="utf-8") as file:
         return [json.loads(line) for line in islice(file, start, stop)]

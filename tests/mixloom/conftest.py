@@ -145,9 +145,7 @@ def finish(services: Services) -> Callable[[str], str]:
 
     def finish(job_id: str) -> str:
         adapter_id = new_id("adp")
-        services.store.put(
-            f"adapters/{adapter_id}", lambda folder: _write(folder / "README.md", "An adapter.\n")
-        )
+        services.store.put(f"adapters/{adapter_id}", lambda folder: _write(folder / "README.md", "An adapter.\n"))
         with services.database.write() as session:
             job = session.get_one(Job, job_id)
             job.status, job.step, job.adapter_id = "succeeded", job.total_steps, adapter_id

@@ -158,9 +158,7 @@ def test_a_yaml_file_is_a_job_and_flags_win_over_it(as_alice: Run, table: Path, 
 
 def test_bad_rows_are_listed_one_a_line(as_alice: Run, tmp_path: Path) -> None:
     file = tmp_path / "bad.jsonl"
-    file.write_text(
-        '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n{"prompt": "a", "completion": ""}\n'
-    )
+    file.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n{"prompt": "a", "completion": ""}\n')
     outcome = as_alice("datasets", "upload", str(file))
     assert outcome.code == 4
     lines = outcome.err.splitlines()
@@ -177,9 +175,7 @@ def test_a_job_is_shown_listed_and_steered(as_alice: Run, job_id: str) -> None:
     assert as_alice("pause", "sums").out == f"{job_id}  sums: paused\n"
     assert as_alice("resume", "sums").out == f"{job_id}  sums: queued\n"
     assert json.loads(as_alice("cancel", "@last", "--json").out)[0]["status"] == "cancelled"
-    kinds = [
-        json.loads(line)["kind"] for line in as_alice("logs", "sums", "--follow", "--json").out.splitlines()
-    ]
+    kinds = [json.loads(line)["kind"] for line in as_alice("logs", "sums", "--follow", "--json").out.splitlines()]
     assert kinds[0] == "queued"
     assert kinds[-1] == "cancelled"
     assert "cancelled" in as_alice("logs", "sums").out
@@ -222,9 +218,7 @@ def test_the_operator_sees_and_steers_the_server(as_operator: Run, alice: Client
     key = json.loads(as_operator("admin", "key", "add", "bob", "--json").out)
     assert as_operator("admin", "key", "revoke", "bob", key["id"]).code == 0
     assert as_operator("admin", "key", "list", "bob").out.count("\n") == 3
-    assert (
-        as_operator("admin", "drain", "--graceful", "--deadline", "30m", "--reason", "a new disk").code == 0
-    )
+    assert as_operator("admin", "drain", "--graceful", "--deadline", "30m", "--reason", "a new disk").code == 0
     status = json.loads(as_operator("admin", "status", "--json").out)
     assert (status["drain"]["mode"], status["drain"]["reason"]) == ("graceful", "a new disk")
     assert "a new disk" in as_operator("admin", "status").out

@@ -109,9 +109,7 @@ def test_an_adapter_is_downloaded_whole_or_not_at_all(
     assert alice.jobs.download_adapter(job, tmp_path) == tmp_path / f"{job}.zip"
     assert alice.adapters.download(adapter, tmp_path / "deep" / "a.zip").stat().st_size > 100
     assert [file["name"] for file in alice.adapters.files(adapter)] == ["README.md"]
-    assert (
-        alice.adapters.download_file(adapter, "README.md", tmp_path / "R.md").read_text() == "An adapter.\n"
-    )
+    assert alice.adapters.download_file(adapter, "README.md", tmp_path / "R.md").read_text() == "An adapter.\n"
     assert [one["id"] for one in alice.jobs.checkpoints(job)] == [adapter]
     assert alice.adapters.get(adapter)["source"]["job"] == job
     alice.adapters.delete(adapter)

@@ -41,17 +41,13 @@ def kept(services: Services) -> list[str]:
     return [child.name for child in folder.iterdir()] if folder.exists() else []
 
 
-def test_an_upload_is_answered_with_its_rows_tokens_and_hash(
-    alice: Caller, base: Base, services: Services
-) -> None:
+def test_an_upload_is_answered_with_its_rows_tokens_and_hash(alice: Caller, base: Base, services: Services) -> None:
     answer = upload(alice, JSONL, "numbers.jsonl")
     assert answer.status_code == 201, answer.text
     body = answer.json()
     assert answer.headers["Location"] == f"/datasets/{body['id']}"
     assert body["id"].startswith("ds_")
-    assert {
-        name: body[name] for name in ("object", "status", "name", "format", "shape", "rows", "bytes")
-    } == {
+    assert {name: body[name] for name in ("object", "status", "name", "format", "shape", "rows", "bytes")} == {
         "object": "dataset",
         "status": "processed",
         "name": "numbers.jsonl",
@@ -138,9 +134,7 @@ def test_a_deleted_data_set_is_gone_with_its_files(alice: Caller, base: Base, se
     refused(alice.delete(f"/datasets/{dataset_id}"), 404, "not_found")
 
 
-@pytest.mark.parametrize(
-    ("method", "path"), [("GET", ""), ("DELETE", ""), ("GET", "/rows"), ("GET", "/content")]
-)
+@pytest.mark.parametrize(("method", "path"), [("GET", ""), ("DELETE", ""), ("GET", "/rows"), ("GET", "/content")])
 def test_anothers_data_set_is_as_if_it_never_was(
     alice: Caller, bob: Caller, base: Base, method: str, path: str
 ) -> None:
@@ -176,9 +170,7 @@ def test_every_route_needs_a_tenants_key(
     refused(admin.request(method, path), 403, "tenant_key_required")
 
 
-def test_a_bad_file_is_refused_whole_and_leaves_nothing(
-    alice: Caller, base: Base, services: Services
-) -> None:
+def test_a_bad_file_is_refused_whole_and_leaves_nothing(alice: Caller, base: Base, services: Services) -> None:
     error = refused(upload(alice, JSONL + '{"prompt": "a"}\n'), 422, "invalid_rows", "file")
     assert error["details"] == [{"line": 31, "column": "completion", "message": "is missing"}]
     refused(upload(alice, b""), 422, "empty_dataset", "file")

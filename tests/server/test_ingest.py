@@ -235,9 +235,7 @@ def test_the_histogram_counts_every_row_once() -> None:
         (b'{"prompt": "\xe9", "completion": "b"}', None, "is not UTF-8: byte 0xe9 at offset 48"),
     ],
 )
-def test_a_bad_row_is_named_with_line_column_and_reason(
-    read: Reader, line: Any, column: str | None, said: str
-) -> None:
+def test_a_bad_row_is_named_with_line_column_and_reason(read: Reader, line: Any, column: str | None, said: str) -> None:
     bad = line if isinstance(line, bytes) else json.dumps(line).encode()
     good = json.dumps(GOOD).encode()
     error = read.refusal(b"\n".join([good, b"", bad, good]))
@@ -293,9 +291,7 @@ def test_the_first_20_bad_lines_are_named(read: Reader) -> None:
 
 
 def test_bad_lines_of_all_kinds_are_named_in_their_order(read: Reader) -> None:
-    error = read.refusal(
-        jsonl({"prompt": "a"}) + "nonsense\n" + jsonl(GOOD, {"prompt": "", "completion": "b"})
-    )
+    error = read.refusal(jsonl({"prompt": "a"}) + "nonsense\n" + jsonl(GOOD, {"prompt": "", "completion": "b"}))
     assert [detail.line for detail in error.details] == [1, 2, 4]
 
 
@@ -391,9 +387,7 @@ def test_what_is_no_parquet_is_refused(read: Reader, tmp_path: Path) -> None:
 
 
 def test_parquet_values_that_json_cannot_hold_are_refused(read: Reader, tmp_path: Path) -> None:
-    error = read.refusal(
-        as_parquet(tmp_path / "x.parquet", text=["a", "b"], image=[None, b"\x89"]), "x.parquet"
-    )
+    error = read.refusal(as_parquet(tmp_path / "x.parquet", text=["a", "b"], image=[None, b"\x89"]), "x.parquet")
     assert [(detail.line, detail.column) for detail in error.details] == [(2, "image")]
     error = read.refusal(as_parquet(tmp_path / "y.parquet", text=["a"], n=[float("nan")]), "y.parquet")
     assert [(detail.line, detail.column) for detail in error.details] == [(1, "n")]
@@ -403,9 +397,7 @@ def test_parquet_texts_that_are_not_utf_8_are_refused(read: Reader, tmp_path: Pa
     data = as_parquet(tmp_path / "x.parquet", text=["good", "b@d"])
     assert data.count(b"b@d") > 0
     error = read.refusal(data.replace(b"b@d", b"b\xe9d"), "x.parquet")
-    assert [(detail.line, detail.message) for detail in error.details] == [
-        (2, "is not UTF-8: byte 0xe9 in a text")
-    ]
+    assert [(detail.line, detail.message) for detail in error.details] == [(2, "is not UTF-8: byte 0xe9 in a text")]
 
 
 @pytest.mark.parametrize("encoded", [False, True])
@@ -441,9 +433,7 @@ def test_what_a_template_refuses_is_a_bad_row(tmp_path: Path) -> None:
 # The hub
 
 
-def test_a_split_is_streamed_to_json_lines_up_to_a_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_split_is_streamed_to_json_lines_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     (tmp_path / "set").mkdir()
     as_parquet(tmp_path / "set" / "train.parquet", text=["a", "é", "c"], day=[datetime.date(2024, 1, 2)] * 3)

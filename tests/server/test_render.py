@@ -105,13 +105,9 @@ def test_the_prompt_of_a_row_is_the_prompt_of_generate_for_any_texts(
 
 
 @given(st.lists(st.text(min_size=1), min_size=2, max_size=6))
-def test_every_turn_of_a_conversation_follows_what_generate_would_send_there(
-    tiny: Renderer, texts: list[str]
-) -> None:
+def test_every_turn_of_a_conversation_follows_what_generate_would_send_there(tiny: Renderer, texts: list[str]) -> None:
     roles = ("user", "assistant")
-    messages = [
-        {"role": roles[i % 2], "content": text} for i, text in enumerate(texts[: len(texts) // 2 * 2])
-    ]
+    messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts[: len(texts) // 2 * 2])]
     row = tiny.training({"messages": messages}, supervise="completion")
     starts = [i for i, (before, now) in enumerate(pairwise(row.supervised), 1) if now and not before]
     for turn, start in enumerate(starts):
@@ -161,10 +157,7 @@ def test_a_text_stays_as_it_is_and_is_learned_whole(tmp_path: Path, template: bo
 
 def test_raw_leaves_text_untouched_and_ends_it_once(tiny: Renderer) -> None:
     own = {"prompt": "<|im_start|>me\n", "completion": "you<|im_end|>"}
-    assert (
-        text_of(tiny.training(own, supervise="completion", raw=True).tokens)
-        == "<|im_start|>me\nyou<|im_end|>"
-    )
+    assert text_of(tiny.training(own, supervise="completion", raw=True).tokens) == "<|im_start|>me\nyou<|im_end|>"
     ended = tiny.training({"prompt": "a", "completion": "b", "raw": True}, supervise="completion")
     assert text_of(ended.tokens) == "ab<|im_end|>"
 
@@ -180,17 +173,13 @@ def test_a_begin_token_is_written_once_whoever_writes_it(tmp_path: Path) -> None
 
 def test_rows_rendered_together_are_as_rendered_alone(tiny: Renderer) -> None:
     rows = [row for row, _ in ROWS.values()]
-    assert render_rows(tiny, rows, "completion") == [
-        tiny.training(row, supervise="completion") for row in rows
-    ]
+    assert render_rows(tiny, rows, "completion") == [tiny.training(row, supervise="completion") for row in rows]
 
 
 def test_an_answer_ends_at_end_of_text_or_at_the_end_of_a_turn(tmp_path: Path) -> None:
     write_tiny_tokenizer(tmp_path)
     special = json.loads((tmp_path / "special.json").read_text())
-    (tmp_path / "special.json").write_text(
-        json.dumps(special | {"eos_token": "<|endoftext|>", "eos_id": EOS})
-    )
+    (tmp_path / "special.json").write_text(json.dumps(special | {"eos_token": "<|endoftext|>", "eos_id": EOS}))
     chat = Renderer(tmp_path)
     assert chat.stop_tokens == [EOS, END]
     row = chat.training({"prompt": "a", "completion": "b"}, supervise="completion")
@@ -251,9 +240,7 @@ def test_a_template_whose_generation_prompt_is_not_its_turn_is_refused(tmp_path:
     "template",
     ["{{ raise_exception('Roles must alternate') }}", "{{ ''.__class__.__mro__ }}{{ nothing.at.all }}"],
 )
-def test_what_a_template_refuses_or_may_not_do_is_an_error_of_the_caller(
-    tmp_path: Path, template: str
-) -> None:
+def test_what_a_template_refuses_or_may_not_do_is_an_error_of_the_caller(tmp_path: Path, template: str) -> None:
     with pytest.raises(MixloomError) as caught:
         renderer(tmp_path, template).prompt(prompt="a", messages=None, raw=False)
     assert (caught.value.code, caught.value.status) == ("template_refused", 422)
@@ -318,6 +305,4 @@ def test_smollm2_rows_are_what_transformers_makes_of_them(tmp_path: Path) -> Non
 
 
 def _ids_of(reference: Any, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> list[int]:
-    return reference.apply_chat_template(
-        messages, add_generation_prompt=add_generation_prompt, return_dict=False
-    )
+    return reference.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=False)
