@@ -66,6 +66,11 @@ def list_unfinished(session: Session, page: Page) -> tuple[list[Job], bool]:
     )
 
 
+def count_by_status(session: Session) -> dict[str, int]:
+    """How many jobs of all tenants there are of each status that has any."""
+    return dict(session.execute(select(Job.status, func.count()).group_by(Job.status)).tuples().all())
+
+
 def cancel(session: Session, job: Job) -> None:
     """End a job for good; the daemon lets go of it at its next gang boundary. Idempotent.
 

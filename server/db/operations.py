@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from server.db.tables import Operation
@@ -63,6 +63,12 @@ def remove_forgotten(session: Session) -> list[str]:
     """Forget operations whose deadline is an hour past; their keys, to be deleted from the store."""
     statement = delete(Operation).where(Operation.deadline < time.time() - KEPT_SECONDS)
     return list(session.scalars(statement.returning(Operation.key)))
+
+
+def count_waiting(session: Session) -> int:
+    """How many operations, on any base, have no answer yet."""
+    waiting = select(func.count()).where(Operation.status.in_((PENDING, RUNNING)))
+    return session.scalar(waiting) or 0
 
 
 def any_pending(session: Session, base_hash: str) -> bool:

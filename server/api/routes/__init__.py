@@ -1,5 +1,8 @@
 """One module a noun, as in the URL."""
 
-from server.api.routes import adapters, admin, base, datasets, generate, health, jobs, me, progress, tenants
+from server.api.routes import adapters, admin, base, datasets, generate, health, jobs, me, metrics, progress, tenants
 
-ROUTERS = [module.router for module in (health, base, me, datasets, jobs, progress, adapters, generate, tenants, admin)]
+ROUTERS = [
+    module.router
+    for module in (health, metrics, base, me, datasets, jobs, progress, adapters, generate, tenants, admin)
+]
