@@ -68,7 +68,8 @@ def list_unfinished(session: Session, page: Page) -> tuple[list[Job], bool]:
 
 def count_by_status(session: Session) -> dict[str, int]:
     """How many jobs of all tenants there are of each status that has any."""
-    return dict(session.execute(select(Job.status, func.count()).group_by(Job.status)).tuples().all())
+    counts = session.execute(select(Job.status, func.count().label("num")).group_by(Job.status))
+    return {row.status: row.num for row in counts}
 
 
 def cancel(session: Session, job: Job) -> None:
