@@ -41,6 +41,7 @@ class Layout:
     ):
         """`shapes`: module -> (O, D) of the frozen weight."""
         self.slots: dict[str, Slot] = {}
+        self.pairs: set[tuple[str, int | None]] = set()  # (module, expert) with an A and a B in every layer
         self.size = 0
         experts: list[int | None] = list(range(config.num_experts or 0))
         for matrix in ("A", "B"):
@@ -50,6 +51,7 @@ class Layout:
                     shape = (config.rank, in_width) if matrix == "A" else (out_width, config.rank)
                     for expert in experts if config.is_mixture and module in family.mlp else [None]:
                         self._add(parameter_name(layer, module, matrix, expert), shape)
+                        self.pairs.add((module, expert))
         if config.is_mixture:
             assert config.num_experts is not None
             for layer in range(num_layers):

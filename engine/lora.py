@@ -1,28 +1,78 @@
 """LoRA beside a frozen linear module: y = xW' + s·dropout(x)A'B' (DESIGN §3).
 
-Legend: T packed tokens, n a segment's tokens, D input width, O output width, R rank.
+Legend: T packed tokens, n rows of a group, D input width, O output width, R rank.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.passes import Pass
-from engine.segments import ROW_MULTIPLE, Segment
+from engine.segments import Segment
 
 
-def lora_delta(x_nD: Tensor, segment: Segment, layer: int, module: str, expert: int | None = None) -> Tensor:
-    """s·xA'B' for rows that have had their dropout: [n, D] -> [n, O]. Matmuls run in the dtype of `x_nD`.
+@dataclass(frozen=True)
+class Group:
+    """Rows that share one pair A [R, D], B [O, R]: a segment's, or an expert's."""
 
-    The rows are padded to a multiple, since a CPU compiles its bfloat16 kernel anew for each number of rows
-    (0.7 ms, 15 times a small matmul), and an expert gets another number at every step.
+    start: int  # of its rows in the output
+    x_nD: Tensor  # its input, after dropout
+    a_RD: Tensor
+    b_OR: Tensor
+    scaling: float
+
+    @classmethod
+    def of(
+        cls, start: int, x_nD: Tensor, segment: Segment, layer: int, module: str, expert: int | None = None
+    ) -> "Group":
+        assert segment.adapter is not None
+        a_RD, b_OR = (segment.parameter(layer, module, matrix, expert) for matrix in "AB")
+        return cls(start, x_nD, a_RD, b_OR, segment.adapter.config.scaling)
+
+
+def add_lora(y: Tensor, groups: Sequence[Group]) -> Tensor:
+    """y[rows] += s·xA'B' for each group, in place; the other rows keep their bits. Matmuls run in y's dtype.
+
+    Semantics: y [m, O] -> [m, O]; the rows of a group are `start` to `start + n`. A slice, never a mask: what is
+    not a number in one group reaches no other.
     """
-    assert segment.adapter is not None
-    a_RD = segment.parameter(layer, module, "A", expert).to(x_nD.dtype)
-    b_OR = segment.parameter(layer, module, "B", expert).to(x_nD.dtype)
-    num_rows = len(x_nD)
-    x_nD = F.pad(x_nD, (0, 0, 0, -num_rows % ROW_MULTIPLE))
-    return F.linear(F.linear(x_nD, a_RD) * segment.adapter.config.scaling, b_OR)[:num_rows]
+    tensors = [tensor for group in groups for tensor in (group.x_nD, group.a_RD, group.b_OR)]
+    places = [(group.start, group.start + len(group.x_nD), group.scaling) for group in groups]
+    return _AddLora.apply(y, places, *tensors) if groups else y
+
+
+class _AddLora(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, places: list[tuple[int, int, float]], *tensors: Tensor) -> Tensor:
+        ctx.places = places
+        lows = []
+        for (start, stop, scaling), x_nD, a_RD, b_OR in zip(
+            places, tensors[::3], tensors[1::3], tensors[2::3], strict=True
+        ):
+            low_nR = F.linear(x_nD, a_RD.to(y.dtype)).mul_(scaling)
+            y[start:stop].addmm_(low_nR, b_OR.to(y.dtype).t())
+            lows.append(low_nR)
+        ctx.save_for_backward(*tensors, *lows)
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        g, saved = gradients[0], ctx.saved_tensors  # read once: a checkpoint recomputes it when it is read
+        tensors, lows = saved[: 3 * len(ctx.places)], saved[3 * len(ctx.places) :]
+        results: list[Tensor | None] = []
+        for index, ((start, stop, scaling), low_nR) in enumerate(zip(ctx.places, lows, strict=True)):
+            x_nD, a_RD, b_OR = tensors[3 * index : 3 * index + 3]
+            g_nO = g[start:stop]
+            g_low_nR = (g_nO @ b_OR.to(g.dtype)).mul_(scaling)
+            results.append(g_low_nR @ a_RD.to(g.dtype) if ctx.needs_input_grad[2 + 3 * index] else None)
+            results.append((g_low_nR.t() @ x_nD).to(a_RD.dtype))
+            results.append((g_nO.t() @ low_nR).to(b_OR.dtype))
+        return g, None, *results
 
 
 class LoraLinear(nn.Module):
@@ -38,17 +88,10 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[1, T, D] -> [1, T, O]."""
-        y = self.frozen(x)
         batch = self.pass_.batch
-        if not any(segment.targets(self.module) for segment in batch.segments):
-            return y
-        parts = []
-        for (segment, x_nD), (_, y_nO) in zip(batch.split(x[0]), batch.split(y[0]), strict=True):
-            if segment is None or not segment.targets(self.module):
-                parts.append(
-                    y_nO
-                )  # never `+ 0`: a segment's bits do not depend on whether its neighbour adds
-                continue
-            dropped = self.pass_.dropped(x_nD, segment, self.layer, self.input_name)
-            parts.append(y_nO + lora_delta(dropped, segment, self.layer, self.module))
-        return torch.cat(parts)[None]
+        groups = []
+        for start, segment, x_nD in batch.split(x[0]):
+            if segment is not None and segment.has_lora(self.module):
+                dropped = self.pass_.dropped(x_nD, segment, self.layer, self.input_name)
+                groups.append(Group.of(start, dropped, segment, self.layer, self.module))
+        return add_lora(self.frozen(x)[0], groups)[None]

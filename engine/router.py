@@ -3,24 +3,31 @@
 Legend: n a segment's tokens, D hidden, E experts, K active experts, N = n·K slots.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.segments import ROW_MULTIPLE
+
 
 @dataclass(frozen=True)
 class Routing:
-    """Which expert takes which token. A slot is one (token, active expert); slots are sorted by expert."""
+    """Which expert takes which token. A slot is one (token, active expert); places are sorted by expert.
+
+    Each expert's places are padded to a multiple, since a CPU compiles its bfloat16 kernel anew for each number
+    of rows (0.7 ms, 15 times a small matmul). Padding computes a row that `combine` never reads.
+    """
 
     weights_nK: Tensor  # renormalized to sum 1
-    order_N: Tensor  # sorted place -> slot (token·K + k)
-    token_N: Tensor  # sorted place -> token
-    place_nK: Tensor  # slot -> sorted place
-    counts: list[int]  # slots of each expert, E numbers
-    loads_E: Tensor
+    place_nK: Tensor  # slot -> place
+    token_N: Tensor  # place -> token
+    sizes: list[int]  # places of each expert, E numbers
+    loads_E: Tensor  # slots of each expert
 
     def dispatch(self, x_nD: Tensor) -> Tensor:
         """Each token's row, once for each of its experts, sorted by expert: [n, D] -> [N, D]."""
@@ -28,7 +35,14 @@ class Routing:
 
     def combine(self, x_ND: Tensor) -> Tensor:
         """Σ_k r_k x_k for each token: [N, D] -> [n, D]."""
-        return _Combine.apply(x_ND, self.weights_nK.to(x_ND.dtype), self.order_N, self.token_N, self.place_nK)
+        return _Combine.apply(x_ND, self.weights_nK.to(x_ND.dtype), self.token_N, self.place_nK)
+
+    def by_expert(self, x_ND: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """(expert, first place, its rows) of every expert that got a token."""
+        starts = accumulate(self.sizes[:-1], initial=0)
+        for expert, (start, rows) in enumerate(zip(starts, x_ND.split(self.sizes), strict=True)):
+            if len(rows):
+                yield expert, start, rows
 
 
 def route(x_nD: Tensor, router_ED: Tensor, top_k: int) -> tuple[Routing, Tensor]:
@@ -41,17 +55,18 @@ def route(x_nD: Tensor, router_ED: Tensor, top_k: int) -> tuple[Routing, Tensor]
     num_experts = router_ED.shape[0]
     probability_nE = F.linear(x_nD.to(precise), router_ED.to(precise)).softmax(-1)
     top_nK, expert_nK = probability_nE.topk(top_k, dim=-1)
-    loads_E = torch.bincount(expert_nK.flatten(), minlength=num_experts)
-    order_N = expert_nK.flatten().argsort(stable=True)
-    place_nK = torch.empty_like(order_N).index_copy_(
-        0, order_N, torch.arange(len(order_N), device=order_N.device)
-    )
+    slot_expert = expert_nK.flatten()
+    loads_E = torch.bincount(slot_expert, minlength=num_experts)
+    sizes_E = (loads_E + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
+    order = slot_expert.argsort(stable=True)  # slots by expert, within one by token
+    padding_before_E = (sizes_E - loads_E).cumsum(0) - (sizes_E - loads_E)
+    sizes = sizes_E.tolist()
+    places = torch.arange(len(order), device=order.device) + padding_before_E[slot_expert[order]]
     routing = Routing(
         weights_nK=top_nK / top_nK.sum(-1, keepdim=True),
-        order_N=order_N,
-        token_N=order_N // top_k,
-        place_nK=place_nK.view_as(expert_nK),
-        counts=loads_E.tolist(),
+        place_nK=torch.empty_like(order).index_copy_(0, order, places).view_as(expert_nK),
+        token_N=order.new_zeros(sum(sizes)).index_copy_(0, places, order // top_k),
+        sizes=sizes,
         loads_E=loads_E,
     )
     balance = num_experts * (loads_E.to(precise) / len(x_nD) * probability_nE.mean(0)).sum()
@@ -79,20 +94,17 @@ class _Combine(torch.autograd.Function):
     """y[t] = Σ_k r[t, k]·x[place[t, k]], without the [n, K, D] between."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x_ND: Tensor, weights_nK: Tensor, order_N: Tensor, token_N: Tensor, place_nK: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(x_ND, weights_nK, order_N, token_N, place_nK)
+    def forward(ctx: Any, x_ND: Tensor, weights_nK: Tensor, token_N: Tensor, place_nK: Tensor) -> Tensor:
+        ctx.save_for_backward(x_ND, weights_nK, token_N, place_nK)
         total = x_ND.index_select(0, place_nK[:, 0]) * weights_nK[:, :1]
         for k in range(1, place_nK.shape[1]):
             total.addcmul_(x_ND.index_select(0, place_nK[:, k]), weights_nK[:, k : k + 1])
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        x_ND, weights_nK, order_N, token_N, place_nK = ctx.saved_tensors
-        spread_ND = gradients[0].index_select(0, token_N)
-        gradient_N = torch.linalg.vecdot(spread_ND, x_ND)
-        gradient_nK = gradient_N[place_nK]
-        spread_ND *= weights_nK.flatten()[order_N, None]
-        return spread_ND, gradient_nK, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x_ND, weights_nK, token_N, place_nK = ctx.saved_tensors
+        gradient_ND = gradients[0].index_select(0, token_N)
+        gradient_nK = torch.linalg.vecdot(gradient_ND, x_ND)[place_nK]
+        weights_N = weights_nK.new_zeros(len(token_N)).index_copy_(0, place_nK.flatten(), weights_nK.flatten())
+        return gradient_ND.mul_(weights_N[:, None]), gradient_nK, None, None

@@ -5,6 +5,7 @@ Legend: T packed tokens, S segments.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,8 +43,13 @@ class Segment:
         """One entry a sequence."""
         return self.caches or [None] * len(self.sequences)
 
-    def targets(self, module: str) -> bool:
-        return self.adapter is not None and module in self.adapter.config.target_modules
+    def has_lora(self, module: str) -> bool:
+        """Whether one LoRA of this segment's adapter sits beside `module`."""
+        return self.adapter is not None and (module, None) in self.adapter.layout.pairs
+
+    def has_experts(self, module: str) -> bool:
+        """Whether each expert of this segment's adapter has a LoRA beside `module`."""
+        return self.adapter is not None and (module, 0) in self.adapter.layout.pairs
 
     def parameter(self, layer: int, module: str, matrix: str, expert: int | None = None) -> Tensor:
         assert self.leaves is not None
@@ -66,9 +72,10 @@ class Batch:
     lengths: list[int]  # of every sequence, the padding last
     sizes: list[int]  # tokens of every segment, the padding last
 
-    def split(self, packed: Tensor) -> Iterator[tuple[Segment | None, Tensor]]:
-        """The slices [size, …] of a packed tensor [T, …], each with its segment; None stands for the padding."""
-        return zip([*self.segments, None], packed.split(self.sizes), strict=True)
+    def split(self, packed: Tensor) -> Iterator[tuple[int, Segment | None, Tensor]]:
+        """(first row, segment, slice [size, …]) of a packed tensor [T, …]; None stands for the padding."""
+        starts = accumulate(self.sizes[:-1], initial=0)
+        return zip(starts, [*self.segments, None], packed.split(self.sizes), strict=True)
 
     def sequence_caches(self) -> "list[KeyValueCache | None]":
         """One entry a sequence, the padding last."""
