@@ -12,6 +12,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from server import children
 from server.errors import MixloomError
 from server.strict_json import plain
 
@@ -43,16 +44,15 @@ def fetch(wanted: HubSplit, target: Path, max_bytes: int) -> str:
     if not SPLIT.fullmatch(wanted.split):
         message = f"A split is written 'train' or 'train[:1000]'; this is '{wanted.split}'."
         raise MixloomError("invalid_split", message, param="split")
-    command = [
-        sys.executable,
-        "-m",
-        "server.hub",
-        str(target.absolute()),
-        json.dumps(asdict(wanted)),
-        str(max_bytes),
-    ]
     try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False)
+        child = subprocess.run(
+            children.command("server.hub", str(target.absolute()), json.dumps(asdict(wanted)), str(max_bytes)),
+            env=children.environment(),
+            capture_output=True,
+            text=True,
+            timeout=FETCH_SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         raise _unavailable(wanted, f"it took longer than {FETCH_SECONDS} seconds") from None
     if child.returncode == _TOO_LARGE:

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from types import FrameType
 
 import uvicorn
 
+from server import children
 from server.admin_key import ensure_admin_key
 from server.api.app import create_app
 from server.db import drains
@@ -82,9 +82,10 @@ class Supervisor:
             self._stopping.wait(pause)
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
-        # Threads that spin while they wait would starve the API and each other on a busy machine.
-        environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
-        command = [sys.executable, "-P", "-m", "server", "daemon", "--supervised", *self._flags]
+        # Threads that spin while they wait starve the API, and each other on a busy machine. And the CPU's library
+        # compiles a bfloat16 kernel for each shape: room for those of gangs of every size.
+        environment = children.environment(OMP_WAIT_POLICY="passive", ONEDNN_PRIMITIVE_CACHE_CAPACITY="16384")
+        command = children.command("server", "daemon", "--supervised", *self._flags)
         return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
 
     def _wait_for_undrain(self) -> None:

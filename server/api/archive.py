@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Annotated, BinaryIO, Literal
 from fastapi import Query
 from fastapi.responses import StreamingResponse
 
+from server import children
 from server.api.answers import loads_in
 from server.api.services import Services
 from server.db.tables import Adapter
@@ -73,8 +73,14 @@ def write_zip(folder: Path, file: BinaryIO) -> None:
 
 def _export(source: Path, target: Path, format: str) -> None:
     """Write an adapter in another layout, in a process of its own, since that takes torch."""
-    command = [sys.executable, "-m", "server.daemon.export", str(source), str(target), format]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=EXPORT_SECONDS, check=False)
+    done = subprocess.run(
+        children.command("server.daemon.export", str(source), str(target), format),
+        env=children.environment(),
+        capture_output=True,
+        text=True,
+        timeout=EXPORT_SECONDS,
+        check=False,
+    )
     if done.returncode == 1 and "Traceback" not in done.stderr:
         raise MixloomError("format_does_not_fit", done.stderr.strip().splitlines()[-1], 422, "format")
     if done.returncode != 0:

@@ -53,6 +53,7 @@ class Loop:
         self.is_stopping = False
         self.drain: Drain | None = None
         self.num_gangs = 0
+        self.backlogged: frozenset[str] | None = None  # as last written
         self.tokens_per_second = 0.0
         with books.read() as session:
             daemon = daemons.newest_daemon(session)
@@ -158,6 +159,10 @@ class Loop:
     def _record(self, decision: Plan, gang: Sequence[Riding], seconds: float) -> None:
         """End the units that are done, and write all of it in one transaction."""
         if not gang:
+            if decision.backlogged != self.backlogged:
+                with self.books.write() as session:
+                    runs.set_backlogged(session, decision.backlogged)
+                self.backlogged = decision.backlogged
             return
         self.num_gangs += 1
         tokens = sum(work.num_tokens for r in gang for work in r.works)
@@ -186,7 +191,7 @@ class Loop:
             for resident, step, loss in losses:
                 runs.set_valid_loss(session, resident.job.id, step, loss)
             daemons.update_daemon(session, self.books.epoch, floor=decision.floor, detail=self._detail())
-        self.floor = decision.floor
+        self.floor, self.backlogged = decision.floor, decision.backlogged
         for resident in [*(metric[0] for metric in metrics), *(row[0] for row in losses)]:
             self._after_unit(resident)
 

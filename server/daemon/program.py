@@ -138,6 +138,11 @@ class JobProgram:
         self._begin()
         return valid_loss
 
+    def step_ends_in_checkpoint(self) -> bool:
+        """Whether an adapter is published after the optimizer step under way."""
+        step = self.cursor.step + 1
+        return step % self.training["checkpoint_every"] == 0 or step == self.training["total_steps"]
+
     def checkpoint_is_due(self) -> bool:
         """Whether the state between units that the cursor is at is to be published as a checkpoint."""
         step = self.cursor.step

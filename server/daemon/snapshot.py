@@ -14,11 +14,14 @@ FILL_MIN_TOKENS = 320
 
 
 def cost_of(resident: Resident, work: Work, *, opens_step: bool) -> int:
-    """Token-equivalents of a microbatch; the first one of a step carries the optimizer's share."""
+    """Token-equivalents of a microbatch; the first one of a step carries its optimizer and its checkpoint."""
     if not work.is_training:
         return resident.prices.forward(work.num_tokens)
-    optimizer = resident.prices.optim_step() if opens_step else 0
-    return resident.prices.forward_backward(work.num_tokens) + optimizer
+    cost = resident.prices.forward_backward(work.num_tokens)
+    if opens_step:
+        cost += resident.prices.optim_step()
+        cost += resident.prices.save() if resident.program.step_ends_in_checkpoint() else 0
+    return cost
 
 
 def offers(resident: Resident) -> tuple[Microbatch, ...]:
