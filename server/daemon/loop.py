@@ -52,6 +52,7 @@ class Loop:
         self.writer = writer
         self.is_stopping = False
         self.drain: Drain | None = None
+        self.rests = False
         self.num_gangs = 0
         self.backlogged: frozenset[str] | None = None  # as last written
         self.tokens_per_second = 0.0
@@ -104,6 +105,15 @@ class Loop:
         for resident in self.residents:
             if resident.leaves_as and not resident.is_closing and resident.program.at_boundary:
                 self.roster.leave(resident)
+        self._tell_whether_it_rests()
+
+    def _tell_whether_it_rests(self) -> None:
+        """`drained` in the books from when a drain has let every run go until it ends."""
+        rests = self.drain is not None and not self.residents and self.writer.is_idle
+        if rests != self.rests:
+            with self.books.write() as session:
+                daemons.update_daemon(session, self.books.epoch, state="drained" if rests else "ready")
+            self.rests = rests
 
     def _drains_quickly(self) -> bool:
         if self.drain is None:
