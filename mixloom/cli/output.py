@@ -92,7 +92,8 @@ def moment(seconds: float | None) -> str | None:
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(item)}" for key, item in value.items() if item is not None)
+        moments = {key: moment(item) for key, item in value.items() if key.endswith("_at")}
+        return ", ".join(f"{key} {_text(item)}" for key, item in {**value, **moments}.items() if item is not None)
     if isinstance(value, list):
         return ", ".join(map(_text, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
