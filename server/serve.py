@@ -65,6 +65,8 @@ class Supervisor:
         while not self._stopping.is_set():
             began = time.monotonic()
             self._child = self._spawn()
+            if self._stopping.is_set():  # while it was being started
+                self._child.terminate()
             code = self._child.wait()
             if self._stopping.is_set():
                 return
@@ -147,6 +149,7 @@ def _bind(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
+        listener.listen()  # a port that is only bound could be taken by a second server
     except OSError as error:
         listener.close()
         raise MixloomError(

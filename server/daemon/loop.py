@@ -67,17 +67,21 @@ class Loop:
     def run(self) -> None:
         """Go on until a drain that asks for it, or SIGTERM, has let every run go."""
         while not self._is_over():
-            self.writer.settle()
-            self._reconcile()
-            decision = self._decide()
-            gang = self._gang(decision)
-            began = time.monotonic()
-            self._execute(gang)
-            self._record(decision, gang, time.monotonic() - began)
-            sampled = self.sampler.turn(training_seconds=time.monotonic() - began if gang else None)
-            if not gang and not sampled:
+            if not self.turn():
                 time.sleep(IDLE_SECONDS)
         self.writer.wait()
+
+    def turn(self) -> bool:
+        """Reconcile, decide, do, record: one gang and one slice of sampling; whether there was any."""
+        self.writer.settle()
+        self._reconcile()
+        decision = self._decide()
+        gang = self._gang(decision)
+        began = time.monotonic()
+        self._execute(gang)
+        self._record(decision, gang, time.monotonic() - began)
+        sampled = self.sampler.turn(training_seconds=time.monotonic() - began if gang else None)
+        return bool(gang) or sampled
 
     def _is_over(self) -> bool:
         leaving = self.is_stopping or (self.drain is not None and self.drain.exit)
@@ -88,6 +92,7 @@ class Loop:
         with self.books.read() as session:
             self.drain = drains.open_drain(session)
             wishes = runs.wishes(session, [resident.job.id for resident in self.residents])
+        drains_now = self.is_stopping or self._drains_quickly()
         for resident in self.residents:
             status, requested = wishes.get(resident.job.id, (JobStatus.CANCELLED, None))
             if resident.is_closing:
@@ -96,15 +101,9 @@ class Loop:
                 self.roster.drop(resident)
             elif self.drain is not None and self.drain.mode == "fast":
                 self.roster.abandon(resident)
-            elif requested == "pause":
-                resident.leaves_as = JobStatus.PAUSED
-            elif self.is_stopping or self._drains_quickly():
-                resident.leaves_as = JobStatus.QUEUED
-            elif resident.leaves_as is JobStatus.PAUSED:
-                resident.leaves_as = None  # resumed before it was saved
-        for resident in self.residents:
-            if resident.leaves_as and not resident.is_closing and resident.program.at_boundary:
+            elif (requested == "pause" or drains_now or resident.is_evicted) and resident.program.at_boundary:
                 self.roster.leave(resident)
+        self.roster.forget_ended()
         self._tell_whether_it_rests()
 
     def _tell_whether_it_rests(self) -> None:
@@ -142,8 +141,7 @@ class Loop:
 
     def _gang(self, decision: Plan) -> list[Riding]:
         for resident in self.residents:
-            if resident.leaves_as is not JobStatus.PAUSED and not self._drains_quickly() and not self.is_stopping:
-                resident.leaves_as = JobStatus.QUEUED if resident.run_id in decision.evict else None
+            resident.is_evicted = resident.run_id in decision.evict
         gang = []
         for slot in decision.gang:
             resident = self.roster.residents[slot.run_id]

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from sqlalchemy.exc import SQLAlchemyError
 
 from engine import base_model, sources
 from engine.base_model import BaseModel
@@ -58,12 +59,9 @@ def main(settings: Settings, *, supervised: bool) -> int:
 
 def _live(settings: Settings) -> int:
     database, store = Database(settings.database_path), LocalStore(settings.data_dir)
-    with database.write() as session:
-        books = Books(database, daemons.begin_epoch(session, os.getpid()))
-        runs.release_all(session)
-        operations.restart_running(session)
+    books = begin(database)
     threading.Thread(target=_heartbeat, args=(books,), daemon=True).start()
-    _collect_orphans(books, store)
+    collect_orphans(books, store)
     base, probed, source = _load_base(settings)
     folder_key = publish_tokenizer(store, base, source, settings)
     engine, writer = Engine(base), Writer(store)
@@ -80,6 +78,15 @@ def _live(settings: Settings) -> int:
         daemons.update_daemon(session, books.epoch, state="stopped", ended_at=time.time())
     log.info("stopped", extra={"fields": {"epoch": books.epoch}})
     return 0
+
+
+def begin(database: Database) -> Books:
+    """Claim an epoch, which fences every earlier life, and put back what the last one held."""
+    with database.write() as session:
+        epoch = daemons.begin_epoch(session, os.getpid())
+        runs.release_all(session)
+        operations.restart_running(session)
+    return Books(database, epoch)
 
 
 def _load_base(settings: Settings) -> tuple[BaseModel, dict[str, float], Path]:
@@ -118,6 +125,9 @@ def _heartbeat(books: Books) -> None:
         except Fenced:
             log.error("fenced", extra={"fields": {"epoch": books.epoch}})
             os._exit(1)
+        except SQLAlchemyError:
+            log.exception("no_heartbeat")  # nobody would know that it lives: the supervisor starts another
+            os._exit(1)
         time.sleep(HEARTBEAT_SECONDS)
 
 
@@ -127,15 +137,17 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _collect_orphans(books: Books, store: LocalStore) -> None:
+def collect_orphans(books: Books, store: LocalStore) -> None:
     """Delete folders that no row names: what a killed daemon had written and not yet published."""
     with books.read() as session:
         named = runs.all_adapter_keys(session) | recovery_points.all_keys(session)
     for prefix in ("adapters", "recovery"):
         store.remove_unfinished(prefix)
-    folders = store.list("adapters")
-    for run in store.list("recovery"):
-        folders += store.list(run)
-    for key in folders:
+    for key in store.list("adapters"):
         if key not in named:
             store.delete(key)
+    for run in store.list("recovery"):
+        points = store.list(run)
+        for key in points if named.intersection(points) else [run]:
+            if key not in named:
+                store.delete(key)

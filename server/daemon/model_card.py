@@ -3,20 +3,28 @@
 import hashlib
 import json
 
+import numpy as np
+
 from engine.base_model import Fingerprint
 from server.db.tables import Job
 from server.render import Renderer
 from server.store import LocalStore
-from server.tokens import TokenRows
 
 
-def model_card(store: LocalStore, job: Job, *, step: int, valid_loss: float | None, fingerprint: Fingerprint) -> str:
-    """Markdown without times or ids: the same job gives the same text."""
+def model_card(
+    store: LocalStore,
+    job: Job,
+    row: np.ndarray,
+    *,
+    step: int,
+    valid_loss: float | None,
+    fingerprint: Fingerprint,
+) -> str:
+    """Markdown without times or ids: the same job gives the same text. `row` is one that it trained on."""
     folder = store.path(f"bases/{job.base_hash}")
     template = folder / "chat_template.jinja"
     template_hash = hashlib.sha256(template.read_bytes()).hexdigest() if template.exists() else "none"
-    tokens, _ = TokenRows.load(store.path(job.tokens_key) / "train.safetensors").row(0)
-    example = Renderer(folder).decode(tokens.tolist())
+    example = Renderer(folder).decode(row.tolist())
     validation = "" if valid_loss is None else f"\n- validation loss: {valid_loss:.6f}"
     return f"""# {job.name}
 

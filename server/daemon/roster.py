@@ -1,8 +1,11 @@
 """The resident runs: how one comes into memory, is saved, published, and let go. Knows no fairness and no gangs."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from safetensors import SafetensorError
 
 from engine import formats, recovery
 from engine.base_model import Fingerprint
@@ -24,6 +27,8 @@ from server.settings import Settings
 from server.store import LocalStore
 from server.tokens import TokenRows
 
+log = logging.getLogger("mixloom.daemon")
+
 
 @dataclass
 class Resident:
@@ -37,7 +42,7 @@ class Resident:
     cost_charged: int
     saved: Cursor  # of the newest recovery point
     saved_at: float
-    leaves_as: JobStatus | None = None  # what its job becomes once it is saved at the next boundary
+    is_evicted: bool = False  # by the last plan: it is saved and let go at the next boundary
     is_closing: bool = False  # its last write is under way: it offers nothing any more
     valid_loss: tuple[int, float] | None = None  # of the last evaluation: (step, loss)
     step_began: float = field(default_factory=time.monotonic)
@@ -68,6 +73,10 @@ class Roster:
         except EngineError as error:
             self._fail(job, run_id, "cannot_start", str(error))
             return
+        except (OSError, SafetensorError) as error:  # whose words may name a path
+            log.error("rows_unreadable", extra={"fields": {"job": job.id, "reason": str(error)}})
+            self._fail(job, run_id, "cannot_start", "The job's files on the server cannot be read; submit it again.")
+            return
         step = resident.program.cursor.step
         message = f"Training goes on after step {step}." if step else "Training begins."
         with self.books.write() as session:
@@ -76,15 +85,13 @@ class Roster:
                 events.record(session, job, "running", message, {"step": step})
         if moved:
             self.residents[run_id] = resident
-        else:  # cancelled meanwhile
-            self._forget(run_id)
 
     def save(self, resident: Resident, then: Callable[[], None] | None = None) -> None:
         """Write a recovery point of a run between two units; `then` runs when it is published."""
         cursor = resident.program.cursor
         if cursor == resident.saved:
             if then:
-                then()
+                self.writer.after(then)
             return
         snapshot, cost_charged = recovery.capture(resident.run), resident.cost_charged
         resident.saved, resident.saved_at = cursor, time.monotonic()
@@ -104,46 +111,27 @@ class Roster:
                     manifest=files,
                 )
             for old_key in old:
-                self.store.delete(old_key)
+                self.writer.delete(old_key)
             if then:
                 then()
 
         self.writer.put(key, lambda folder: recovery.write(snapshot, folder), publish)
 
     def leave(self, resident: Resident) -> None:
-        """Save a run that stands between two units, then let it go as `leaves_as` says."""
-        status = resident.leaves_as
-        assert status is not None
+        """Save a run that stands between two units, then let it go."""
         assert resident.program.at_boundary
         resident.is_closing = True
+        self.save(resident, then=lambda: self._let_go(resident))
 
-        def release() -> None:
-            with self.books.write() as session:
-                _, requested = runs.wishes(session, [resident.job.id]).get(resident.job.id, ("", None))
-                paused = status is JobStatus.PAUSED and requested == "pause"  # unless resumed meanwhile
-                target, word = (JobStatus.PAUSED, "paused") if paused else (JobStatus.QUEUED, "waiting")
-                moved = runs.move(session, resident.job.id, target, requested=None)
-                if moved:
-                    step = resident.program.cursor.step
-                    message = f"The job is {word}, saved at step {step}."
-                    events.record(session, resident.job, word, message, {"step": step})
-            if moved:
-                del self.residents[resident.run_id]
-            else:  # cancelled meanwhile
-                self.drop(resident)
-
-        self.save(resident, then=release)
+    def abandon(self, resident: Resident) -> None:
+        """Let a run go unsaved: it goes on from its last recovery point."""
+        self.writer.wait()  # that may be one that is being written
+        self._let_go(resident)
 
     def drop(self, resident: Resident) -> None:
         """Let a run go whose job has ended."""
         self.residents.pop(resident.run_id, None)
-        self._forget(resident.run_id)
-
-    def abandon(self, resident: Resident) -> None:
-        """Let a run go unsaved: it goes on from its last recovery point."""
-        self.residents.pop(resident.run_id, None)
-        with self.books.write() as session:
-            runs.move(session, resident.job.id, JobStatus.QUEUED)
+        self.writer.delete(f"recovery/{resident.run_id}")
 
     def fail(self, resident: Resident, code: str, message: str) -> None:
         """End a job by its own fault; nobody else notices."""
@@ -162,7 +150,8 @@ class Roster:
         config = formats.disk_config(
             resident.run.adapter.config, base_name=job.base_name, activation=base.activation_name
         )
-        card = model_card(self.store, job, step=step, valid_loss=valid_loss, fingerprint=self.fingerprint)
+        example, _ = resident.program.train.row(0)
+        card = model_card(self.store, job, example, step=step, valid_loss=valid_loss, fingerprint=self.fingerprint)
 
         def publish(files: dict[str, str]) -> None:
             weights = self.store.path(key) / formats.WEIGHTS
@@ -185,7 +174,7 @@ class Roster:
                 created_at=time.time(),
             )
             for old_key in self._add_adapter(resident, row):
-                self.store.delete(old_key)
+                self.writer.delete(old_key)
 
         self.writer.put(key, lambda folder: formats.write(tensors, config, folder, card), publish)
 
@@ -240,7 +229,7 @@ class Roster:
         )
 
     def _newest_valid(self, job: Job, points: list[RecoveryPoint]) -> RecoveryPoint | None:
-        """The newest recovery point whose files are what its row says.
+        """The newest recovery point whose files are what its row says; damaged ones before it are forgotten.
 
         Raises:
             EngineError: there are points, and none is whole: never a silent start from zero.
@@ -249,13 +238,11 @@ class Roster:
             folder = self.store.path(point.key)
             if folder.is_dir() and manifest(folder) == point.manifest:
                 return point
+            message = f"The recovery point of step {point.step} is damaged; an older one is tried."
             with self.books.write() as session:
-                events.record(
-                    session,
-                    job,
-                    "recovery_point_broken",
-                    f"The recovery point of step {point.step} is damaged; an older one is tried.",
-                )
+                recovery_points.remove(session, point.id)
+                events.record(session, job, "recovery_point_broken", message, {"step": point.step})
+            self.writer.delete(point.key)
         if points:
             raise EngineError("Every recovery point of this job is damaged; submit it again.")
         return None
@@ -266,13 +253,28 @@ class Roster:
             failed = JobStatus.FAILED
             if runs.move(session, job.id, failed, error=error, finished_at=time.time(), requested=None):
                 events.record(session, job, "failed", message, {"code": code})
-        self._forget(run_id)
 
-    def _forget(self, run_id: str) -> None:
-        """An ended job needs no recovery points."""
+    def forget_ended(self) -> None:
+        """Erase the recovery points of jobs that have ended, whoever ended them."""
+        with self.books.read() as session:
+            ended = recovery_points.runs_ended(session)
+        if not ended:
+            return
         with self.books.write() as session:
-            recovery_points.forget(session, run_id)
-        self.store.delete(f"recovery/{run_id}")
+            recovery_points.forget(session, ended)
+        for run_id in ended:
+            self.writer.delete(f"recovery/{run_id}")
+
+    def _let_go(self, resident: Resident) -> None:
+        """Its job waits again, or is paused if its tenant asked for that; one that has ended stays so."""
+        job, step = resident.job, resident.saved.step
+        with self.books.write() as session:
+            _, requested = runs.wishes(session, [job.id]).get(job.id, ("", None))
+            target, word = (JobStatus.PAUSED, "paused") if requested == "pause" else (JobStatus.QUEUED, "waiting")
+            if runs.move(session, job.id, target, requested=None):
+                message = f"The job is {word}, saved at step {step}."
+                events.record(session, job, word, message, {"step": step})
+        self.residents.pop(resident.run_id, None)
 
 
 def _config(job: Job) -> AdapterConfig:

@@ -1,11 +1,14 @@
 """`/generate`: requests are admitted between gangs and advance together, within their share of the time."""
 
 import json
+import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from engine.adapter import Adapter
 from engine.engine import Engine
@@ -17,9 +20,11 @@ from server.db.tables import Operation
 from server.settings import Settings
 from server.store import LocalStore
 
+log = logging.getLogger("mixloom.daemon")
 SLICE_TOKENS = 32
 KEPT_ADAPTERS = 16
 MAX_CREDIT_SECONDS = 30.0
+_UNREADABLE = "The adapter's files on the server cannot be read. Take another checkpoint, or train it again."
 
 
 @dataclass
@@ -77,10 +82,10 @@ class Sampler:
         for operation in new:
             try:
                 self._begin(operation)
-            except (EngineError, OSError) as error:
-                message = f"The adapter could not be loaded: {error}"
+            except (EngineError, OSError, SafetensorError) as error:
+                log.error("adapter_unreadable", extra={"fields": {"id": operation.id, "reason": str(error)}})
                 with self.books.write() as session:
-                    problem = {"category": "server", "code": "adapter_unreadable", "message": message}
+                    problem = {"category": "server", "code": "adapter_unreadable", "message": _UNREADABLE}
                     operations.finish(session, [operation.id], problem)
 
     def _begin(self, operation: Operation) -> None:

@@ -26,7 +26,7 @@ def cost_of(resident: Resident, work: Work, *, opens_step: bool) -> int:
 
 def offers(resident: Resident) -> tuple[Microbatch, ...]:
     """The microbatches that a run gives to the next gang: those left of its step or evaluation."""
-    if resident.is_closing or (resident.leaves_as and resident.program.at_boundary):
+    if resident.is_closing:
         return ()
     first = resident.program.at_boundary
     return tuple(

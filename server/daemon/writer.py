@@ -1,22 +1,23 @@
-"""Files are written by one thread, from copies in memory, while training goes on."""
+"""Files are written and erased by one thread, from copies in memory, while training goes on."""
 
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from server.store import LocalStore
 
 
 @dataclass
 class _Pending:
-    future: "Future[dict[str, str]]"
-    then: Callable[[dict[str, str]], None]
+    future: "Future[Any]"
+    then: Callable[[Any], None]
 
 
 class Writer:
-    """Publishes folders in the store one after another; what follows runs in the loop's own thread."""
+    """Changes the store one folder after another; what follows runs in the loop's own thread."""
 
     def __init__(self, store: LocalStore):
         self.store = store
@@ -30,6 +31,17 @@ class Writer:
     def put(self, key: str, write: Callable[[Path], None], then: Callable[[dict[str, str]], None]) -> None:
         """Publish a folder, then call `then` with its manifest: file name -> sha256."""
         self._pending.append(_Pending(self._thread.submit(self._put, key, write), then))
+
+    def delete(self, key: str) -> None:
+        """Erase a folder, once the writes before are done: one of them may be into it."""
+        self._pending.append(_Pending(self._thread.submit(self.store.delete, key), lambda _: None))
+
+    def after(self, then: Callable[[], None]) -> None:
+        """Call `then` when all that was put so far is published; now, if nothing is under way."""
+        if self.is_idle:
+            then()
+        else:
+            self._pending.append(_Pending(self._thread.submit(lambda: None), lambda _: then()))
 
     def settle(self) -> None:
         """Run what follows the writes that are done, in order. An error of a write is raised here."""

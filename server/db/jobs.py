@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from server.db import events
 from server.db.pages import Page, fetch_page
 from server.db.states import ENDED, JobStatus, sources
-from server.db.tables import Adapter, Job, Run
+from server.db.tables import Adapter, Job, RecoveryPoint, Run
 from server.errors import MixloomError, not_found
 from server.ids import new_id
 
@@ -135,9 +135,10 @@ def delete_job(session: Session, job: Job) -> list[str]:
             f"Job '{job.id}' is {job.status}; only ended jobs can be deleted. Cancel it first.",
             400,
         )
-    runs = session.scalars(select(Run.id).where(Run.job_id == job.id))
+    # Points by name, not their run's folder: the daemon may be writing into that until it sees the job's end.
+    points = session.scalars(select(RecoveryPoint.key).join(Run).where(Run.job_id == job.id))
     adapters = session.scalars(delete(Adapter).where(Adapter.job_id == job.id).returning(Adapter.key))
-    keys = [job.tokens_key, *(f"recovery/{run}" for run in runs), *adapters]
+    keys = [job.tokens_key, *points, *adapters]
     session.execute(delete(Job).where(Job.id == job.id))
     return keys
 

@@ -7,7 +7,8 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from server.db.tables import RecoveryPoint, Run
+from server.db.states import ENDED
+from server.db.tables import Job, RecoveryPoint, Run
 from server.ids import new_id
 
 KEPT = 2
@@ -15,7 +16,7 @@ KEPT = 2
 
 def of_run(session: Session, run_id: str) -> Sequence[RecoveryPoint]:
     """A run's recovery points, the newest first."""
-    order = (RecoveryPoint.step.desc(), RecoveryPoint.epoch.desc())
+    order = (RecoveryPoint.step.desc(), RecoveryPoint.created_at.desc())
     return session.scalars(select(RecoveryPoint).where(RecoveryPoint.run_id == run_id).order_by(*order)).all()
 
 
@@ -50,12 +51,23 @@ def publish(
     old = of_run(session, run_id)[KEPT:]
     for point in old:
         session.delete(point)
-    return [point.key for point in old if point.key != key]
+    return [point.key for point in old]
 
 
-def forget(session: Session, run_id: str) -> None:
-    """Forget every point of an ended run."""
-    session.execute(delete(RecoveryPoint).where(RecoveryPoint.run_id == run_id))
+def remove(session: Session, id_: str) -> None:
+    """Forget one point."""
+    session.execute(delete(RecoveryPoint).where(RecoveryPoint.id == id_))
+
+
+def runs_ended(session: Session) -> list[str]:
+    """The runs that have points although their job has ended."""
+    statement = select(RecoveryPoint.run_id).join(Run, Run.id == RecoveryPoint.run_id).join(Job, Job.id == Run.job_id)
+    return list(session.scalars(statement.where(Job.status.in_(ENDED)).distinct()))
+
+
+def forget(session: Session, run_ids: Sequence[str]) -> None:
+    """Forget every point of these runs."""
+    session.execute(delete(RecoveryPoint).where(RecoveryPoint.run_id.in_(run_ids)))
 
 
 def all_keys(session: Session) -> set[str]:

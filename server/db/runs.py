@@ -68,9 +68,9 @@ def release_all(session: Session) -> None:
 
 
 def claim(session: Session, run_id: str, epoch: int, fingerprint: Mapping[str, Any]) -> tuple[Job, Run] | None:
-    """Lease a queued run and show its job as preparing; None if it is not queued any more."""
-    run = session.get_one(Run, run_id)
-    if not move(session, run.job_id, JobStatus.PREPARING):
+    """Lease a queued run and show its job as preparing; None if it is not queued, or not there, any more."""
+    run = session.get(Run, run_id)
+    if run is None or not move(session, run.job_id, JobStatus.PREPARING):
         return None
     run.lease_epoch = epoch
     run.attempts += 1

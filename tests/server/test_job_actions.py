@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from server.api.services import Services
-from server.db import drains
+from server.db import drains, recovery_points
 from server.db.states import TRANSITIONS, JobStatus
 from server.db.tables import Base, Event, Metric, Run
 from tests.server.conftest import Caller
@@ -79,13 +79,16 @@ def test_only_an_ended_job_can_be_deleted_and_all_of_it_goes(alice: Caller, serv
     adapter = add_adapter(services, job, 1)
     with services.database.read() as session:
         run = session.query(Run).one().id
-    services.store.put(f"recovery/{run}/1-1", lambda folder: None)
+    point = f"recovery/{run}/1-1"
+    services.store.put(point, lambda folder: None)
+    with services.database.write() as session:
+        recovery_points.publish(session, run_id=run, epoch=1, step=1, cursor={}, cost_charged=0, key=point, manifest={})
     refused = alice.delete(f"/jobs/{job}")
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "job_not_ended")
     alice.post(f"/jobs/{job}/cancel")
     assert alice.delete(f"/jobs/{job}").json() == {"id": job, "object": "job", "deleted": True}
     assert alice.get(f"/jobs/{job}").status_code == alice.get(f"/adapters/{adapter}").status_code == 404
-    for folder in (f"jobs/{job}", f"adapters/{adapter}", f"recovery/{run}"):
+    for folder in (f"jobs/{job}", f"adapters/{adapter}", point):
         assert not services.store.path(folder).exists()
     with services.database.read() as session:
         assert [session.query(table).count() for table in (Run, Event, Metric)] == [0, 0, 0]

@@ -1,0 +1,157 @@
+"""The real daemon on the real API's database, in this process: lives that are driven turn by turn."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine import base_model
+from engine.base_model import BaseModel
+from engine.engine import Engine
+from server.api.services import Services
+from server.daemon import main
+from server.daemon.loop import Loop
+from server.daemon.publish import base_row, publish_tokenizer
+from server.daemon.roster import Resident, Roster
+from server.daemon.sampler import Sampler
+from server.daemon.writer import Writer
+from server.db import daemons
+from server.db.states import ENDED
+from server.db.tables import Adapter, Event, Job, Metric
+from server.settings import Settings
+from tests.base_folder import write_tiny_base
+from tests.server.conftest import Caller
+from tests.server.making import prompt_rows, upload
+
+MICROBATCH_TOKENS = 256
+MAX_TURNS = 2000
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def frozen(folder: Path) -> Iterator[BaseModel]:
+    """The tiny base, on one thread as the fingerprint wants it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield base_model.load(folder, name="tiny", dtype=torch.float32, device="cpu", microbatch_tokens=MICROBATCH_TOKENS)
+    torch.set_num_threads(before)
+
+
+class Life:
+    """One life of the daemon. Another one that begins fences it, as a restart does."""
+
+    def __init__(self, services: Services, base: BaseModel, folder: Path, **changes: Any):
+        self.services = services
+        self.settings = Settings(
+            **{**services.settings.model_dump(), "recovery_steps": 5, "token_budget": 1024, **changes}
+        )
+        self.books = main.begin(services.database)
+        main.collect_orphans(self.books, services.store)
+        engine, self.writer = Engine(base), Writer(services.store)
+        self.roster = Roster(engine, self.books, services.store, self.writer, self.settings)
+        sampler = Sampler(engine, self.books, services.store, self.settings)
+        self.loop = Loop(engine, self.books, self.settings, self.roster, sampler, self.writer)
+        key = publish_tokenizer(services.store, base, folder, self.settings)
+        with self.books.write() as session:
+            session.merge(base_row(base, source=folder, folder_key=key, probed={}))
+            daemons.update_daemon(session, self.books.epoch, base_hash=base.hash, state="ready")
+
+    def turn(self, count: int = 1) -> None:
+        """So many rounds of the loop; what they wrote is settled, so that a test sees each turn whole."""
+        for _ in range(count):
+            self.loop.turn()
+            self.writer.wait()
+
+    def turn_until(self, condition: Callable[[], bool]) -> None:
+        """As many turns as it takes."""
+        for _ in range(MAX_TURNS):
+            if condition():
+                return
+            self.turn()
+        raise AssertionError(f"not within {MAX_TURNS} turns")
+
+    def finish(self) -> None:
+        """Go on until every job has ended."""
+        self.turn_until(lambda: all(job.status in ENDED for job in jobs(self.services)))
+        self.turn()  # what the last one left behind is cleaned up
+
+    def resident(self, job_id: str) -> Resident:
+        """The run of a job that is in memory."""
+        return next(one for one in self.roster.residents.values() if one.job.id == job_id)
+
+    def step_of(self, job_id: str) -> int:
+        return self.resident(job_id).program.cursor.step
+
+
+@pytest.fixture
+def new_life(services: Services, frozen: BaseModel, folder: Path) -> Callable[..., Life]:
+    """Begins a life: `new_life(recovery_steps=2)`."""
+
+    def begin(**changes: Any) -> Life:
+        return Life(services, frozen, folder, **changes)
+
+    return begin
+
+
+@pytest.fixture
+def life(new_life: Callable[..., Life]) -> Life:
+    return new_life()
+
+
+MIXTURE = {"method": "mixlora", "rank": 4, "num_experts": 4, "top_k": 2}
+PLAIN = {"method": "lora", "rank": 8}
+
+
+def submit(
+    caller: Caller, adapter: dict[str, Any], *, steps: int = 12, rows: int = 12, batch: int = 4, **fields: Any
+) -> str:
+    """The id of a new job of so many optimizer steps."""
+    training = {"max_steps": steps, "batch_size": batch, "learning_rate": 5e-3, **fields.pop("training", {})}
+    dataset = fields.pop("dataset", None) or upload(caller, prompt_rows(rows))
+    body = {"dataset": dataset, "adapter": adapter, "training": training, **fields}
+    answer = caller.post("/jobs", json=body)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def jobs(services: Services) -> list[Job]:
+    """Every job, in order of submission."""
+    with services.database.read() as session:
+        return session.query(Job).order_by(Job.number).all()
+
+
+def job(services: Services, job_id: str) -> Job:
+    with services.database.read() as session:
+        return session.get_one(Job, job_id)
+
+
+def final_hash(services: Services, job_id: str) -> str:
+    """sha256 of the adapter of a job that has succeeded."""
+    with services.database.read() as session:
+        one = session.get_one(Job, job_id)
+        assert one.status == "succeeded", (one.status, one.error)
+        return session.get_one(Adapter, one.adapter_id).sha256
+
+
+def adapters(services: Services, job_id: str) -> list[Adapter]:
+    """A job's adapters, by step."""
+    with services.database.read() as session:
+        return session.query(Adapter).filter_by(job_id=job_id).order_by(Adapter.step).all()
+
+
+def events(services: Services, job_id: str) -> list[str]:
+    """The kinds of a job's events, in order."""
+    with services.database.read() as session:
+        return [event.kind for event in session.query(Event).filter_by(job_id=job_id).order_by(Event.id)]
+
+
+def steps(services: Services, job_id: str) -> list[int]:
+    """The steps that have metrics, in order."""
+    with services.database.read() as session:
+        return [metric.step for metric in session.query(Metric).filter_by(job_id=job_id).order_by(Metric.step)]
