@@ -143,5 +143,9 @@ class JobConfig(_JobFields):
 class JobCreate(_JobFields):
     """A job from scratch, or `from` another one: what is given here wins, the rest is the other's."""
 
-    dataset: Annotated[str | list[Any] | None, PlainValidator(_dataset, json_schema_input_type=str)] = None
+    dataset: Annotated[
+        str | list[Any] | None,
+        PlainValidator(_dataset, json_schema_input_type=str),
+        Field(description="A data set of yours, ds_…; required without `from`."),
+    ] = None
     source: Annotated[str | None, Field(alias="from", description="A job of yours to start from.")] = None

@@ -42,7 +42,7 @@ def drain(
         str | None, typer.Option(metavar="30m", help="With --graceful: after this, quick. 90s, 30m, 2h.")
     ] = None,
     reason: Annotated[str, typer.Option(help="Shown to every tenant.")] = "",
-    daemon: Annotated[str | None, typer.Option(help="Only this daemon.")] = None,
+    daemon: Annotated[str | None, typer.Option(help="Only this daemon. Not supported yet.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Return when everything rests.")] = False,
     exit: Annotated[bool, typer.Option("--exit", help="Let the daemon end when it rests.")] = False,
     as_json: JsonFlag = False,

@@ -45,10 +45,10 @@ class DatasetOptions(StrictModel):
 class HubDataset(DatasetOptions):
     """A data set by its name on the hub."""
 
-    hub: str = Field(description="org/name")
-    config: HubOption | None = None
+    hub: str = Field(description="org/name.")
+    config: HubOption | None = Field(None, description="For a data set that has several.")
     split: HubOption = Field("train", description="A split, or its first rows: train[:1000].")
-    revision: HubOption | None = None
+    revision: HubOption | None = Field(None, description="A branch, tag or commit. The answer names the commit.")
 
 
 REQUEST_BODY = {
@@ -60,8 +60,11 @@ REQUEST_BODY = {
                 "required": ["file"],
                 "properties": {
                     "file": {"type": "string", "format": "binary", "description": "JSONL, CSV or Parquet."},
-                    "name": {"type": "string"},
-                    "columns": {"type": "string", "description": 'JSON, such as {"prompt": "question"}.'},
+                    "name": {"type": "string", "description": "Default: the file's."},
+                    "columns": {
+                        "type": "string",
+                        "description": 'Our name of a column -> the file\'s, as JSON: {"prompt": "question"}.',
+                    },
                 },
             }
         },

@@ -7,8 +7,8 @@ from pydantic import Field, PlainValidator
 from server.job_config import MAX_SEED
 from server.strict import StrictModel
 
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Share = Annotated[float, Field(gt=0, le=1000)]
+Name = Annotated[str, Field(min_length=1, max_length=200, description="To tell it from the others.")]
+Share = Annotated[float, Field(gt=0, le=1000, description="Of the machine, relative to the other tenants'.")]
 
 
 class TenantCreate(StrictModel):
@@ -26,11 +26,19 @@ class KeyCreate(StrictModel):
 
 
 class DrainCreate(StrictModel):
-    mode: Literal["quick", "graceful", "fast"] = "quick"
-    deadline_seconds: Annotated[float, Field(gt=0, le=30 * 86400)] | None = None
-    reason: Annotated[str, Field(max_length=500)] = ""
-    daemon: str | None = None
-    exit: bool = False
+    mode: Annotated[
+        Literal["quick", "graceful", "fast"],
+        Field(
+            description="quick: save every run at its next step, then rest. graceful: first let the resident runs "
+            "finish. fast: rest now; runs go back to their last recovery point."
+        ),
+    ] = "quick"
+    deadline_seconds: Annotated[
+        float | None, Field(gt=0, le=30 * 86400, description="With graceful: after this, quick.")
+    ] = None
+    reason: Annotated[str, Field(max_length=500, description="Shown to every tenant.")] = ""
+    daemon: Annotated[str | None, Field(description="Not supported yet.")] = None
+    exit: Annotated[bool, Field(description="Let the daemon end when it rests; undrain starts it again.")] = False
 
 
 def _prompt(value: Any) -> str | list[int]:
@@ -60,7 +68,10 @@ class Generate(StrictModel):
         PlainValidator(_prompt, json_schema_input_type=str | list[int]),
         Field(description="A text, made a user's turn by the base's chat template; or token ids, as they are."),
     ] = None
-    messages: Annotated[list[Message] | None, Field(min_length=1, max_length=1000)] = None
+    messages: Annotated[
+        list[Message] | None,
+        Field(min_length=1, max_length=1000, description="A conversation, in place of a prompt."),
+    ] = None
     raw: Annotated[bool, Field(description="Take the prompt without the template.")] = False
     max_tokens: Annotated[
         int | None,
@@ -71,8 +82,10 @@ class Generate(StrictModel):
         ),
     ] = None
     temperature: Annotated[float, Field(ge=0, le=100, description="0, the default, takes the likeliest token.")] = 0.0
-    top_k: Annotated[int | None, Field(ge=1, le=10**6)] = None
-    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    top_k: Annotated[int | None, Field(ge=1, le=10**6, description="Choose among so many likeliest tokens.")] = None
+    top_p: Annotated[
+        float | None, Field(gt=0, le=1, description="Choose among the likeliest, up to this probability.")
+    ] = None
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="Default: another one each time.")] = None
     stop: Annotated[
         list[str],

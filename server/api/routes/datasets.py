@@ -73,6 +73,7 @@ def list_datasets(
     name: Annotated[str | None, Query()] = None,
     status: Annotated[str | None, Query()] = None,
 ) -> dict[str, Any]:
+    """Your data sets."""
     filters = [column == value for column, value in ((Dataset.name, name), (Dataset.status, status)) if value]
     with services.database.read() as session:
         found, has_more = datasets.list_datasets(session, tenant.tenant_id, page, filters)
@@ -81,6 +82,7 @@ def list_datasets(
 
 @router.get("/{dataset_id}")
 def get_dataset(tenant: TenantDep, services: ServicesDep, dataset_id: str) -> dict[str, Any]:
+    """A data set with its rows, tokens and hash as counted at the upload."""
     return _answer(_find(services, tenant, dataset_id))
 
 

@@ -41,6 +41,7 @@ def list_tenants(
 
 @router.get("/{tenant_id}")
 def get_tenant(admin: AdminDep, services: ServicesDep, tenant_id: str) -> dict[str, Any]:
+    """A tenant and its share."""
     with services.database.read() as session:
         return _tenant_answer(tenants.get_tenant(session, tenant_id))
 
@@ -75,6 +76,7 @@ def create_key(admin: AdminDep, services: ServicesDep, tenant_id: str, body: sch
 
 @router.get("/{tenant_id}/keys")
 def list_keys(admin: AdminDep, services: ServicesDep, page: PageDep, tenant_id: str) -> dict[str, Any]:
+    """A tenant's keys by their first characters, revoked ones among them."""
     with services.database.read() as session:
         found, has_more = keys.list_keys(session, tenants.get_tenant(session, tenant_id).id, page)
     return list_answer([_key_answer(key) for key in found], has_more)
@@ -82,6 +84,7 @@ def list_keys(admin: AdminDep, services: ServicesDep, page: PageDep, tenant_id: 
 
 @router.get("/{tenant_id}/keys/{key_id}")
 def get_key(admin: AdminDep, services: ServicesDep, tenant_id: str, key_id: str) -> dict[str, Any]:
+    """A key by its first characters, and when it was revoked."""
     with services.database.read() as session:
         return _key_answer(_get_key(session, tenant_id, key_id))
 

@@ -1,0 +1,23 @@
+"""The pages tell the truth: generated parts are current, and links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from docs.reference import FOLDER, PAGES, page
+
+ROOT = FOLDER.parent
+WRITTEN = sorted([*ROOT.glob("*.md"), *FOLDER.glob("*.md")])
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_generated_page_is_what_the_code_says(name: str) -> None:
+    assert (FOLDER / name).read_text(encoding="utf-8") == page(name), "run `make docs`"
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_every_relative_link_leads_to_a_file(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+    assert missing == []
