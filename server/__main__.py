@@ -31,7 +31,9 @@ def main(arguments: list[str]) -> int:
     except ValidationError as error:
         for problem in error.errors():
             name = str(problem["loc"][0]) if problem["loc"] else "settings"
-            print(f"mixloom: {name}: {problem['msg']}", file=sys.stderr)
+            unknown = problem["type"] == "extra_forbidden"
+            message = "mixloom.toml has no such setting" if unknown else problem["msg"].removeprefix("Value error, ")
+            print(f"mixloom: {name}: {message}. `mixloom config --help` lists the settings.", file=sys.stderr)
         return 2
     except MixloomError as error:
         print(f"mixloom: {error.message}", file=sys.stderr)
