@@ -1,0 +1,21 @@
+"""`python -m benchmarks NAME …` runs one benchmark; each prints its table and can write JSON."""
+
+import os
+import sys
+from importlib import import_module
+
+NAMES = ("throughput",)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the benchmark named first; the exit code."""
+    if not arguments or arguments[0] not in NAMES:
+        print(f"usage: python -m benchmarks {{{','.join(NAMES)}}} …", file=sys.stderr)
+        return 2
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # read once, when torch is loaded: the same for every contender
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    return import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,224 @@
+"""Who is measured: each takes the same steps on the same token lists.
+
+The limits have no adapter and nothing to train: they run forward, the gradient at the embeddings, and the loss on
+supervised rows. All others also take each job's optimizer step, with the gradient's norm clipped to 1.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from benchmarks.data import Step
+from engine import base_model
+from engine.base_model import BaseModel
+from engine.config import AdapterConfig
+from engine.engine import Engine
+from engine.loss import LOSSES, target_logprobs
+from engine.run import Microbatch, Row, Run
+from engine.segments import Segment, pack
+
+LEARNING_RATE = 1e-4
+DROPOUT = 0.05
+MIXLORA = {"rank": 16, "alpha": 32.0, "num_experts": 8, "top_k": 2, "router_aux_loss_coef": 1e-3}
+LORA = {"rank": 80, "alpha": 160.0}
+"""The paper's baseline with about as many parameters as MIXLORA."""
+IGNORED = -100
+"""The label that transformers' loss leaves out."""
+
+
+class Contender(Protocol):
+    trainable_parameters: int
+    """Of one job."""
+
+    def step(self, step: Step) -> None:
+        """Do one step of every job."""
+
+
+@dataclass(frozen=True)
+class Bases:
+    """The frozen base, as each contender needs it: loaded when first asked for, and shared where it can be."""
+
+    folder: Path
+    dtype: str
+    device: str
+    jobs: int
+
+    @cached_property
+    def packed(self) -> BaseModel:
+        """The engine's, for all contenders of ours."""
+        dtype = getattr(torch, self.dtype)
+        return base_model.load(self.folder, name=self.folder.name, dtype=dtype, device=self.device)
+
+    def plain(self) -> PreTrainedModel:
+        """Transformers' own, a new one at each call: PEFT replaces modules in it."""
+        model = AutoModelForCausalLM.from_pretrained(
+            self.folder, dtype=getattr(torch, self.dtype), attn_implementation="sdpa", local_files_only=True
+        )
+        model.to(torch.device(self.device))  # type: ignore[arg-type]
+        return model.eval().requires_grad_(False)
+
+    @cached_property
+    def mixlora_runs(self) -> list[Run]:
+        return self._runs("mixlora", MIXLORA)
+
+    @cached_property
+    def lora_runs(self) -> list[Run]:
+        return self._runs("lora", LORA)
+
+    @property
+    def target_modules(self) -> tuple[str, ...]:
+        """All linear modules of a layer."""
+        return tuple(self.packed.shapes)
+
+    def _runs(self, method: str, values: dict[str, Any]) -> list[Run]:
+        modules = self.target_modules
+        config = AdapterConfig.from_dict({"method": method, "dropout": DROPOUT, "target_modules": modules, **values})
+        return [Engine(self.packed).create_run(config, seed) for seed in range(self.jobs)]
+
+
+class PackedLimit:
+    """The base alone, all jobs in one pass of ours."""
+
+    trainable_parameters = 0
+
+    def __init__(self, base: BaseModel):
+        self.base = base
+
+    def step(self, step: Step) -> None:
+        sequences = [[torch.from_numpy(row.tokens) for row in rows] for rows in step]
+        batch = pack([Segment(rows) for rows in sequences], self.base.device)
+        targets = _packed_targets([row for rows in step for row in rows], self.base.device)
+        with self.base.pass_.over(batch), input_gradient(self.base.model):
+            hidden = self.base.hidden_states(batch)
+            loss, _ = target_logprobs(hidden, self.base.head, *targets, LOSSES["cross_entropy"])
+            loss.backward()
+
+
+class SequenceLimit:
+    """The base alone, by transformers' own `sdpa` model, one sequence at a time: nothing is padded or packed."""
+
+    trainable_parameters = 0
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+
+    def step(self, step: Step) -> None:
+        with input_gradient(self.model):
+            for row in (row for rows in step for row in rows):
+                self._sequence(row)
+
+    def _sequence(self, row: Row) -> None:
+        tokens, targets = torch.from_numpy(row.tokens), torch.from_numpy(row.targets)
+        weights = torch.from_numpy(row.weights).to(self.model.device, torch.float32)
+        output = self.model(
+            input_ids=tokens[None].to(self.model.device),
+            logits_to_keep=(targets - 1).to(self.model.device),  # the head runs on these rows alone
+            use_cache=False,
+        )
+        losses = F.cross_entropy(output.logits[0].float(), tokens[targets].to(self.model.device), reduction="none")
+        (losses * weights).sum().backward()
+
+
+class Packed:
+    """Our engine: all jobs in one forward and backward, or `jobs_a_pass` of them."""
+
+    def __init__(self, base: BaseModel, runs: list[Run], jobs_a_pass: int):
+        self.engine = Engine(base)
+        self.runs = runs
+        self.jobs_a_pass = jobs_a_pass
+        self.trainable_parameters = runs[0].adapter.flat.numel()
+
+    def step(self, step: Step) -> None:
+        jobs = [Microbatch(rows=rows, run=run) for rows, run in zip(step, self.runs, strict=True)]
+        for start in range(0, len(jobs), self.jobs_a_pass):
+            self.engine.forward_backward(jobs[start : start + self.jobs_a_pass])
+        for run in self.runs:
+            self.engine.optim_step(run, learning_rate=LEARNING_RATE)
+
+
+class Peft:
+    """HF PEFT with LoRA, one job after another, each batch padded to its longest row, as transformers' trainer does.
+
+    One adapter stands for every job, so that memory holds what one job needs. Adapter weights are float32 (PEFT's
+    default) and, on a bfloat16 base, the forward runs under autocast.
+    """
+
+    def __init__(self, model: PreTrainedModel, target_modules: tuple[str, ...]):
+        config = LoraConfig(
+            r=int(LORA["rank"]),
+            lora_alpha=int(LORA["alpha"]),
+            lora_dropout=DROPOUT,
+            target_modules=list(target_modules),
+            task_type="CAUSAL_LM",
+        )
+        self.model = get_peft_model(model, config).train()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+        self.trainable_parameters = sum(p.numel() for p in self.parameters)
+
+    def step(self, step: Step) -> None:
+        device = self.model.device
+        with_autocast = self.model.dtype == torch.bfloat16
+        for rows in step:
+            inputs = {name: tensor.to(device) for name, tensor in collate(rows).items()}
+            with torch.autocast(device.type, torch.bfloat16, enabled=with_autocast):
+                loss = self.model(**inputs, use_cache=False).loss
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+CONTENDERS: dict[str, Callable[[Bases], Contender]] = {
+    "limit_packed": lambda bases: PackedLimit(bases.packed),
+    "limit_transformers": lambda bases: SequenceLimit(bases.plain()),
+    "mixlora": lambda bases: Packed(bases.packed, bases.mixlora_runs, bases.jobs),
+    "mixlora_one_job_a_pass": lambda bases: Packed(bases.packed, bases.mixlora_runs, 1),
+    "lora": lambda bases: Packed(bases.packed, bases.lora_runs, bases.jobs),
+    "peft": lambda bases: Peft(bases.plain(), bases.target_modules),
+}
+
+
+@contextmanager
+def input_gradient(model: nn.Module) -> Iterator[None]:
+    """Ask for the gradient at the embeddings, which makes the whole backward run though no weight is trained."""
+    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+    handle = embeddings.register_forward_hook(lambda _module, _inputs, output: output.requires_grad_())
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def collate(rows: list[Row]) -> dict[str, Tensor]:
+    """One batch, padded on the right to its longest row: int64 [rows, longest] each."""
+    shape = len(rows), max(len(row.tokens) for row in rows)
+    tokens, mask, labels = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, IGNORED)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row.tokens)] = row.tokens
+        mask[index, : len(row.tokens)] = 1
+        labels[index, row.targets] = row.tokens[row.targets]
+    named = {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+    return {name: torch.from_numpy(array) for name, array in named.items()}
+
+
+def _packed_targets(rows: list[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(row of the pack that predicts, target id, weight) of all targets, [N] each."""
+    starts = np.cumsum([0, *(len(row.tokens) for row in rows[:-1])])
+    columns = (
+        np.concatenate([start + row.targets - 1 for start, row in zip(starts, rows, strict=True)]),
+        np.concatenate([row.tokens[row.targets] for row in rows]),
+        np.concatenate([row.weights for row in rows]),
+    )
+    places, targets, weights = (torch.from_numpy(column).to(device) for column in columns)
+    return places, targets, weights

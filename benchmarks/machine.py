@@ -1,0 +1,62 @@
+"""What a figure was measured on, and the memory that a process took."""
+
+import gc
+import platform
+import resource
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def describe(device: str) -> dict[str, Any]:
+    """The class of the machine and the versions that a figure depends on. No name, no path, no address."""
+    cpu, flags = _cpu()
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "cpu": cpu,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "flags": [flag for flag in _FLAGS if flag in flags],
+        "cores": psutil.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "transformers", "peft")},
+    }
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory at once so far: of this process, or of the GPU where that is the device."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # `ru_maxrss` of a child starts at its parent's size
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def settle() -> None:
+    """Free what the last contender left, so that the next one does not pay for it."""
+    gc.collect()
+
+
+def _cpu() -> tuple[str, list[str]]:
+    """(model name, flags); no flags where the system does not list them."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine(), []
+    fields = dict(line.partition(":")[::2] for line in info.read_text().split("\n\n")[0].splitlines())
+    values = {name.strip(): value.strip() for name, value in fields.items()}
+    return values.get("model name", platform.machine()), values.get("flags", "").split()
