@@ -36,9 +36,7 @@ def parameter_name(layer: int, module: str, matrix: str, expert: int | None = No
 class Layout:
     """The order of an adapter's parameters: every A, every B, every router, each contiguous."""
 
-    def __init__(
-        self, config: AdapterConfig, family: Family, shapes: Mapping[str, tuple[int, int]], num_layers: int
-    ):
+    def __init__(self, config: AdapterConfig, family: Family, shapes: Mapping[str, tuple[int, int]], num_layers: int):
         """`shapes`: module -> (O, D) of the frozen weight."""
         self.slots: dict[str, Slot] = {}
         self.pairs: set[tuple[str, int | None]] = set()  # (module, expert) with an A and a B in every layer
@@ -55,9 +53,7 @@ class Layout:
         if config.is_mixture:
             assert config.num_experts is not None
             for layer in range(num_layers):
-                self._add(
-                    parameter_name(layer, "router", "weight"), (config.num_experts, shapes[family.gate][1])
-                )
+                self._add(parameter_name(layer, "router", "weight"), (config.num_experts, shapes[family.gate][1]))
 
     def _add(self, name: str, shape: tuple[int, int]) -> None:
         self.slots[name] = Slot(name, self.size, shape)

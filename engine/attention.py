@@ -20,26 +20,6 @@ _WITHOUT_MEANING_HERE = {"position_ids", "use_cache", "cache_position"}
 """Arguments that models hand through: the pass already says what they would say."""
 
 
-class KeyValueCache:
-    """The keys and values of one sequence while it is sampled: per layer [G, capacity, C]."""
-
-    def __init__(self, num_layers: int, capacity: int):
-        self.length = 0  # tokens held before the pass under way
-        self._capacity = capacity
-        self._layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append [1, G, L, C] and return all [1, G, M, C]."""
-        if self._layers[layer] is None:
-            shape = (*key.shape[:2], self._capacity, key.shape[3])
-            self._layers[layer] = (key.new_empty(shape), value.new_empty((*shape[:3], value.shape[3])))
-        keys, values = self._layers[layer]  # type: ignore[misc]
-        stop = self.length + key.shape[2]
-        keys[:, :, self.length : stop] = key
-        values[:, :, self.length : stop] = value
-        return keys[:, :, :stop], values[:, :, :stop]
-
-
 def register(pass_: Pass) -> str:
     """Register packed attention over `pass_` and return the name under which a model can ask for it."""
     name = f"mixloom_{next(_numbers)}"
@@ -60,9 +40,7 @@ def register(pass_: Pass) -> str:
         """Queries [1, H, T, C], keys and values [1, G, T, C] -> [1, T, H, C], each sequence by itself."""
         unknown = [k for k, v in others.items() if v is not None and k not in _WITHOUT_MEANING_HERE]
         if unknown or attention_mask is not None or dropout:
-            raise UnsupportedBase(
-                f"this model's attention asks for what the engine does not do: {unknown or 'a mask'}"
-            )
+            raise UnsupportedBase(f"this model's attention asks for what the engine does not do: {unknown or 'a mask'}")
         batch = pass_.batch
         dtype = query.dtype
         if dtype is torch.bfloat16 and query.device.type == "cpu":  # half the time, and more exact

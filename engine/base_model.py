@@ -67,13 +67,9 @@ class BaseModel:
         """
         for module in config.target_modules:
             if module not in self.shapes:
-                raise EngineError(
-                    f"target module '{module}' matches nothing; this base has {', '.join(self.shapes)}"
-                )
+                raise EngineError(f"target module '{module}' matches nothing; this base has {', '.join(self.shapes)}")
             if config.rank > min(self.shapes[module]):
-                raise EngineError(
-                    f"rank {config.rank} is above {min(self.shapes[module])}, the width of '{module}'"
-                )
+                raise EngineError(f"rank {config.rank} is above {min(self.shapes[module])}, the width of '{module}'")
         if config.is_mixture and not set(config.target_modules) & set(self.family.mlp):
             raise EngineError(f"mixlora needs a feed-forward target: one of {', '.join(self.family.mlp)}")
 
@@ -82,9 +78,7 @@ class BaseModel:
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """The normed last hidden states [T, D] of the pass under way."""
-        outputs = self.model.model(
-            input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False
-        )
+        outputs = self.model.model(input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False)
         return outputs.last_hidden_state[0]
 
     def head(self, hidden_nD: Tensor) -> Tensor:
@@ -104,18 +98,14 @@ def hash_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def load(
-    folder: Path, *, name: str, dtype: torch.dtype, device: str, microbatch_tokens: int = 1024
-) -> BaseModel:
+def load(folder: Path, *, name: str, dtype: torch.dtype, device: str, microbatch_tokens: int = 1024) -> BaseModel:
     """Load a local folder of safetensors; code and pickles in it are never run.
 
     Raises:
         EngineError: the folder holds no such model.
     """
     if not list(folder.glob("*.safetensors")):
-        raise EngineError(
-            f"'{folder}' holds no *.safetensors; convert the model first (pickles are never loaded)"
-        )
+        raise EngineError(f"'{folder}' holds no *.safetensors; convert the model first (pickles are never loaded)")
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
     )

@@ -32,9 +32,7 @@ class AdapterConfig:
             raise EngineError("target_modules must name at least one module")
         if self.method == "mixlora":
             if not self.num_experts or not self.top_k or not 1 <= self.top_k <= self.num_experts:
-                raise EngineError(
-                    f"1 <= top_k <= num_experts must hold, got {self.top_k} and {self.num_experts}"
-                )
+                raise EngineError(f"1 <= top_k <= num_experts must hold, got {self.top_k} and {self.num_experts}")
             if self.router_aux_loss_coef is None:
                 raise EngineError("mixlora needs a router_aux_loss_coef (0 turns the auxiliary loss off)")
 

@@ -123,9 +123,7 @@ class Engine:
             hidden = self.base.hidden_states(batch)
             if torch.is_grad_enabled() and not hidden.requires_grad:
                 raise EngineError("no parameter of this pass can be trained")
-            loss, logprobs = target_logprobs(
-                hidden, self.base.head, rows, targets, weights, _loss(microbatches)
-            )
+            loss, logprobs = target_logprobs(hidden, self.base.head, rows, targets, weights, _loss(microbatches))
             auxiliary = [_auxiliary(segment) for segment in segments]
             if torch.is_grad_enabled():
                 terms = zip(microbatches, auxiliary, strict=True)
@@ -175,8 +173,7 @@ def _outcomes(
     for m, segment, aux in zip(microbatches, batch.segments, auxiliary, strict=True):
         mine = [next(by_row) for _ in m.rows]
         loss = sum(
-            float(LOSSES[m.loss](lp, torch.from_numpy(row.weights)).sum())
-            for lp, row in zip(mine, m.rows, strict=True)
+            float(LOSSES[m.loss](lp, torch.from_numpy(row.weights)).sum()) for lp, row in zip(mine, m.rows, strict=True)
         )
         loads = torch.stack(segment.expert_loads).cpu() if segment.expert_loads else None
         outcomes.append(Outcome(mine, loss, None if aux is None else float(aux.detach()), loads))

@@ -42,7 +42,5 @@ def family_of(model_type: str) -> Family:
         UnsupportedBase: the architecture is not in the table.
     """
     if model_type not in FAMILIES:
-        raise UnsupportedBase(
-            f"The architecture '{model_type}' is not supported; take one of {', '.join(FAMILIES)}."
-        )
+        raise UnsupportedBase(f"The architecture '{model_type}' is not supported; take one of {', '.join(FAMILIES)}.")
     return FAMILIES[model_type]

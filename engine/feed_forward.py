@@ -50,9 +50,7 @@ class PackedFeedForward(nn.Module):
         parts = zip(y[0].split(batch.sizes), deltas, strict=True)
         return torch.cat([part if delta is None else part + delta for part, delta in parts])[None]
 
-    def _mixture(
-        self, segment: Segment, x_nD: Tensor, gate_nF: Tensor, up_nF: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def _mixture(self, segment: Segment, x_nD: Tensor, gate_nF: Tensor, up_nF: Tensor) -> tuple[Tensor, Tensor | None]:
         """The segment's Σ_k r_k h_k [n, F] for the frozen W2, and what its experts add after it [n, D]."""
         assert segment.adapter is not None
         config = segment.adapter.config

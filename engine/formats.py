@@ -62,9 +62,7 @@ def disk_config(config: AdapterConfig, *, base_name: str, activation: str) -> di
 def tensors(adapter: Adapter) -> dict[str, Tensor]:
     """A copy of the weights in host memory, under their names on disk, sorted."""
     mixture = adapter.config.is_mixture
-    named = {
-        tensor_name(name, mixture=mixture): p.detach().to("cpu", copy=True) for name, p in adapter.named()
-    }
+    named = {tensor_name(name, mixture=mixture): p.detach().to("cpu", copy=True) for name, p in adapter.named()}
     return dict(sorted(named.items()))
 
 
@@ -101,8 +99,7 @@ def read(folder: Path, empty_adapter: Callable[[AdapterConfig], Adapter]) -> Ada
         tensor = stored.get(tensor_name(name, mixture=mixture))
         if tensor is None or tensor.shape != parameter.shape:
             raise EngineError(
-                f"'{tensor_name(name, mixture=mixture)}' is missing or has another shape than "
-                f"{list(parameter.shape)}"
+                f"'{tensor_name(name, mixture=mixture)}' is missing or has another shape than {list(parameter.shape)}"
             )
         parameter.copy_(tensor)
     return adapter
@@ -119,14 +116,10 @@ def export(source: Path, target: Path, layout: str) -> None:
     if layout == "peft" and mixture:
         raise EngineError("PEFT has no MixLoRA; take the format mixlora (or native).")
     if layout == "mixlora" and not mixture:
-        raise EngineError(
-            "This is a LoRA adapter, which the mixlora package does not read; take the format peft."
-        )
+        raise EngineError("This is a LoRA adapter, which the mixlora package does not read; take the format peft.")
     if layout == "mixlora":
         if values["lora_alpha"] != int(values["lora_alpha"]):
-            raise EngineError(
-                f"The mixlora package reads only a whole alpha, this one is {values['lora_alpha']}."
-            )
+            raise EngineError(f"The mixlora package reads only a whole alpha, this one is {values['lora_alpha']}.")
         values["lora_alpha"] = int(values["lora_alpha"])
         values["lora_dropout"] = float(values["lora_dropout"]) or _SMALLEST_DROPOUT
         torch.save(dict(sorted(load_file(source / WEIGHTS).items())), target / "adapter_model.bin")

@@ -51,9 +51,7 @@ class _TargetLoss(torch.autograd.Function):
             rows_N.split(CHUNK_ROWS), targets_N.split(CHUNK_ROWS), weights_N.split(CHUNK_ROWS), strict=True
         ):
             with torch.set_grad_enabled(wanted):
-                hidden = F.pad(hidden_TD.detach()[rows], (0, 0, 0, -len(rows) % ROW_MULTIPLE)).requires_grad_(
-                    wanted
-                )
+                hidden = F.pad(hidden_TD.detach()[rows], (0, 0, 0, -len(rows) % ROW_MULTIPLE)).requires_grad_(wanted)
                 logits = head(hidden)[: len(rows)]
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 logprob = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]

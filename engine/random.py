@@ -31,9 +31,7 @@ class DropoutKey:
         Four elements are made of one 64-bit draw: drawing costs as much as a matmul of small rank.
         """
         draws = torch.empty((like.numel() + 3) // 4, dtype=torch.int64)
-        draws.random_(
-            -(2**63), None, generator=generator(self.seed, self.step, self.microbatch, layer, input_name)
-        )
+        draws.random_(-(2**63), None, generator=generator(self.seed, self.step, self.microbatch, layer, input_name))
         threshold = round(self.probability * 65536) - 32768
         kept = draws.view(torch.int16)[: like.numel()].view(like.shape) >= threshold
         return kept.to(like.device).to(like.dtype).mul_(65536 / (32768 - threshold))

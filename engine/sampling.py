@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from engine.adapter import Adapter
-from engine.attention import KeyValueCache
 from engine.base_model import BaseModel
+from engine.cache import KeyValueCache
 from engine.loss import CHUNK_ROWS
 from engine.random import generator
 from engine.run import Microbatch, Row

@@ -6,16 +6,13 @@ Legend: T packed tokens, S segments.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from engine.adapter import Adapter, Leaves, parameter_name
+from engine.cache import KeyValueCache
 from engine.random import DropoutKey
-
-if TYPE_CHECKING:
-    from engine.attention import KeyValueCache
 
 ROW_MULTIPLE = 16
 """A matmul's rows do not depend on the other rows when their number is a multiple of this (DESIGN §3)."""
@@ -31,7 +28,7 @@ class Segment:
     adapter: Adapter | None = None
     leaves: Leaves | None = None  # the adapter's parameters as this segment's own leaves
     dropout: DropoutKey | None = None  # None: no dropout
-    caches: "list[KeyValueCache] | None" = None  # one a sequence, while sampling
+    caches: list[KeyValueCache] | None = None  # one a sequence, while sampling
     aux_losses: list[Tensor] = field(default_factory=list)  # scalars, one a layer
     expert_loads: list[Tensor] = field(default_factory=list)  # int64 [E], one a layer
 
@@ -39,7 +36,7 @@ class Segment:
     def num_tokens(self) -> int:
         return sum(len(sequence) for sequence in self.sequences)
 
-    def sequence_caches(self) -> "Sequence[KeyValueCache | None]":
+    def sequence_caches(self) -> Sequence[KeyValueCache | None]:
         """One entry a sequence."""
         return self.caches or [None] * len(self.sequences)
 
@@ -77,7 +74,7 @@ class Batch:
         starts = accumulate(self.sizes[:-1], initial=0)
         return zip(starts, [*self.segments, None], packed.split(self.sizes), strict=True)
 
-    def sequence_caches(self) -> "list[KeyValueCache | None]":
+    def sequence_caches(self) -> list[KeyValueCache | None]:
         """One entry a sequence, the padding last."""
         return [*(cache for segment in self.segments for cache in segment.sequence_caches()), None]
 

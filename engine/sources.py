@@ -92,9 +92,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"])
-        )
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]))
     except (OSError, HFValidationError) as error:
         raise EngineError(
             f"The base '{name}' is neither a local folder, a GGUF file nor a model that the hub gave "
