@@ -54,7 +54,8 @@ def wishes(session: Session, job_ids: Iterable[str]) -> dict[str, tuple[str, str
 
 def counters(session: Session, run_ids: Iterable[str]) -> dict[str, float]:
     """The counter of each run among its tenant's own."""
-    return dict(session.execute(select(Run.id, Run.counter).where(Run.id.in_(list(run_ids)))).tuples().all())
+    statement = select(Run.id, Run.counter).where(Run.id.in_(list(run_ids)))
+    return {row.id: row.counter for row in session.execute(statement)}
 
 
 def release_all(session: Session) -> None:

@@ -1,0 +1,332 @@
+"""Recovery points: written, trusted only when whole, and never of two minds with the database."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from server.api.services import Services
+from server.daemon.writer import Writer
+from server.db import drains, recovery_points, runs
+from server.db.daemons import Fenced, begin_epoch
+from server.db.tables import RecoveryPoint, Run, Tenant
+from tests.server.conftest import Caller
+from tests.server.daemon.conftest import (
+    MIXTURE,
+    Life,
+    adapters,
+    events,
+    final_hash,
+    job,
+    steps,
+    submit,
+)
+
+NewLife = Callable[..., Life]
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, str]:
+    return {}
+
+
+@pytest.fixture
+def undisturbed(kept: dict[str, str], life: Life, alice: Caller, services: Services) -> str:
+    """The hash of the job that most tests here disturb: `submit(alice, MIXTURE)`."""
+    if "hash" not in kept:
+        id_ = submit(alice, MIXTURE)
+        life.finish()
+        kept["hash"] = final_hash(services, id_)
+        alice.delete(f"/jobs/{id_}")
+    return kept["hash"]
+
+
+def points(services: Services, job_id: str) -> list[RecoveryPoint]:
+    """The job's recovery points, the newest first."""
+    with services.database.read() as session:
+        run = session.query(Run).filter_by(job_id=job_id).one()
+        return list(recovery_points.of_run(session, run.id))
+
+
+def spoil(path: Path) -> None:
+    """Flip one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+class Gate:
+    """Holds a life's writer up, as a slow disk would."""
+
+    def __init__(self, writer: Writer):
+        self.writer = writer
+        self._event = threading.Event()
+
+    def close(self) -> None:
+        self.writer.put("held", lambda folder: self._pass(), lambda files: None)
+
+    def open(self) -> None:
+        self._event.set()
+
+    def _pass(self) -> None:
+        assert self._event.wait(30)
+
+
+@pytest.fixture
+def gate(life: Life) -> Iterator[Gate]:
+    gate = Gate(life.writer)
+    yield gate
+    gate.open()
+
+
+def test_a_job_goes_on_from_its_point_with_the_same_bits_and_every_step_once(
+    undisturbed: str, life: Life, new_life: NewLife, alice: Caller, services: Services
+) -> None:
+    id_ = submit(alice, MIXTURE)
+    life.turn_until(lambda: job(services, id_).step == 8)
+    second = new_life()  # the first one is gone as after kill -9
+    assert job(services, id_).status == "queued"
+    assert events(services, id_)[-1] == "interrupted"
+    second.turn()
+    assert job(services, id_).step == 6
+    assert steps(services, id_) == list(range(1, 7))
+    second.finish()
+    assert final_hash(services, id_) == undisturbed
+    assert steps(services, id_) == list(range(1, 13))
+    with services.database.read() as session:
+        run = session.query(Run).filter_by(job_id=id_).one()
+        assert (run.lease_epoch, run.attempts) == (second.books.epoch, 2)
+        charged = {tenant.id: tenant.counter for tenant in session.query(Tenant)}[alice.tenant_id]
+    assert charged >= run.cost_charged > 0
+
+
+def test_lost_steps_are_given_back_to_the_tenant(
+    life: Life, new_life: NewLife, alice: Caller, services: Services
+) -> None:
+    def books() -> tuple[float, int]:
+        with services.database.read() as session:
+            run = session.query(Run).filter_by(job_id=id_).one()
+            return session.get_one(Tenant, alice.tenant_id).counter, run.cost_charged
+
+    id_ = submit(alice, MIXTURE)
+    life.turn_until(lambda: job(services, id_).step == 5)
+    at_point = books()
+    life.turn(3)
+    assert books() > at_point
+    second = new_life()
+    second.roster.attach(points(services, id_)[0].run_id)
+    assert books() == at_point
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "a cut file", "a lost file", "a lost folder"])
+def test_a_damaged_point_gives_way_to_the_one_before(
+    damage: str, undisturbed: str, life: Life, new_life: NewLife, alice: Caller, services: Services
+) -> None:
+    id_ = submit(alice, MIXTURE)
+    life.turn_until(lambda: job(services, id_).step == 11)
+    newest, older = points(services, id_)
+    assert (newest.step, older.step) == (10, 5)
+    state = services.store.path(newest.key) / "state.safetensors"
+    if damage == "a flipped bit":
+        spoil(state)
+    elif damage == "a cut file":
+        state.write_bytes(state.read_bytes()[:-100])
+    elif damage == "a lost file":
+        state.unlink()
+    else:
+        services.store.delete(newest.key)
+    life = new_life()
+    life.turn()
+    assert job(services, id_).step == 6
+    assert "recovery_point_broken" in events(services, id_)
+    life.finish()
+    assert final_hash(services, id_) == undisturbed
+    assert steps(services, id_) == list(range(1, 13))
+
+
+def test_without_a_whole_point_a_job_fails_and_never_starts_again_from_zero(
+    undisturbed: str, life: Life, new_life: NewLife, alice: Caller, bob: Caller, services: Services
+) -> None:
+    id_, neighbour = submit(alice, MIXTURE), submit(bob, MIXTURE)
+    life.turn_until(lambda: job(services, id_).step == 11)
+    for point in points(services, id_):
+        spoil(services.store.path(point.key) / "run.json")
+    new_life().finish()
+    assert (job(services, id_).status, job(services, id_).error["code"]) == ("failed", "cannot_start")
+    assert "damaged" in job(services, id_).error["message"]
+    assert final_hash(services, neighbour) == undisturbed
+
+
+def test_an_old_life_changes_nothing_any_more(life: Life, alice: Caller, services: Services) -> None:
+    def everything() -> list[str]:
+        with services.database.engine.connect() as connection:
+            return list(connection.connection.iterdump())  # type: ignore[attr-defined]
+
+    id_ = submit(alice, MIXTURE)
+    life.turn_until(lambda: job(services, id_).step == 4)
+    resident = life.resident(id_)
+    with services.database.write() as session:
+        begin_epoch(session, pid=1)
+    before = everything()
+    life.writer.put("adapters/late", lambda folder: None, lambda files: None)
+    for write in (
+        life.loop.turn,
+        lambda: life.roster.fail(resident, "diverged", "no"),
+        lambda: life.roster.abandon(resident),
+        lambda: life.roster.attach(resident.run_id),
+        lambda: (life.roster.save(resident), life.writer.wait()),
+        lambda: (life.roster.publish_adapter(resident, final=True), life.writer.wait()),
+    ):
+        with pytest.raises(Fenced):
+            write()
+    assert everything() == before
+
+
+def test_what_a_dead_life_had_not_published_is_cleared_away(
+    life: Life, new_life: NewLife, alice: Caller, services: Services
+) -> None:
+    id_ = submit(alice, MIXTURE)
+    life.turn_until(lambda: job(services, id_).step == 6)
+    orphans = ["adapters/adp_orphan", "recovery/run_gone/1-5", f"recovery/{points(services, id_)[0].run_id}/1-99"]
+    for key in [*orphans, "recovery/run_gone/1-10.tmp"]:
+        services.store.path(key).mkdir(parents=True)
+    new_life()
+    assert not any(services.store.path(key).exists() for key in orphans)
+    assert not services.store.path("recovery/run_gone").exists()
+    assert all(services.store.path(point.key).exists() for point in points(services, id_))
+
+
+def test_another_machine_goes_on_and_says_that_the_bits_are_not_one_machines(
+    life: Life, new_life: NewLife, alice: Caller, bob: Caller, services: Services
+) -> None:
+    id_, late = submit(alice, MIXTURE), submit(bob, MIXTURE, steps=20)
+    life.turn_until(lambda: job(services, id_).step == 8)
+    with services.database.write() as session:
+        run = session.query(Run).filter_by(job_id=id_).one()
+        run.fingerprint = {**(run.fingerprint or {}), "threads": 16}
+    new_life().turn_until(lambda: job(services, id_).step == 10)
+    new_life().finish()
+    assert events(services, id_).count("not_bit_exact") == 1
+    assert [one.exact for one in adapters(services, id_)] == [True, False, False]  # of steps 6, 9, 12
+    assert alice.get(f"/jobs/{id_}").json()["exact"] is False
+    assert "not_bit_exact" not in events(services, late)
+    assert alice.get(f"/adapters/{job(services, id_).adapter_id}").json()["exact"] is False
+
+
+def test_pausing_shows_as_a_wish_until_the_point_is_published(
+    undisturbed: str, life: Life, gate: Gate, alice: Caller, services: Services
+) -> None:
+    id_ = submit(alice, MIXTURE)
+    life.turn_until(lambda: job(services, id_).step == 4)
+    gate.close()
+    life.loop.turn()  # step 5, whose point waits for the disk
+    alice.post(f"/jobs/{id_}/pause")
+    for _ in range(3):
+        life.loop.turn()
+    assert (job(services, id_).status, job(services, id_).requested) == ("running", "pause")
+    assert not points(services, id_)
+    gate.open()
+    life.turn()
+    assert (job(services, id_).status, job(services, id_).requested) == ("paused", None)
+    assert [point.step for point in points(services, id_)] == [5]
+    life.turn(2)
+    assert not life.roster.residents
+    alice.post(f"/jobs/{id_}/resume")
+    life.finish()
+    assert final_hash(services, id_) == undisturbed
+
+
+def test_a_pause_taken_back_in_time_is_none(life: Life, gate: Gate, alice: Caller, services: Services) -> None:
+    id_ = submit(alice, MIXTURE)
+    life.turn_until(lambda: job(services, id_).step == 4)
+    gate.close()
+    alice.post(f"/jobs/{id_}/pause")
+    life.loop.turn()
+    alice.post(f"/jobs/{id_}/resume")
+    gate.open()
+    life.finish()
+    assert job(services, id_).status == "succeeded"
+    assert steps(services, id_) == list(range(1, 13))
+
+
+@pytest.mark.parametrize("deleted", [False, True], ids=["cancelled", "cancelled and deleted"])
+def test_a_job_that_ends_while_its_point_is_written_leaves_nothing(
+    deleted: bool, life: Life, gate: Gate, alice: Caller, bob: Caller, services: Services
+) -> None:
+    id_, neighbour = submit(alice, MIXTURE), submit(bob, MIXTURE)
+    life.turn_until(lambda: job(services, id_).step == 4)
+    gate.close()
+    life.loop.turn()
+    assert alice.post(f"/jobs/{id_}/cancel").json()["status"] == "cancelled"
+    if deleted:
+        assert alice.delete(f"/jobs/{id_}").status_code == 200
+    life.loop.turn()
+    assert [one.job.id for one in life.loop.residents] == [neighbour]
+    gate.open()
+    life.finish()
+    assert job(services, neighbour).status == "succeeded"
+    assert not list(services.store.path("recovery").glob("*/*"))
+    with services.database.read() as session:
+        assert session.query(RecoveryPoint).count() == 0
+
+
+def test_a_paused_job_that_is_cancelled_leaves_no_points(life: Life, alice: Caller, services: Services) -> None:
+    id_ = submit(alice, MIXTURE)
+    life.turn_until(lambda: job(services, id_).step == 6)
+    alice.post(f"/jobs/{id_}/pause")
+    life.turn(2)
+    assert points(services, id_)
+    alice.post(f"/jobs/{id_}/cancel")
+    life.turn(2)
+    assert not points(services, id_)
+    assert not list(services.store.path("recovery").glob("*/*"))
+
+
+def test_a_fast_drain_waits_for_the_point_under_way_and_repeats_what_came_after(
+    undisturbed: str, life: Life, alice: Caller, services: Services
+) -> None:
+    id_ = submit(alice, MIXTURE)
+    life.turn_until(lambda: job(services, id_).step == 4)
+    life.loop.turn()  # step 5; its point is not settled
+    life.loop.turn()
+    drain(services, mode="fast")
+    life.loop.turn()
+    assert job(services, id_).status == "queued"
+    assert [point.step for point in points(services, id_)] == [5]
+    with services.database.write() as session:
+        drains.end_drains(session)
+    life.turn()
+    assert steps(services, id_) == list(range(1, 7))
+    life.finish()
+    assert final_hash(services, id_) == undisturbed
+    assert steps(services, id_) == list(range(1, 13))
+
+
+def drain(services: Services, *, mode: str, exit_: bool = False) -> None:
+    with services.database.write() as session:
+        drains.add_drain(session, mode=mode, deadline_seconds=None, reason="", exit_=exit_, created_by="admin")
+
+
+def test_a_job_paused_while_a_fast_drain_comes_stays_paused_after_it(
+    life: Life, alice: Caller, services: Services
+) -> None:
+    id_ = submit(alice, MIXTURE)
+    life.turn_until(lambda: job(services, id_).step == 4)
+    alice.post(f"/jobs/{id_}/pause")
+    drain(services, mode="fast")
+    life.turn()
+    assert (job(services, id_).status, job(services, id_).requested) == ("paused", None)
+
+
+def test_a_job_that_vanishes_before_it_is_claimed_is_no_error(life: Life, alice: Caller, services: Services) -> None:
+    id_ = submit(alice, MIXTURE)
+    with services.database.read() as session:
+        run_id = session.query(Run).filter_by(job_id=id_).one().id
+    alice.post(f"/jobs/{id_}/cancel")
+    life.roster.attach(run_id)
+    alice.delete(f"/jobs/{id_}")
+    life.roster.attach(run_id)
+    assert not life.roster.residents
+    with services.database.write() as session:
+        assert runs.claim(session, run_id, life.books.epoch, {}) is None
