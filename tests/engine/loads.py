@@ -15,10 +15,7 @@ ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 
 def lora(rank: int = 4, **changes) -> AdapterConfig:
     return AdapterConfig(
-        **(
-            {"method": "lora", "rank": rank, "alpha": 2 * rank, "dropout": 0.1, "target_modules": ALL}
-            | changes
-        )
+        **({"method": "lora", "rank": rank, "alpha": 2 * rank, "dropout": 0.1, "target_modules": ALL} | changes)
     )
 
 
@@ -55,9 +52,7 @@ LOADS = {
         [(0, [9]), (1, [5, 6]), (2, [11]), (3, [4, 4, 4])],
     ),
     "skewed sizes": Load([mixlora(), lora(), mixlora()], [(0, [60, 50]), (1, [2]), (2, [3])]),
-    "mixed ranks": Load(
-        [lora(1), lora(16), mixlora(2), mixlora(13)], [(0, [8]), (1, [8]), (2, [8]), (3, [8])]
-    ),
+    "mixed ranks": Load([lora(1), lora(16), mixlora(2), mixlora(13)], [(0, [8]), (1, [8]), (2, [8]), (3, [8])]),
     "LoRA beside MixLoRA": Load([lora(), mixlora()], [(0, [10, 3]), (1, [6, 9])]),
     "two segments of one job": Load([mixlora(), lora()], [(0, [6, 5]), (1, [7]), (0, [9]), (0, [4])]),
     "a sequence of one token": Load([mixlora(), lora()], [(0, [1, 8]), (1, [5, 1])]),
@@ -73,9 +68,7 @@ LOADS = {
         ],
         [(0, [9]), (1, [8]), (2, [7]), (3, [6])],
     ),
-    "rsLoRA and no dropout": Load(
-        [lora(rslora=True, dropout=0.0), mixlora(dropout=0.0)], [(0, [9]), (1, [8])]
-    ),
+    "rsLoRA and no dropout": Load([lora(rslora=True, dropout=0.0), mixlora(dropout=0.0)], [(0, [9]), (1, [8])]),
 }
 
 

@@ -1,5 +1,8 @@
-"""The plain per-job loop that every packed operation must equal: unmodified transformers, one microbatch at a
-time, sdpa attention (in float64, unlike eager) under a block-diagonal mask, experts token by token, frozen projections once an expert."""
+"""The plain per-job loop that every packed operation must equal.
+
+Unmodified transformers, one microbatch at a time, sdpa attention (which stays in float64, unlike eager) under a
+block-diagonal mask, experts token by token, frozen projections once an expert.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -51,9 +54,7 @@ class PlainExperts(nn.Module):
             for expert in best:
                 rows_of[expert].append(token)
         fractions = torch.tensor([len(rows) / len(x) for rows in rows_of], dtype=x.dtype)
-        oracle.aux.append(
-            config.router_aux_loss_coef * config.num_experts * (fractions * probabilities.mean(0)).sum()
-        )
+        oracle.aux.append(config.router_aux_loss_coef * config.num_experts * (fractions * probabilities.mean(0)).sum())
         input_mask = oracle.mask(self.layer, "mlp_input", x)
         outputs = []
         for token, (row, chosen) in enumerate(zip(x, slots, strict=True)):
@@ -66,9 +67,7 @@ class PlainExperts(nn.Module):
                 shape = hidden.new_empty(len(rows_of[expert]), len(hidden))
                 mask = oracle.mask(self.layer, f"down_input.{expert}", shape)
                 inner = hidden if mask is None else hidden * mask[rows_of[expert].index(token)]
-                output = output + weight * (
-                    self.mlp.down_proj(hidden) + self.lora("down_proj", expert, inner)
-                )
+                output = output + weight * (self.mlp.down_proj(hidden) + self.lora("down_proj", expert, inner))
             outputs.append(output)
         return torch.stack(outputs)[None]
 
@@ -85,9 +84,7 @@ class Oracle:
         self.model.set_attn_implementation("sdpa")
 
     def mask(self, layer: int, input_name: str, like: Tensor) -> Tensor | None:
-        return (
-            self.dropout.mask(layer, input_name, like) if self.dropout and self.dropout.probability else None
-        )
+        return self.dropout.mask(layer, input_name, like) if self.dropout and self.dropout.probability else None
 
     def install(self, num_tokens: int) -> None:
         inputs = {
@@ -105,7 +102,7 @@ class Oracle:
                     continue
                 frozen = getattr(owner, name)
                 like = torch.empty(num_tokens, frozen.in_features, dtype=torch.float64)
-                mask = self.mask(index, inputs.get(name, "down_input"), like)
+                mask = self.mask(index, inputs.get(name, "down_input.None"), like)
                 a, b = (self.parameters[f"{index}.{name}.{m}"] for m in "AB")
                 setattr(owner, name, PlainLinear(frozen, self.config, a, b, mask))
             if self.config.is_mixture:

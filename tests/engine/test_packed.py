@@ -32,9 +32,7 @@ def test_a_packed_pass_equals_the_plain_loop_with_real_dropout(engine: Engine, n
         for parameter, slot in m.run.adapter.layout.slots.items():
             got = m.run.gradient[slot.start : slot.stop].view(slot.shape)
             want = expected_gradients[id(m.run)][parameter]
-            torch.testing.assert_close(
-                got, want, rtol=1e-9, atol=1e-9, msg=lambda t, p=parameter: f"{p}: {t}"
-            )
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9, msg=lambda t, p=parameter: f"{p}: {t}")
 
 
 @pytest.mark.parametrize("name", LOADS)

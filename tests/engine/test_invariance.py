@@ -1,0 +1,158 @@
+"""An adapter depends on its job and its base, never on who trained beside it: to the bit (DESIGN §2.1)."""
+
+import functools
+import random
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from engine.base_model import BaseModel
+from engine.engine import Engine
+from engine.run import Microbatch
+from tests.engine.gangs import Gang, Job, random_gangs, random_job, train, train_alone
+from tests.engine.loads import LOADS, build, lora, mixlora
+from tests.models import VOCABULARY, tiny_base
+
+JOBS = [
+    random_job(lora(), 0, [[[7, 12], [5]], [[9, 3]], [[11], [1, 6]]], VOCABULARY),
+    random_job(mixlora(), 1, [[[20, 21]], [[13], [8], [2, 2]], [[17]]], VOCABULARY),
+    random_job(mixlora(8, 8, 3), 2, [[[61], [40, 9]], [[33, 30]]], VOCABULARY),
+    random_job(
+        lora(16, rslora=True, dropout=0.0, target_modules=("q_proj", "v_proj")),
+        3,
+        [[[10]], [[4, 4, 4]], [[19]], [[3], [7]]],
+        VOCABULARY,
+    ),
+    random_job(mixlora(2, 3, 1, dropout=0.3), 4, [[[50, 45]], [[5, 1]], [[6]]], VOCABULARY),
+]
+companies = st.randoms(use_true_random=False)
+few = settings(
+    max_examples=6,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def wide_base(dtype: torch.dtype) -> BaseModel:
+    """One layer of SmolLM2's widths: wide enough that matmuls and activations are cut between threads."""
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(
+        "llama",
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=1,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=256,
+    )
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    return BaseModel(model, name="wide", hash_="wide", microbatch_tokens=256)
+
+
+BASES: dict[str, Callable[[], BaseModel]] = {
+    "tiny, float32": lambda: tiny_base(dtype=torch.float32),
+    "wide, float32": lambda: wide_base(torch.float32),
+    "wide, bfloat16": lambda: wide_base(torch.bfloat16),
+}
+
+
+@functools.cache
+def engine_of(base: str) -> Engine:
+    return Engine(BASES[base]())
+
+
+@functools.cache
+def bits_alone(base: str, index: int, threads: int) -> str:
+    """Of one of `JOBS`; `threads` is only what they were made with."""
+    return train_alone(engine_of(base), JOBS[index])
+
+
+@pytest.mark.parametrize("base", BASES)
+@few
+@given(draw=companies)
+def test_a_jobs_bits_are_the_same_alone_and_in_any_company(base: str, threads: int, draw: random.Random) -> None:
+    company = draw.sample(range(len(JOBS)), draw.randint(2, len(JOBS)))
+    jobs = [JOBS[index] for index in company]
+    alone = [bits_alone(base, index, threads) for index in company]
+    assert train(engine_of(base), jobs, random_gangs(jobs, draw)) == alone
+
+
+TWO = [
+    random_job(mixlora(), 5, [[[9, 4], [6]], [[7], [12]]], VOCABULARY),
+    random_job(lora(), 6, [[[8], [3]], [[5], [30]]], VOCABULARY),
+]
+ARRANGEMENTS: dict[str, list[Gang]] = {
+    "side by side": [[0, 1]] * 4,
+    "in the other order": [[1, 0]] * 4,
+    "joined late": [[1], [1], [0, 1], [0, 1], [0], [0]],
+    "a step's microbatches in one pass": [[0, 0], [0, 0], [1, 1], [1, 1]],
+    "two microbatches of each between those of the other": [[0, 1, 0, 1], [1, 0, 0, 1]],
+    "one in one pass, the other in two": [[0, 0, 1], [1], [1, 0, 0], [1]],
+}
+
+
+@pytest.mark.parametrize("gangs", ARRANGEMENTS.values(), ids=ARRANGEMENTS)
+def test_a_jobs_bits_do_not_depend_on_the_order_of_passes(engine: Engine, gangs: list[Gang]) -> None:
+    assert train(engine, TWO, gangs) == [train_alone(engine, job) for job in TWO]
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_what_a_forward_pass_says_of_a_microbatch_is_the_same_alone(engine: Engine, name: str) -> None:
+    microbatches = build(LOADS[name], engine)
+    for microbatch, together in zip(microbatches, engine.forward(microbatches), strict=True):
+        (alone,) = engine.forward([microbatch])
+        assert torch.equal(torch.cat(together.logprobs), torch.cat(alone.logprobs))
+        assert (together.loss, together.aux_loss) == (alone.loss, alone.aux_loss)
+        assert together.expert_loads is None or torch.equal(together.expert_loads, alone.expert_loads)
+
+
+def test_without_padding_to_whole_rows_the_company_changes_the_bits(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of this module: these jobs and gangs do notice a matmul whose rows depend on their number."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("engine.") and hasattr(module, "ROW_MULTIPLE"):
+            monkeypatch.setattr(module, "ROW_MULTIPLE", 1)
+    together = train(engine, JOBS, random_gangs(JOBS, random.Random(0)))
+    if together == [train_alone(engine, job) for job in JOBS]:
+        pytest.skip("the rows of this machine's matmul do not depend on their number, even without padding")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("job", JOBS[:3], ids=["LoRA", "MixLoRA", "MixLoRA of 8 experts"])
+def test_a_neighbours_nan_leaves_no_trace(engine: Engine, value: float, job: Job) -> None:
+    healthy = [engine.create_run(job.config, seed=index) for index, job in enumerate(TWO)]
+    microbatches = [Microbatch(rows=job.steps[0][0], run=run) for job, run in zip(TWO, healthy, strict=True)]
+    sick = engine.create_run(job.config, job.seed)
+    sick.adapter.flat.fill_(value)
+    losses = [outcome.loss for outcome in engine.forward_backward(microbatches)]
+    gradients = [run.gradient.clone() for run in healthy]
+    for run in healthy:
+        run.gradient.zero_()
+        run.microbatch = 0
+    first, poison, second = engine.forward_backward(
+        [microbatches[0], Microbatch(rows=job.steps[0][0], run=sick), microbatches[1]]
+    )
+    assert not (np.isfinite(poison.loss) and sick.gradient.isfinite().all())
+    assert [first.loss, second.loss] == losses
+    assert all(torch.equal(run.gradient, gradient) for run, gradient in zip(healthy, gradients, strict=True))
+
+
+@pytest.mark.smollm2
+def test_on_smollm2_bits_are_the_same_alone_and_in_company(smollm2: Engine) -> None:
+    vocabulary = smollm2.base.config.vocab_size
+    jobs = [
+        random_job(mixlora(), 0, [[[9], [4, 5]], [[12]]], vocabulary),
+        random_job(lora(8), 1, [[[21]], [[3, 2]]], vocabulary),
+        random_job(mixlora(4, 8, 3), 2, [[[17, 8]]], vocabulary),
+    ]
+    alone = [train_alone(smollm2, job) for job in jobs]
+    for seed in range(2):
+        assert train(smollm2, jobs, random_gangs(jobs, random.Random(seed))) == alone
