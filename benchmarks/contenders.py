@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -23,25 +22,25 @@ from engine import base_model
 from engine.base_model import BaseModel
 from engine.config import AdapterConfig
 from engine.engine import Engine
+from engine.families import family_of
 from engine.loss import LOSSES, target_logprobs
 from engine.run import Microbatch, Row, Run
 from engine.segments import Segment, pack
 
 LEARNING_RATE = 1e-4
+MAX_GRAD_NORM = 1.0
 DROPOUT = 0.05
 MIXLORA = {"rank": 16, "alpha": 32.0, "num_experts": 8, "top_k": 2, "router_aux_loss_coef": 1e-3}
 LORA = {"rank": 80, "alpha": 160.0}
 """The paper's baseline with about as many parameters as MIXLORA."""
-IGNORED = -100
-"""The label that transformers' loss leaves out."""
 
 
 class Contender(Protocol):
     trainable_parameters: int
     """Of one job."""
 
-    def step(self, step: Step) -> None:
-        """Do one step of every job."""
+    def step(self, step: Step) -> float:
+        """Do one step of every job; the mean loss of the first job's supervised tokens before it."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +74,9 @@ class Bases:
     def lora_runs(self) -> list[Run]:
         return self._runs("lora", LORA)
 
-    @property
-    def target_modules(self) -> tuple[str, ...]:
-        """All linear modules of a layer."""
-        return tuple(self.packed.shapes)
-
     def _runs(self, method: str, values: dict[str, Any]) -> list[Run]:
-        modules = self.target_modules
-        config = AdapterConfig.from_dict({"method": method, "dropout": DROPOUT, "target_modules": modules, **values})
+        targets = target_modules(self.packed.model)
+        config = AdapterConfig.from_dict({"method": method, "dropout": DROPOUT, "target_modules": targets, **values})
         return [Engine(self.packed).create_run(config, seed) for seed in range(self.jobs)]
 
 
@@ -94,14 +88,15 @@ class PackedLimit:
     def __init__(self, base: BaseModel):
         self.base = base
 
-    def step(self, step: Step) -> None:
+    def step(self, step: Step) -> float:
         sequences = [[torch.from_numpy(row.tokens) for row in rows] for rows in step]
         batch = pack([Segment(rows) for rows in sequences], self.base.device)
         targets = _packed_targets([row for rows in step for row in rows], self.base.device)
         with self.base.pass_.over(batch), input_gradient(self.base.model):
             hidden = self.base.hidden_states(batch)
-            loss, _ = target_logprobs(hidden, self.base.head, *targets, LOSSES["cross_entropy"])
+            loss, logprobs = target_logprobs(hidden, self.base.head, *targets, LOSSES["cross_entropy"])
             loss.backward()
+        return -float(logprobs[: sum(len(row.targets) for row in step[0])].mean())
 
 
 class SequenceLimit:
@@ -112,12 +107,12 @@ class SequenceLimit:
     def __init__(self, model: PreTrainedModel):
         self.model = model
 
-    def step(self, step: Step) -> None:
+    def step(self, step: Step) -> float:
         with input_gradient(self.model):
-            for row in (row for rows in step for row in rows):
-                self._sequence(row)
+            losses = [self._sequence(row) for rows in step for row in rows]
+        return float(torch.stack(losses[: len(step[0])]).sum())
 
-    def _sequence(self, row: Row) -> None:
+    def _sequence(self, row: Row) -> Tensor:
         tokens, targets = torch.from_numpy(row.tokens), torch.from_numpy(row.targets)
         weights = torch.from_numpy(row.weights).to(self.model.device, torch.float32)
         output = self.model(
@@ -126,7 +121,9 @@ class SequenceLimit:
             use_cache=False,
         )
         losses = F.cross_entropy(output.logits[0].float(), tokens[targets].to(self.model.device), reduction="none")
-        (losses * weights).sum().backward()
+        loss = (losses * weights).sum()
+        loss.backward()
+        return loss.detach()
 
 
 class Packed:
@@ -138,55 +135,20 @@ class Packed:
         self.jobs_a_pass = jobs_a_pass
         self.trainable_parameters = runs[0].adapter.flat.numel()
 
-    def step(self, step: Step) -> None:
+    def step(self, step: Step) -> float:
         jobs = [Microbatch(rows=rows, run=run) for rows, run in zip(step, self.runs, strict=True)]
+        outcomes = []
         for start in range(0, len(jobs), self.jobs_a_pass):
-            self.engine.forward_backward(jobs[start : start + self.jobs_a_pass])
+            outcomes += self.engine.forward_backward(jobs[start : start + self.jobs_a_pass])
         for run in self.runs:
-            self.engine.optim_step(run, learning_rate=LEARNING_RATE)
+            self.engine.optim_step(run, learning_rate=LEARNING_RATE, max_grad_norm=MAX_GRAD_NORM)
+        return outcomes[0].loss
 
 
-class Peft:
-    """HF PEFT with LoRA, one job after another, each batch padded to its longest row, as transformers' trainer does.
-
-    One adapter stands for every job, so that memory holds what one job needs. Adapter weights are float32 (PEFT's
-    default) and, on a bfloat16 base, the forward runs under autocast.
-    """
-
-    def __init__(self, model: PreTrainedModel, target_modules: tuple[str, ...]):
-        config = LoraConfig(
-            r=int(LORA["rank"]),
-            lora_alpha=int(LORA["alpha"]),
-            lora_dropout=DROPOUT,
-            target_modules=list(target_modules),
-            task_type="CAUSAL_LM",
-        )
-        self.model = get_peft_model(model, config).train()
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-        self.trainable_parameters = sum(p.numel() for p in self.parameters)
-
-    def step(self, step: Step) -> None:
-        device = self.model.device
-        with_autocast = self.model.dtype == torch.bfloat16
-        for rows in step:
-            inputs = {name: tensor.to(device) for name, tensor in collate(rows).items()}
-            with torch.autocast(device.type, torch.bfloat16, enabled=with_autocast):
-                loss = self.model(**inputs, use_cache=False).loss
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-
-
-CONTENDERS: dict[str, Callable[[Bases], Contender]] = {
-    "limit_packed": lambda bases: PackedLimit(bases.packed),
-    "limit_transformers": lambda bases: SequenceLimit(bases.plain()),
-    "mixlora": lambda bases: Packed(bases.packed, bases.mixlora_runs, bases.jobs),
-    "mixlora_one_job_a_pass": lambda bases: Packed(bases.packed, bases.mixlora_runs, 1),
-    "lora": lambda bases: Packed(bases.packed, bases.lora_runs, bases.jobs),
-    "peft": lambda bases: Peft(bases.plain(), bases.target_modules),
-}
+def target_modules(model: PreTrainedModel) -> tuple[str, ...]:
+    """All linear modules of a layer, by name."""
+    family = family_of(model.config.model_type)
+    return family.attention + family.mlp
 
 
 @contextmanager
@@ -200,16 +162,10 @@ def input_gradient(model: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def collate(rows: list[Row]) -> dict[str, Tensor]:
-    """One batch, padded on the right to its longest row: int64 [rows, longest] each."""
-    shape = len(rows), max(len(row.tokens) for row in rows)
-    tokens, mask, labels = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, IGNORED)
-    for index, row in enumerate(rows):
-        tokens[index, : len(row.tokens)] = row.tokens
-        mask[index, : len(row.tokens)] = 1
-        labels[index, row.targets] = row.tokens[row.targets]
-    named = {"input_ids": tokens, "attention_mask": mask, "labels": labels}
-    return {name: torch.from_numpy(array) for name, array in named.items()}
+def _peft(bases: Bases) -> Contender:
+    from benchmarks.hf_peft import Peft  # seconds to load, and no part of what the others need
+
+    return Peft(bases.plain())
 
 
 def _packed_targets(rows: list[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,3 +178,13 @@ def _packed_targets(rows: list[Row], device: torch.device) -> tuple[Tensor, Tens
     )
     places, targets, weights = (torch.from_numpy(column).to(device) for column in columns)
     return places, targets, weights
+
+
+CONTENDERS: dict[str, Callable[[Bases], Contender]] = {
+    "limit_packed": lambda bases: PackedLimit(bases.packed),
+    "limit_transformers": lambda bases: SequenceLimit(bases.plain()),
+    "mixlora": lambda bases: Packed(bases.packed, bases.mixlora_runs, bases.jobs),
+    "mixlora_one_job_a_pass": lambda bases: Packed(bases.packed, bases.mixlora_runs, 1),
+    "lora": lambda bases: Packed(bases.packed, bases.lora_runs, bases.jobs),
+    "peft": _peft,
+}

@@ -1,10 +1,11 @@
 """What a figure was measured on, and the memory that a process took."""
 
-import gc
+import multiprocessing
 import platform
 import resource
 import sys
 from importlib.metadata import version
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,13 @@ def peak_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def settle() -> None:
-    """Free what the last contender left, so that the next one does not pay for it."""
-    gc.collect()
+def fresh_processes(device: str, *, preload: str) -> BaseContext:
+    """How to start processes that have computed nothing yet; where it is safe, with a module loaded once for all."""
+    if device == "cuda" or sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([preload])
+    return context
 
 
 def _cpu() -> tuple[str, list[str]]:

@@ -5,11 +5,11 @@ All contenders are measured in one run, in turn, on the same token lists: only r
 
 import argparse
 import json
-import multiprocessing
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.contenders import CONTENDERS, DROPOUT, LORA, MIXLORA, Bases, Contender
+from benchmarks.contenders import CONTENDERS, DROPOUT, LORA, MIXLORA, Bases
 from benchmarks.data import Step, all_rows, make_steps, num_tokens
 from benchmarks.errors import BenchmarkError
 from engine import sources
@@ -26,6 +26,7 @@ from engine.errors import EngineError
 from engine.probe import choose_device, choose_dtype, probe
 from engine.segments import MAX_PACKED_TOKENS
 
+LIMITS = ("limit_packed", "limit_transformers")
 RATIOS = {
     "mixlora_over_limit": ("mixlora", "limit"),
     "mixlora_over_peft": ("mixlora", "peft"),
@@ -34,7 +35,26 @@ RATIOS = {
     "lora_over_peft": ("lora", "peft"),
     "packing_gain": ("mixlora", "mixlora_one_job_a_pass"),
 }
-LIMITS = ("limit_packed", "limit_transformers")
+SAME_LOSS = 0.02
+"""All contenders start as the base alone: their first losses differ by the rounding of bfloat16 at most."""
+
+
+@dataclass(frozen=True)
+class FirstStep:
+    """What one contender's first step came to, in a process of its own."""
+
+    loss: float
+    peak_bytes: int
+    trainable_parameters: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One contender's way through all steps."""
+
+    seconds: float
+    cpu_seconds: float
+    """Of all threads: near seconds x threads where nothing else ran on the machine."""
 
 
 def main(arguments: list[str]) -> int:
@@ -42,18 +62,18 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
     try:
-        report = measure(options, say=console.log)
+        report = measure(options, console)
     except (BenchmarkError, EngineError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
     _show(report, console)
     if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
-def measure(options: argparse.Namespace, say: Any) -> dict[str, Any]:
-    """The whole report, as it is written to JSON; `say` is told how far it is.
+def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """The whole report, as it is written to JSON.
 
     Raises:
         BenchmarkError, EngineError: for what the options ask for.
@@ -62,17 +82,10 @@ def measure(options: argparse.Namespace, say: Any) -> dict[str, Any]:
     probed = probe(device)
     dtype = choose_dtype(probed, device) if options.dtype == "auto" else options.dtype
     bases = Bases(sources.resolve(options.base), dtype, device, options.jobs)
-    rows = options.rows or options.jobs * options.batch
-    steps = make_steps(bases.packed, bases.folder, options.data, jobs=options.jobs, batch=options.batch, rows=rows)
-    longest = max(num_tokens([step]) for step in steps)
-    if longest > MAX_PACKED_TOKENS:
-        raise BenchmarkError(
-            f"A step of all jobs has {longest} tokens, a pass takes {MAX_PACKED_TOKENS}; lower --jobs or --batch."
-        )
-    memory = {name: _peak_in_child(name, bases, steps, say) for name in CONTENDERS}
-    contenders = {name: build(bases) for name, build in CONTENDERS.items()}
-    seconds = _alternate(contenders, steps, options.rounds, device, say)
-    speeds = {name: num_tokens(steps) / median(turns) for name, turns in seconds.items()}
+    steps = _steps(options, bases)
+    firsts = _first_steps(bases, max(steps, key=lambda step: num_tokens([step])), console)
+    turns = _alternate(bases, steps, options.rounds, console)
+    speeds = {name: num_tokens(steps) / median(turn.seconds for turn in turns[name]) for name in CONTENDERS}
     speeds["limit"] = max(speeds[name] for name in LIMITS)
     return {
         "benchmark": "throughput",
@@ -80,62 +93,87 @@ def measure(options: argparse.Namespace, say: Any) -> dict[str, Any]:
         "settings": _settings(options, dtype, steps),
         "tokens_per_second": speeds,
         "ratios": {name: speeds[over] / speeds[under] for name, (over, under) in RATIOS.items()},
-        "memory": {"peak_bytes": memory},
-        "trainable_parameters": {name: c.trainable_parameters for name, c in contenders.items()},
-        "seconds": seconds,
+        "memory": {"peak_bytes": {name: first.peak_bytes for name, first in firsts.items()}},
+        "trainable_parameters": {name: first.trainable_parameters for name, first in firsts.items()},
+        "first_loss": {name: first.loss for name, first in firsts.items()},
+        "turns": {name: [asdict(turn) for turn in turns[name]] for name in CONTENDERS},
     }
 
 
-def _alternate(
-    contenders: dict[str, Contender], steps: Sequence[Step], rounds: int, device: str, say: Any
-) -> dict[str, list[float]]:
-    """Seconds of each contender for all steps, once a round, after one step each that does not count."""
-    for name, contender in contenders.items():
-        say(f"warm-up: {name}")
+def _steps(options: argparse.Namespace, bases: Bases) -> list[Step]:
+    rows = options.rows or options.jobs * options.batch
+    steps = make_steps(bases.packed, bases.folder, options.data, jobs=options.jobs, batch=options.batch, rows=rows)
+    longest = max(num_tokens([step]) for step in steps)
+    if longest > MAX_PACKED_TOKENS:
+        raise BenchmarkError(
+            f"A step of all jobs has {longest} tokens, a pass takes {MAX_PACKED_TOKENS}; lower --jobs or --batch."
+        )
+    return steps
+
+
+def _first_steps(bases: Bases, step: Step, console: Console) -> dict[str, FirstStep]:
+    """Every contender's first step, each in a fresh process: a process's peak of memory never falls.
+
+    Raises:
+        BenchmarkError: they do not all start from the same loss, so they do not do the same work.
+    """
+    firsts = {}
+    processes = machine.fresh_processes(bases.device, preload="benchmarks.contenders")
+    for name in CONTENDERS:
+        fresh = Bases(bases.folder, bases.dtype, bases.device, bases.jobs)
+        with ProcessPoolExecutor(1, mp_context=processes) as pool:
+            first = firsts[name] = pool.submit(_first_step, name, fresh, step).result()
+        console.print(f"{name}: first loss {first.loss:.4f}, peak {first.peak_bytes / 1e9:.2f} GB", highlight=False)
+    losses = [first.loss for first in firsts.values()]
+    if max(losses) - min(losses) > SAME_LOSS * max(losses):
+        raise BenchmarkError(f"The contenders start from different losses: {losses}. This is a fault of the benchmark.")
+    return firsts
+
+
+def _first_step(name: str, bases: Bases, step: Step) -> FirstStep:
+    contender = CONTENDERS[name](bases)
+    loss = contender.step(step)
+    machine.synchronize(bases.device)
+    return FirstStep(loss, machine.peak_bytes(bases.device), contender.trainable_parameters)
+
+
+def _alternate(bases: Bases, steps: Sequence[Step], rounds: int, console: Console) -> dict[str, list[Turn]]:
+    """Each contender's turns, one a round, after one step each that does not count."""
+    contenders = {name: build(bases) for name, build in CONTENDERS.items()}
+    for contender in contenders.values():
         contender.step(steps[0])
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    turns: dict[str, list[Turn]] = {name: [] for name in contenders}
     for number in range(1, rounds + 1):
         for name, contender in contenders.items():
-            machine.settle()
-            machine.synchronize(device)
-            start = time.perf_counter()
-            for step in steps:
-                contender.step(step)
-            machine.synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
-            say(f"round {number} of {rounds}: {name} {num_tokens(steps) / seconds[name][-1]:.0f} tokens/s")
-    return seconds
+            turn = _turn(contender.step, steps, bases.device)
+            turns[name].append(turn)
+            speed = num_tokens(steps) / turn.seconds
+            console.print(f"round {number} of {rounds}, {name}: {speed:.1f} tokens/s", highlight=False)
+    return turns
 
 
-def _peak_in_child(name: str, bases: Bases, steps: Sequence[Step], say: Any) -> int:
-    """Peak memory of one contender alone, over one step: in a fresh process, since a peak never falls."""
-    say(f"memory: {name}")
-    fresh = Bases(bases.folder, bases.dtype, bases.device, bases.jobs)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(_peak, name, fresh, max(steps, key=lambda step: num_tokens([step]))).result()
-
-
-def _peak(name: str, bases: Bases, step: Step) -> int:
-    CONTENDERS[name](bases).step(step)
-    machine.synchronize(bases.device)
-    return machine.peak_bytes(bases.device)
+def _turn(do: Callable[[Step], float], steps: Sequence[Step], device: str) -> Turn:
+    machine.synchronize(device)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    for step in steps:
+        do(step)
+    machine.synchronize(device)
+    return Turn(time.perf_counter() - start, time.process_time() - cpu_start)
 
 
 def _settings(options: argparse.Namespace, dtype: str, steps: Sequence[Step]) -> dict[str, Any]:
     rows = all_rows(steps)
     padded = sum(max(len(row.tokens) for row in batch) * len(batch) for step in steps for batch in step)
     return {
-        "base": options.base if options.base == sources.DEFAULT else Path(options.base).name,
+        "base": Path(options.base).name,
         "dtype": dtype,
         "jobs": options.jobs,
         "batch": options.batch,
         "rounds": options.rounds,
-        "data": [file.name for file in options.data] or "generated: the demo's tasks",
+        "data": [file.name for file in options.data] or "generated from the demo's tasks",
         "rows": len(rows),
         "tokens": num_tokens(steps),
         "supervised_tokens": sum(len(row.targets) for row in rows),
-        "mean_row_tokens": num_tokens(steps) / len(rows),
         "peft_padding": 1 - num_tokens(steps) / padded,
         "optimizer_step": "included for all that train",
         "dropout": DROPOUT,
@@ -145,16 +183,17 @@ def _settings(options: argparse.Namespace, dtype: str, steps: Sequence[Step]) ->
 
 
 def _show(report: dict[str, Any], console: Console) -> None:
-    settings, speeds = report["settings"], report["tokens_per_second"]
-    about = report["machine"]
-    table = Table(title="Real tokens a second (padding never counted; optimizer steps included)")
-    for heading in ("contender", "tokens/s", "of the limit", "peak memory", "trainable a job"):
+    speeds, about = report["tokens_per_second"], report["machine"]
+    table = Table(title="Real tokens a second: padding never counted, optimizer steps included")
+    for heading in ("contender", "tokens/s", "of the limit", "cores busy", "peak memory", "trainable a job"):
         table.add_column(heading, justify="left" if heading == "contender" else "right")
-    for name in CONTENDERS:
+    for name, turns in report["turns"].items():
+        busy = sum(turn["cpu_seconds"] for turn in turns) / sum(turn["seconds"] for turn in turns)
         table.add_row(
             name,
             f"{speeds[name]:.1f}",
             f"{speeds[name] / speeds['limit']:.0%}",
+            f"{busy:.1f} of {about['threads']}",
             f"{report['memory']['peak_bytes'][name] / 1e9:.2f} GB",
             f"{report['trainable_parameters'][name] / 1e6:.2f} M",
         )
@@ -162,24 +201,31 @@ def _show(report: dict[str, Any], console: Console) -> None:
     for name, ratio in report["ratios"].items():
         ratios.add_row(name, f"{ratio:.2f}")
     console.print(table, ratios)
-    console.print(
-        f"{settings['base']} in {settings['dtype']}: {settings['jobs']} jobs, batches of {settings['batch']}, "
-        f"{settings['rows']} rows of {settings['mean_row_tokens']:.0f} tokens, median of {settings['rounds']} rounds. "
-        f"{about['device']} ({about['cpu']}, {about['capability']}, {', '.join(about['flags'])}), {about['threads']} "
-        f"threads; torch {about['torch']}, transformers {about['transformers']}, peft {about['peft']}."
+    console.print(_circumstances(report["settings"], about), highlight=False)
+
+
+def _circumstances(settings: dict[str, Any], about: dict[str, Any]) -> str:
+    """All that a figure must be quoted with."""
+    row_tokens = settings["tokens"] / settings["rows"]
+    return (
+        f"{settings['base']} in {settings['dtype']}; {settings['jobs']} jobs, batches of {settings['batch']}, "
+        f"{settings['rows']} rows of {row_tokens:.0f} tokens ({settings['peft_padding']:.0%} of what PEFT computes is "
+        f"padding); median of {settings['rounds']} rounds. {about['device']}: {about['cpu']}, {about['capability']}, "
+        f"{' '.join(about['flags'])}, {about['threads']} threads; torch {about['torch']}, transformers "
+        f"{about['transformers']}, peft {about['peft']}."
     )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks throughput", description=__doc__)
-    parser.add_argument("--jobs", type=_positive, default=4, help="Jobs that train side by side.")
-    parser.add_argument("--batch", type=_positive, default=8, help="Rows of each job in a step.")
-    parser.add_argument("--rows", type=_positive, help="Rows of all jobs together; default: one step of each.")
-    parser.add_argument("--data", type=Path, nargs="+", default=[], help="JSONL files, one a job in rotation.")
-    parser.add_argument("--base", default=sources.DEFAULT, help="A hub name, a folder or a GGUF file.")
+    parser.add_argument("--jobs", type=_positive, default=4, help="jobs that train side by side (4)")
+    parser.add_argument("--batch", type=_positive, default=8, help="rows of each job in a step (8)")
+    parser.add_argument("--rows", type=_positive, help="rows of all jobs together (one step of each job)")
+    parser.add_argument("--data", type=Path, nargs="+", default=[], help="JSONL files, one a job in rotation")
+    parser.add_argument("--base", default=sources.DEFAULT, help="a hub name, a folder or a GGUF file")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--rounds", type=_positive, default=3, help="Times that each contender is measured.")
-    parser.add_argument("--json", type=Path, help="Write the report to this file.")
+    parser.add_argument("--rounds", type=_positive, default=3, help="times that each contender is measured (3)")
+    parser.add_argument("--json", type=Path, help="also write the report to this file")
     return parser
 
 
