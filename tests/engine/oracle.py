@@ -102,7 +102,7 @@ class Oracle:
                     continue
                 frozen = getattr(owner, name)
                 like = torch.empty(num_tokens, frozen.in_features, dtype=torch.float64)
-                mask = self.mask(index, inputs.get(name, "down_input.None"), like)
+                mask = self.mask(index, inputs.get(name, "down_input"), like)
                 a, b = (self.parameters[f"{index}.{name}.{m}"] for m in "AB")
                 setattr(owner, name, PlainLinear(frozen, self.config, a, b, mask))
             if self.config.is_mixture:

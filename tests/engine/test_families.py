@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from engine.attention import KeyValueCache, one_sequence
+from engine.attention import one_sequence
 from engine.base_model import BaseModel
+from engine.cache import KeyValueCache
 from engine.engine import Engine
 from engine.errors import UnsupportedBase
 from engine.families import FAMILIES
@@ -104,23 +105,26 @@ def test_an_architecture_that_is_not_in_the_table_is_refused() -> None:
         BaseModel(AutoModelForCausalLM.from_config(config), name="gpt2", hash_="")
 
 
-@pytest.mark.parametrize("argument", ["cu_seq_lens_q", "head_mask", "position_bias", "dropout"])
+@pytest.mark.parametrize("argument", ["cu_seq_lens_q", "head_mask", "position_bias", "attention_mask"])
 def test_an_attention_argument_that_is_not_understood_is_an_error(engine: Engine, argument: str) -> None:
-    batch = pack([Segment([torch.tensor([1, 2, 3])])], torch.device("cpu"))
-    attention = engine.base.model.model.layers[0].self_attn
-    cos_sin = engine.base.model.model.rotary_emb(torch.zeros(1, 16, 32), batch.positions[None])
+    model = engine.base.model.model
+    batch = pack([Segment([torch.arange(16)])], torch.device("cpu"))
+    hidden = torch.zeros(1, 16, 32)
+    given = {"position_embeddings": model.rotary_emb(hidden, batch.positions[None]), "attention_mask": None}
     with engine.base.pass_.over(batch):
-        attention(torch.zeros(1, 16, 32), position_embeddings=cos_sin, attention_mask=None, position_bias=None)
-        if argument == "dropout":
-            attention.train()
-            attention.attention_dropout = 0.1
+        model.layers[0].self_attn(hidden, **given | {argument: None})
         with pytest.raises(UnsupportedBase, match="asks for what the engine does not do"):
-            attention(
-                torch.zeros(1, 16, 32),
-                position_embeddings=cos_sin,
-                attention_mask=None,
-                **{} if argument == "dropout" else {argument: torch.ones(1)},
-            )
+            model.layers[0].self_attn(hidden, **given | {argument: torch.ones(1)})
+
+
+def test_attention_dropout_is_an_error() -> None:
+    """A model asks for it only in training."""
+    base = tiny_base()
+    for layer in base.model.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    base.model.train()
+    with pytest.raises(UnsupportedBase, match="asks for what the engine does not do"):
+        Engine(base).forward([Microbatch(rows=rows())])
 
 
 def plain_attention(
