@@ -15,13 +15,14 @@ import pytest
 from tests.base_folder import write_tiny_base
 
 ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 SECONDS = 240
 BLOCK = re.compile(r"<!-- test -->\n```(sh|python)\n(.*?)```", re.DOTALL)
 
 
 def blocks() -> list[tuple[str, str]]:
     """(language, code) of the blocks that are marked to be tested."""
-    return BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    return BLOCK.findall(README.read_text(encoding="utf-8"))
 
 
 def as_script(port: int) -> str:
@@ -94,5 +95,5 @@ def test_the_commands_of_the_readme_do_what_it_says(said: str, tmp_path: Path) -
 
 
 def test_each_command_block_of_the_first_job_is_tested() -> None:
-    (section,) = re.findall(r"## The first job\n(.*?)\n## ", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (section,) = re.findall(r"## The first job\n(.*?)\n## ", README.read_text(encoding="utf-8"), re.DOTALL)
     assert section.count("```") == 2 * len(blocks()) == 10
