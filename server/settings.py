@@ -12,7 +12,6 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-
 CLIENT_VARIABLES = {"MIXLOOM_URL", "MIXLOOM_API_KEY"}
 """Read by the client and the CLI, not here."""
 
