@@ -86,8 +86,7 @@ class Engine:
             weight_decay=weight_decay,
             max_grad_norm=max_grad_norm,
         )
-        run.gradient.zero_()
-        run.microbatch = 0
+        run.discard_gradient()
         return norm
 
     def save(self, run: Run, folder: Path) -> None:

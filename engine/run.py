@@ -42,6 +42,11 @@ class Run:
         """Parameters, gradient and both moments."""
         return 4 * self.adapter.flat.nbytes
 
+    def discard_gradient(self) -> None:
+        """Back to just after the last optimizer step."""
+        self.gradient.zero_()
+        self.microbatch = 0
+
     def dropout_key(self, microbatch: int) -> DropoutKey:
         return DropoutKey(self.seed, self.step, microbatch, self.adapter.config.dropout)
 

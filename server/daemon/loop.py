@@ -1,10 +1,12 @@
 """The daemon's loop: reconcile, decide, do, record. Between two gangs it obeys what the database says is wanted."""
 
+import logging
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from sqlalchemy.orm import Session
 
 from engine.engine import Engine
@@ -20,6 +22,7 @@ from server.db.states import JobStatus
 from server.db.tables import Drain
 from server.settings import Settings
 
+log = logging.getLogger("mixloom.daemon")
 IDLE_SECONDS = 0.05
 
 
@@ -51,6 +54,7 @@ class Loop:
         self.sampler = sampler
         self.writer = writer
         self.is_stopping = False
+        self.is_careful = False  # the last pass failed: the next ones are made for one microbatch each
         self.drain: Drain | None = None
         self.rests = False
         self.num_gangs = 0
@@ -78,8 +82,8 @@ class Loop:
         decision = self._decide()
         gang = self._gang(decision)
         began = time.monotonic()
-        self._execute(gang)
-        self._record(decision, gang, time.monotonic() - began)
+        done = self._execute(gang)
+        self._record(decision, gang, done, time.monotonic() - began)
         sampled = self.sampler.turn(training_seconds=time.monotonic() - began if gang else None)
         return bool(gang) or sampled
 
@@ -148,23 +152,46 @@ class Loop:
             gang.append(Riding(resident, resident.program.offered()[: slot.num_microbatches], slot.charged))
         return gang
 
-    def _execute(self, gang: Sequence[Riding]) -> None:
-        """One pass for what trains, one for what evaluates."""
+    def _execute(self, gang: Sequence[Riding]) -> list[Riding]:
+        """One pass for what trains, one for what evaluates; what of the gang was done.
+
+        When a pass fails (a broken row, no memory), its runs begin their units anew, and the next gang's passes are
+        made for one microbatch each: who fails alone is at fault, and the others lose nothing but time.
+        """
+        alone, self.is_careful = self.is_careful, False
+        done = []
         for is_training in (True, False):
             riding = [r for r in gang if r.works[0].is_training is is_training]
-            if not riding:
-                continue
-            microbatches = [r.resident.program.microbatch(w, r.resident.run) for r in riding for w in r.works]
-            do = self.engine.forward_backward if is_training else self.engine.forward
-            outcomes = iter(do(microbatches))
-            for r in riding:
-                mine = [next(outcomes) for _ in r.works]
-                if all(math.isfinite(outcome.loss) for outcome in mine):
-                    r.resident.program.took(r.works, mine)
-                else:
-                    self.roster.fail(r.resident, "diverged", _DIVERGED.format(step=r.resident.program.cursor.step + 1))
+            by_one = [[Riding(r.resident, [work], 0)] for r in riding for work in r.works]
+            for together in by_one if alone else [riding]:
+                if not all(r.resident.run_id in self.roster.residents for r in together):
+                    continue  # its microbatch before this one failed
+                try:
+                    self._pass(together, is_training)
+                    done += together
+                except Exception as error:
+                    log.exception("pass_failed")
+                    if alone:
+                        self.roster.fail(together[0].resident, *_blame(error))
+                        continue
+                    self.is_careful = True
+                    for r in together:
+                        r.resident.begin_unit_anew()
+        return done
 
-    def _record(self, decision: Plan, gang: Sequence[Riding], seconds: float) -> None:
+    def _pass(self, riding: Sequence[Riding], is_training: bool) -> None:
+        microbatches = [r.resident.program.microbatch(w, r.resident.run) for r in riding for w in r.works]
+        if not microbatches:
+            return
+        outcomes = iter((self.engine.forward_backward if is_training else self.engine.forward)(microbatches))
+        for r in riding:
+            mine = [next(outcomes) for _ in r.works]
+            if all(math.isfinite(outcome.loss) for outcome in mine):
+                r.resident.program.took(r.works, mine)
+            else:
+                self.roster.fail(r.resident, "diverged", _DIVERGED.format(step=r.resident.program.cursor.step + 1))
+
+    def _record(self, decision: Plan, gang: Sequence[Riding], done: Sequence[Riding], seconds: float) -> None:
         """End the units that are done, and write all of it in one transaction."""
         if not gang:
             if decision.backlogged != self.backlogged:
@@ -173,7 +200,7 @@ class Loop:
                 self.backlogged = decision.backlogged
             return
         self.num_gangs += 1
-        tokens = sum(work.num_tokens for r in gang for work in r.works)
+        tokens = sum(work.num_tokens for r in done for work in r.works)
         rate = tokens / max(seconds, 1e-6)
         self.tokens_per_second = rate if not self.tokens_per_second else 0.8 * self.tokens_per_second + 0.2 * rate
         metrics: list[tuple[Resident, StepReport]] = []
@@ -246,6 +273,13 @@ class Loop:
             "resident_runs": len(self.residents),
             "max_resident_runs": self.settings.max_resident_runs,
         }
+
+
+def _blame(error: Exception) -> tuple[str, str]:
+    """(code, message) for a job whose microbatch fails by itself."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "out_of_memory", "One microbatch needs more memory than there is. Use shorter rows or a smaller adapter."
+    return "pass_failed", f"The engine could not compute this job's rows ({type(error).__name__}). Look at the data."
 
 
 _DIVERGED = (

@@ -91,6 +91,10 @@ class JobProgram:
         rows = [self._row(self.train, index, 1 / self._num_targets) for index in work.rows]
         return Microbatch(rows=rows, run=run, auxiliary_weight=work.num_tokens / self._num_tokens)
 
+    def begin_unit_anew(self) -> None:
+        """Forget what was done of the unit under way."""
+        self._begin()
+
     def took(self, works: Sequence[Work], outcomes: Sequence[Outcome]) -> None:
         """Add what the next microbatches came to."""
         for work, outcome in zip(works, outcomes, strict=True):

@@ -47,6 +47,11 @@ class Resident:
     valid_loss: tuple[int, float] | None = None  # of the last evaluation: (step, loss)
     step_began: float = field(default_factory=time.monotonic)
 
+    def begin_unit_anew(self) -> None:
+        """After a pass that failed half-way: the gradient of the unit is no sum of whole microbatches."""
+        self.run.discard_gradient()
+        self.program.begin_unit_anew()
+
 
 class Roster:
     """All resident runs, by run id."""

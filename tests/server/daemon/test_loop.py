@@ -6,6 +6,7 @@ import pytest
 
 from server.api.services import Services
 from server.db.tables import Job, Metric, Run, Tenant
+from server.tokens import TokenRows
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import (
     MIXTURE,
@@ -94,6 +95,21 @@ def test_a_job_whose_rows_are_gone_cannot_start_and_the_others_do(
         assert (job(services, id_).status, error["code"]) == ("failed", "cannot_start")
         assert str(services.store.root) not in error["message"]
     assert final_hash(services, mixture) == hashes["mixture"]
+
+
+def test_a_job_whose_rows_break_the_pass_ends_alone(
+    hashes: dict[str, str], life: Life, alice: Caller, bob: Caller, services: Services
+) -> None:
+    broken, mixture, plain = submit(bob, PLAIN), submit(alice, MIXTURE), submit(bob, PLAIN)
+    path = services.store.path(f"jobs/{broken}") / "train.safetensors"
+    rows = TokenRows.load(path)
+    rows.tokens[rows.offsets[len(rows) // 2]] = 10**6  # no such token
+    rows.save(path)
+    life.finish()
+    assert job(services, broken).status == "failed"
+    assert job(services, broken).error["code"] == "pass_failed"
+    assert final_hash(services, mixture) == hashes["mixture"]
+    assert final_hash(services, plain) == hashes["plain"]
 
 
 def test_a_finished_job_has_its_adapter_while_the_others_still_train(
