@@ -1,0 +1,42 @@
+"""Servers for the tests: one for those that leave it as it was, and new ones for those that do not."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.base_folder import write_tiny_base
+from tests.e2e.server import Server
+
+NewServer = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random base model."""
+    return write_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running server that tests share: they bring their own tenants, and neither stop nor drain it."""
+    server = Server(tmp_path_factory.mktemp("server"), base)
+    try:
+        yield server.start()
+    finally:
+        server.end()
+
+
+@pytest.fixture
+def new_server(base: Path, tmp_path: Path) -> Iterator[NewServer]:
+    """Makes servers of a test's own, not yet started; each `new_server(name="b", base=…, **settings)`."""
+    made: list[Server] = []
+
+    def make(*, name: str = "server", base: Path | str = base, **settings: Any) -> Server:
+        made.append(Server(tmp_path / name, base, **settings))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.end()
