@@ -1,0 +1,36 @@
+"""What a run leaves out for being slow or needing a GPU is said by name, before pytest's closing line."""
+
+from typing import Any
+
+import pytest
+
+LEFT_OUT = pytest.StashKey[set[str]]()
+REASONS = ("slow", "cuda")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LEFT_OUT] = set()
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        reasons = [reason for reason in REASONS if item.get_closest_marker(reason)]
+        if reasons:
+            item.config.stash[LEFT_OUT].add(f"{item.nodeid}  ({', '.join(reasons)})")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of several processes: it tells the one that reports
+        session.config.workeroutput["left_out"] = sorted(session.config.stash[LEFT_OUT])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[LEFT_OUT].update(getattr(node, "workeroutput", {}).get("left_out", ()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[LEFT_OUT] and config.getoption("markexpr"):
+        terminalreporter.section("left out: `make test-full` runs what is slow, and cuda where there is an NVIDIA GPU")
+        for name in sorted(config.stash[LEFT_OUT]):
+            terminalreporter.line(name)
