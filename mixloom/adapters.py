@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from mixloom.transport import Object, Objects, Transport
+from mixloom.transport import Object, Objects, Transport, given
 
 
 class Adapters:
@@ -46,4 +46,4 @@ def save_archive(
     target = Path(path or ".")
     if target.is_dir():
         target = target / f"{id_}.zip"
-    return transport.download(route, target, {key: value for key, value in choices.items() if value is not None})
+    return transport.download(route, target, given(**choices))

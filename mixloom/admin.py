@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mixloom.transport import Object, Objects, Transport
+from mixloom.transport import Object, Objects, Transport, given
 
 
 class Admin:
@@ -61,14 +61,8 @@ class Admin:
         exit: bool = False,
     ) -> Object:
         """Let training come to rest: quick, graceful or fast. Holds until `undrain`, across restarts."""
-        body = {
-            "mode": mode,
-            "deadline_seconds": deadline_seconds,
-            "reason": reason,
-            "daemon": daemon,
-            "exit": exit,
-        }
-        return self._transport.post("/admin/drain", {key: value for key, value in body.items() if value is not None})
+        wish = given(mode=mode, deadline_seconds=deadline_seconds, reason=reason, daemon=daemon, exit=exit)
+        return self._transport.post("/admin/drain", wish)
 
     def undrain(self) -> Object:
         """End every drain."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mixloom.transport import Object, Objects, Transport
+from mixloom.transport import Object, Objects, Transport, given
 
 
 class Datasets:
@@ -43,8 +43,8 @@ class Datasets:
         columns: dict[str, str] | None = None,
     ) -> Object:
         """The data set made of one on the hub (`"org/name"`); the server fetches it."""
-        asked = {"hub": hub, "config": config, "split": split, "revision": revision, "columns": columns}
-        return self._transport.post("/datasets", {key: value for key, value in asked.items() if value is not None})
+        asked = given(hub=hub, config=config, split=split, revision=revision, columns=columns)
+        return self._transport.post("/datasets", asked)
 
     def iterate(self, *, name: str | None = None, order: str = "desc") -> Iterator[Object]:
         """Every data set of yours, page after page."""

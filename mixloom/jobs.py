@@ -7,7 +7,7 @@ from typing import Any
 
 from mixloom.adapters import save_archive
 from mixloom.errors import MixloomError
-from mixloom.transport import PAGE, Object, Objects, Transport
+from mixloom.transport import PAGE, Object, Objects, Transport, given
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 POLL_SECONDS = 1.0
@@ -87,10 +87,7 @@ class Jobs:
 
     def metrics(self, job: str, *, from_step: int | None = None, every: int | None = None) -> Objects:
         """One dict a step: `{"step", "train_loss", "valid_loss", "learning_rate", …}`."""
-        wanted = {"from_step": from_step, "every": every}
-        table = self._transport.get(
-            f"/jobs/{job}/metrics", {key: value for key, value in wanted.items() if value is not None}
-        )
+        table = self._transport.get(f"/jobs/{job}/metrics", given(from_step=from_step, every=every))
         return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
 
     def checkpoints(self, job: str) -> Objects:

@@ -20,6 +20,11 @@ RETRY_SECONDS = (0.2, 0.8)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
+def given(**values: Any) -> Object:
+    """Those of the values that somebody gave: what is None is left to the server."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 class Transport:
     """One server, one key. Threads may share it."""
 
@@ -57,7 +62,7 @@ class Transport:
 
     def pages(self, path: str, *, limit: int | None = None, **filters: Any) -> Iterator[Object]:
         """The objects of a list, newest first unless `order="asc"`, over as many pages as it takes."""
-        params = {name: value for name, value in filters.items() if value is not None}
+        params = given(**filters)
         while limit is None or limit > 0:
             page = self.get(path, {**params, "limit": PAGE if limit is None else min(limit, PAGE)})
             yield from page["data"]

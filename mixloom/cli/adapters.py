@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mixloom.cli.output import JsonFlag, moment, note, print_fields, print_json, print_table, say
+from mixloom.cli.output import JsonFlag, moment, print_done, print_json, print_object, print_table, say
 from mixloom.client import Client
 
 app = typer.Typer(help="Your adapters: list, look at, download, delete.", invoke_without_command=True)
@@ -25,18 +25,17 @@ def list_adapters(
     if as_json:
         print_json(found)
         return
-    columns = ["id", "name", "method", "bytes", "created_at"]
-    print_table(columns, ([moment(one[key]) if key == "created_at" else one[key] for key in columns] for one in found))
+    columns = ["id", "name", "method", "bytes"]
+    print_table(
+        [*columns, "created"],
+        ([*(one[key] for key in columns), moment(one["created_at"])] for one in found),
+    )
 
 
 @app.command()
 def show(adapter: AdapterArgument, as_json: JsonFlag = False) -> None:
     """Show one adapter."""
-    found = Client().adapters.get(adapter)
-    if as_json:
-        print_json(found)
-    else:
-        print_fields({**found, "created_at": moment(found["created_at"])})
+    print_object(Client().adapters.get(adapter), as_json)
 
 
 @app.command()
@@ -62,8 +61,4 @@ def download(
 @app.command()
 def delete(adapter: AdapterArgument, as_json: JsonFlag = False) -> None:
     """Delete an adapter."""
-    answer = Client().adapters.delete(adapter)
-    if as_json:
-        print_json(answer)
-    else:
-        note(f"{adapter} is deleted.")
+    print_done(Client().adapters.delete(adapter), as_json, f"{adapter} is deleted.")

@@ -10,15 +10,17 @@ from mixloom.cli.output import (
     JsonFlag,
     moment,
     note,
+    print_done,
     print_fields,
     print_json,
+    print_object,
     print_table,
     say,
     usage_error,
 )
 from mixloom.client import Client
 from mixloom.jobs import POLL_SECONDS
-from mixloom.transport import Object
+from mixloom.transport import Object, given
 
 app = typer.Typer(help="Operate the server: tenants, keys, queue, drains.", no_args_is_help=True)
 tenant = typer.Typer(help="Tenants; alone, it lists them.", invoke_without_command=True)
@@ -61,20 +63,13 @@ def drain(
     )
     while wait and not _rests(client):
         time.sleep(POLL_SECONDS)
-    if as_json:
-        print_json(answer)
-    else:
-        note("Everything rests." if wait else "Draining. `mixloom admin undrain` ends it.")
+    print_done(answer, as_json, "Everything rests." if wait else "Draining. `mixloom admin undrain` ends it.")
 
 
 @app.command()
 def undrain(as_json: JsonFlag = False) -> None:
     """End every drain; training goes on."""
-    answer = Client().admin.undrain()
-    if as_json:
-        print_json(answer)
-    else:
-        note("No drain is in force; training goes on.")
+    print_done(Client().admin.undrain(), as_json, "No drain is in force; training goes on.")
 
 
 @app.command()
@@ -159,25 +154,17 @@ def change(
 ) -> None:
     """Change a tenant's name or share."""
     client = Client()
-    changes = {field: value for field, value in (("name", name), ("share", share)) if value is not None}
+    changes = given(name=name, share=share)
     if not changes:
         raise usage_error("There is nothing to change; give --name or --share.")
-    answer = client.admin.change_tenant(_tenant_id(client, tenant), **changes)
-    if as_json:
-        print_json(answer)
-    else:
-        print_fields(answer)
+    print_object(client.admin.change_tenant(_tenant_id(client, tenant), **changes), as_json)
 
 
 @tenant.command()
 def delete(tenant: TenantArgument, as_json: JsonFlag = False) -> None:
     """Delete a tenant: its keys stop working, its jobs are cancelled."""
     client = Client()
-    answer = client.admin.delete_tenant(_tenant_id(client, tenant))
-    if as_json:
-        print_json(answer)
-    else:
-        note(f"{tenant} is deleted.")
+    print_done(client.admin.delete_tenant(_tenant_id(client, tenant)), as_json, f"{tenant} is deleted.")
 
 
 @key.command("add")
@@ -213,11 +200,7 @@ def revoke_key(
 ) -> None:
     """Revoke a key: the next request with it is refused."""
     client = Client()
-    answer = client.admin.revoke_key(_tenant_id(client, tenant), key)
-    if as_json:
-        print_json(answer)
-    else:
-        note(f"{key} is revoked.")
+    print_done(client.admin.revoke_key(_tenant_id(client, tenant), key), as_json, f"{key} is revoked.")
 
 
 def _print_with_key(answer: Object, as_json: bool) -> None:

@@ -10,9 +10,10 @@ from mixloom.cli.output import (
     JsonFlag,
     moment,
     note,
-    print_fields,
+    print_done,
     print_json,
     print_json_line,
+    print_object,
     print_table,
     say,
 )
@@ -36,19 +37,10 @@ def list_datasets(
     if as_json:
         print_json(found)
         return
+    columns = ["id", "name", "status", "rows"]
     print_table(
-        ["id", "name", "status", "rows", "tokens", "created"],
-        (
-            [
-                one["id"],
-                one["name"],
-                one["status"],
-                one["rows"],
-                one["tokens"]["total"],
-                moment(one["created_at"]),
-            ]
-            for one in found
-        ),
+        [*columns, "tokens", "created"],
+        ([*(one[key] for key in columns), one["tokens"]["total"], moment(one["created_at"])] for one in found),
     )
 
 
@@ -81,11 +73,7 @@ def fetch(
 @app.command()
 def show(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
     """Show one data set."""
-    found = Client().datasets.get(dataset)
-    if as_json:
-        print_json(found)
-    else:
-        print_fields({**found, "created_at": moment(found["created_at"])})
+    print_object(Client().datasets.get(dataset), as_json)
 
 
 @app.command()
@@ -107,11 +95,7 @@ def download(dataset: DatasetArgument, output: Annotated[Path, typer.Option("--o
 @app.command()
 def delete(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
     """Delete a data set; jobs that were submitted with it keep their tokens."""
-    answer = Client().datasets.delete(dataset)
-    if as_json:
-        print_json(answer)
-    else:
-        note(f"{dataset} is deleted.")
+    print_done(Client().datasets.delete(dataset), as_json, f"{dataset} is deleted.")
 
 
 def _print_new(dataset: Object, as_json: bool) -> None:

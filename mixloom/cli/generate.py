@@ -8,6 +8,7 @@ import typer
 from mixloom.cli.names import job_of
 from mixloom.cli.output import JsonFlag, print_json, say, usage_error
 from mixloom.client import Client
+from mixloom.transport import given
 
 
 def generate(
@@ -30,14 +31,8 @@ def generate(
     client = Client()
     if model != "base" and not model.startswith("adp_"):
         model = job_of(client, model)["id"]
-    options = {"top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop, "raw": raw or None}
-    answer = client.generate(
-        model,
-        prompt,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        **{key: value for key, value in options.items() if value is not None},
-    )
+    options = given(top_k=top_k, top_p=top_p, seed=seed, stop=stop, raw=raw or None)
+    answer = client.generate(model, prompt, max_tokens=max_tokens, temperature=temperature, **options)
     if as_json:
         print_json(answer)
     else:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mixloom.cli.output import JsonFlag, note, print_fields, print_json, usage_error
+from mixloom.cli.output import JsonFlag, note, print_object, usage_error
 from mixloom.client import Client
 from mixloom.stored import save_login
 
@@ -29,11 +29,7 @@ def login(
 def me(as_json: JsonFlag = False) -> None:
     """Whose key is in use, and where."""
     client = Client()
-    answer = client.me()
-    if as_json:
-        print_json(answer)
-    else:
-        print_fields({"server": client.url, **{key: value for key, value in answer.items() if key != "object"}})
+    print_object({"server": client.url, **client.me()}, as_json)
 
 
 def _who(client: Client) -> str:

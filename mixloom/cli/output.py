@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mixloom.errors import MixloomError
+from mixloom.transport import Object, Objects
 
 JOB_NOT_SUCCEEDED = 1
 USAGE = 2
@@ -54,9 +55,25 @@ def print_table(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
     stdout.print(table)
 
 
-def print_fields(fields: dict[str, Any]) -> None:
+def print_object(value: Object, as_json: bool) -> None:
+    """One object of the API: for programs, or for people."""
+    if as_json:
+        print_json(value)
+    else:
+        print_fields({name: field for name, field in value.items() if name != "object"})
+
+
+def print_done(answer: Object | Objects, as_json: bool, sentence: str) -> None:
+    """What a command that changes something leaves: the answer for programs, a sentence for people."""
+    if as_json:
+        print_json(answer)
+    else:
+        note(sentence)
+
+
+def print_fields(fields: Object) -> None:
     """One line a field; a dict becomes `key value, key value`. What is None is left out."""
-    shown = {name: _text(value) for name, value in fields.items() if value not in (None, {}, [])}
+    shown = {name: _text(value) for name, value in _with_moments(fields).items() if value not in (None, {}, [])}
     width = max(map(len, shown), default=0)
     for name, text in shown.items():
         say(f"{name:<{width}}  {text}")
@@ -90,10 +107,13 @@ def moment(seconds: float | None) -> str | None:
     return None if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
+def _with_moments(fields: Object) -> Object:
+    return {name: moment(value) if name.endswith("_at") else value for name, value in fields.items()}
+
+
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        moments = {key: moment(item) for key, item in value.items() if key.endswith("_at")}
-        return ", ".join(f"{key} {_text(item)}" for key, item in {**value, **moments}.items() if item is not None)
+        return ", ".join(f"{key} {_text(item)}" for key, item in _with_moments(value).items() if item is not None)
     if isinstance(value, list):
         return ", ".join(map(_text, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -8,7 +8,7 @@ import yaml
 
 from mixloom.cli.bars import follow
 from mixloom.cli.names import ColumnOption, job_of, pairs_of
-from mixloom.cli.output import JsonFlag, note, print_fields, print_json, say, usage_error
+from mixloom.cli.output import JsonFlag, note, print_json, print_object, say, usage_error
 from mixloom.client import Client
 from mixloom.stored import remember_last_job
 from mixloom.transport import Object
@@ -115,11 +115,7 @@ def estimate(
 ) -> None:
     """Say what a job would take, without submitting it (rows given as a file are uploaded)."""
     client = Client()
-    answer = client.jobs.estimate(_config(client, context.params))
-    if as_json:
-        print_json(answer)
-    else:
-        print_fields({key: value for key, value in answer.items() if key != "object"})
+    print_object(client.jobs.estimate(_config(client, context.params)), as_json)
 
 
 def _config(client: Client, params: Object) -> Object:
