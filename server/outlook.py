@@ -7,7 +7,7 @@ resident jobs divide that by their priority, its other jobs follow in order. Job
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from server.db.states import REASONS, JobStatus, Reason
+from server.states import REASONS, JobStatus, Reason
 
 RESIDENT = (JobStatus.PREPARING, JobStatus.RUNNING)
 

@@ -18,7 +18,6 @@ from server.curriculum import tokens_of_steps
 from server.db import events, jobs
 from server.db.bases import current_base
 from server.db.datasets import get_dataset
-from server.db.states import JobStatus
 from server.db.tables import Base, Dataset, Job
 from server.errors import MixloomError
 from server.fit import Fitted, fit_rows, hold_out, num_held_out
@@ -26,6 +25,7 @@ from server.ids import new_id
 from server.ingest.file import read_rows
 from server.job_config import JobConfig, JobCreate
 from server.render import render_rows
+from server.states import JobStatus
 from server.tokens import TokenRow, TokenRows
 
 

@@ -18,9 +18,9 @@ from server.daemon.sampler import Sampler
 from server.daemon.snapshot import take_snapshot
 from server.daemon.writer import Writer
 from server.db import daemons, drains, runs
-from server.db.states import JobStatus
 from server.db.tables import Drain
 from server.settings import Settings
+from server.states import JobStatus
 
 log = logging.getLogger("mixloom.daemon")
 IDLE_SECONDS = 0.05

@@ -19,11 +19,11 @@ from server.daemon.model_card import model_card
 from server.daemon.program import Cursor, JobProgram
 from server.daemon.writer import Writer, manifest
 from server.db import events, recovery_points, runs
-from server.db.states import JobStatus
 from server.db.tables import Adapter, Job, RecoveryPoint
 from server.db.tables import Run as RunRow
 from server.ids import new_id
 from server.settings import Settings
+from server.states import JobStatus
 from server.store import LocalStore
 from server.tokens import TokenRows
 

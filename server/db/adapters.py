@@ -7,9 +7,9 @@ from sqlalchemy import Select, delete, select, update
 from sqlalchemy.orm import Session
 
 from server.db.pages import Page, fetch_page
-from server.db.states import ENDED
 from server.db.tables import Adapter, Job
 from server.errors import MixloomError, not_found
+from server.states import ENDED
 
 
 def get_adapter(session: Session, tenant_id: str, adapter_id: str) -> Adapter:

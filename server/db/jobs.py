@@ -9,10 +9,10 @@ from sqlalchemy.orm import Session
 
 from server.db import events
 from server.db.pages import Page, fetch_page
-from server.db.states import ENDED, JobStatus, sources
 from server.db.tables import Adapter, Job, RecoveryPoint, Run
 from server.errors import MixloomError, not_found
 from server.ids import new_id
+from server.states import ENDED, JobStatus, sources
 
 
 def _of_tenant(tenant_id: str) -> Select[Any]:

@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 from server.db.bases import find_base
 from server.db.daemons import is_live, newest_daemon
 from server.db.drains import open_drain
-from server.db.states import JobStatus
 from server.db.tables import Job, Tenant
 from server.outlook import RESIDENT, OpenDrain, Outlook, QueuedJob
+from server.states import JobStatus
 
 _ACTIVE = (JobStatus.QUEUED, *RESIDENT)
 

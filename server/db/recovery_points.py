@@ -7,9 +7,9 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from server.db.states import ENDED
 from server.db.tables import Job, RecoveryPoint, Run
 from server.ids import new_id
+from server.states import ENDED
 
 KEPT = 2
 

@@ -10,8 +10,8 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from server.db import events
-from server.db.states import JobStatus, sources
 from server.db.tables import Adapter, Job, Metric, Run, Tenant
+from server.states import JobStatus, sources
 
 RESIDENT = (JobStatus.PREPARING, JobStatus.RUNNING)
 

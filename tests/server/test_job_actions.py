@@ -6,8 +6,8 @@ import pytest
 
 from server.api.services import Services
 from server.db import drains, recovery_points
-from server.db.states import TRANSITIONS, JobStatus
 from server.db.tables import Base, Event, Metric, Run
+from server.states import TRANSITIONS, JobStatus
 from tests.server.conftest import Caller
 from tests.server.making import add_adapter, add_metric, change_job, submit
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from server.db.states import Reason
 from server.outlook import Expectation, OpenDrain, Outlook, QueuedJob
+from server.states import Reason
 
 
 def job(id_: str, tokens_left: int, status: str = "queued", weight: int = 4) -> QueuedJob:

@@ -16,10 +16,10 @@ from server.api.services import Services
 from server.api.submission import prepare, submit
 from server.db import jobs
 from server.db.daemons import newest_daemon
-from server.db.states import JobStatus
 from server.db.tables import Job
 from server.errors import MixloomError
 from server.job_config import METADATA_KEY, JobCreate
+from server.states import JobStatus
 
 router = new_router(prefix="/jobs", tag="jobs")
 

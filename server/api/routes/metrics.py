@@ -11,7 +11,7 @@ from server.api.deps import AdminDep, ServicesDep
 from server.api.routing import new_router
 from server.db import jobs, operations
 from server.db.daemons import is_live, newest_daemon
-from server.db.states import JobStatus
+from server.states import JobStatus
 
 router = new_router(tag="health")
 

@@ -18,9 +18,9 @@ from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
 from server.daemon.writer import Writer
 from server.db import daemons
-from server.db.states import ENDED
 from server.db.tables import Adapter, Event, Job, Metric
 from server.settings import Settings
+from server.states import ENDED
 from tests.base_folder import write_tiny_base
 from tests.server.conftest import Caller
 from tests.server.making import prompt_rows, upload
