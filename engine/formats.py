@@ -120,6 +120,8 @@ def export(source: Path, target: Path, layout: str) -> None:
     if layout == "mixlora":
         if values["lora_alpha"] != int(values["lora_alpha"]):
             raise EngineError(f"The mixlora package reads only a whole alpha, this one is {values['lora_alpha']}.")
+        if values["use_rslora"]:
+            raise EngineError("rsLoRA adapters are not written in the format mixlora; take native.")
         values["lora_alpha"] = int(values["lora_alpha"])
         values["lora_dropout"] = float(values["lora_dropout"]) or _SMALLEST_DROPOUT
         torch.save(dict(sorted(load_file(source / WEIGHTS).items())), target / "adapter_model.bin")

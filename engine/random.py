@@ -32,6 +32,6 @@ class DropoutKey:
         """
         draws = torch.empty((like.numel() + 3) // 4, dtype=torch.int64)
         draws.random_(-(2**63), None, generator=generator(self.seed, self.step, self.microbatch, layer, input_name))
-        threshold = round(self.probability * 65536) - 32768
+        threshold = min(round(self.probability * 65536), 65535) - 32768  # never all of them
         kept = draws.view(torch.int16)[: like.numel()].view(like.shape) >= threshold
         return kept.to(like.device).to(like.dtype).mul_(65536 / (32768 - threshold))

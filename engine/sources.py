@@ -1,6 +1,5 @@
 """Where a base model comes from: a hub name, a local folder, a GGUF file, or the default's own packages."""
 
-import contextlib
 import hashlib
 import importlib.util
 import os
@@ -80,8 +79,11 @@ def _convert_gguf(path: Path) -> Path:
         model.hf_quantizer = None  # type: ignore[assignment]
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        with contextlib.suppress(FileExistsError):  # another process was faster; its folder is the same
+        try:
             os.rename(temporary, target)
+        except OSError:
+            if not target.is_dir():  # otherwise another process was faster; its folder is the same
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
