@@ -1,5 +1,7 @@
 """HF PEFT as its users run it: LoRA, one job after another, each batch padded to its longest row."""
 
+import warnings
+
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
@@ -29,7 +31,9 @@ class Peft:
             target_modules=list(target_modules(model)),
             task_type="CAUSAL_LM",
         )
-        self.model = get_peft_model(model, config).train()
+        with warnings.catch_warnings():  # PEFT reads what transformers 5 calls by another name
+            warnings.simplefilter("ignore", FutureWarning)
+            self.model = get_peft_model(model, config).train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
         self.trainable_parameters = sum(p.numel() for p in self.parameters)

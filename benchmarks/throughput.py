@@ -184,18 +184,21 @@ def _settings(options: argparse.Namespace, dtype: str, steps: Sequence[Step]) ->
 
 def _show(report: dict[str, Any], console: Console) -> None:
     speeds, about = report["tokens_per_second"], report["machine"]
-    table = Table(title="Real tokens a second: padding never counted, optimizer steps included")
-    for heading in ("contender", "tokens/s", "of the limit", "cores busy", "peak memory", "trainable a job"):
-        table.add_column(heading, justify="left" if heading == "contender" else "right")
+    table = Table(
+        title="Real tokens a second: padding never counted, optimizer steps included",
+        caption="cores: how many were busy. params: those that a job trains.",
+    )
+    for heading in ("contender", "tokens/s", "of limit", "cores", "peak GB", "params M"):
+        table.add_column(heading, justify="left" if heading == "contender" else "right", no_wrap=True)
     for name, turns in report["turns"].items():
         busy = sum(turn["cpu_seconds"] for turn in turns) / sum(turn["seconds"] for turn in turns)
         table.add_row(
             name,
             f"{speeds[name]:.1f}",
             f"{speeds[name] / speeds['limit']:.0%}",
-            f"{busy:.1f} of {about['threads']}",
-            f"{report['memory']['peak_bytes'][name] / 1e9:.2f} GB",
-            f"{report['trainable_parameters'][name] / 1e6:.2f} M",
+            f"{busy:.1f}",
+            f"{report['memory']['peak_bytes'][name] / 1e9:.2f}",
+            f"{report['trainable_parameters'][name] / 1e6:.2f}",
         )
     ratios = Table("ratio", "value")
     for name, ratio in report["ratios"].items():

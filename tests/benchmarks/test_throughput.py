@@ -33,12 +33,16 @@ RATIOS = {
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
-    """Two layers, as narrow as a LoRA of rank 80 allows."""
+    """Two layers, as narrow as a LoRA of rank 80 allows; its loss differs from token to token."""
     folder = write_tiny_base(tmp_path_factory.mktemp("base"))
     sizes = {"hidden_size": 96, "intermediate_size": 96, "num_attention_heads": 1, "num_key_value_heads": 1}
     config = AutoConfig.for_model("llama", num_hidden_layers=2, vocab_size=512, max_position_embeddings=256, **sizes)
     torch.manual_seed(7)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data.mul_(6)
+    model.save_pretrained(folder)
     return Bases(folder, "float32", "cpu", jobs=2)
 
 
@@ -81,6 +85,8 @@ def test_one_command_gives_every_figure(bases: Bases, tmp_path: Path):
     figures = [report["ratios"], report["tokens_per_second"], report["memory"]["peak_bytes"], report["first_loss"]]
     assert all(value > 0 for named in figures for value in named.values())
 
+    losses = report["first_loss"].values()
+    assert max(losses) == pytest.approx(min(losses), rel=1e-5)  # all do the same work
     speeds = report["tokens_per_second"]
     assert speeds["limit"] == max(speeds["limit_packed"], speeds["limit_transformers"])
     assert report["ratios"]["packing_gain"] == speeds["mixlora"] / speeds["mixlora_one_job_a_pass"]
