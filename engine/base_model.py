@@ -1,4 +1,4 @@
-"""The one frozen base model: transformers' own causal LM with three replacements (DESIGN §3).
+"""The one frozen base model: transformers' own causal LM with three replacements (docs/design.md §3).
 
 Replaced are its attention's linear modules, its gated MLPs and its attention function; all else runs as it is.
 """
@@ -115,7 +115,7 @@ def load(folder: Path, *, name: str, dtype: torch.dtype, device: str, microbatch
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the bits of a result depend on besides the job itself (DESIGN §2.1)."""
+    """What the bits of a result depend on besides the job itself (docs/design.md §2.1)."""
 
     torch: str
     transformers: str

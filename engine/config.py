@@ -38,7 +38,7 @@ class AdapterConfig:
 
     @property
     def scaling(self) -> float:
-        """The factor s of DESIGN §3."""
+        """The factor s of docs/design.md §3."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     @property

@@ -2,7 +2,7 @@
 
 The frozen W1, W3 and W2 run once over the pack, whatever the number of jobs, experts and active experts. The
 paper shares W1x and W3x and says that W2 cannot be shared; it can, being linear and common to the experts, whose
-weights sum to 1 (DESIGN §3): Σ_k r_k(W2 h_k + s·B_k A_k d(h_k)) = W2(Σ_k r_k h_k) + Σ_k r_k·s·B_k A_k d(h_k).
+weights sum to 1 (docs/design.md §3): Σ_k r_k(W2 h_k + s·B_k A_k d(h_k)) = W2(Σ_k r_k h_k) + Σ_k r_k·s·B_k A_k d(h_k).
 
 Legend: T packed tokens, n a segment's tokens, N = n·K slots sorted by expert, D hidden, F feed-forward width.
 """

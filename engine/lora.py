@@ -1,4 +1,4 @@
-"""LoRA beside a frozen linear module: y = xW' + s·dropout(x)A'B' (DESIGN §3).
+"""LoRA beside a frozen linear module: y = xW' + s·dropout(x)A'B' (docs/design.md §3).
 
 Legend: T packed tokens, n rows of a group, D input width, O output width, R rank.
 """

@@ -1,4 +1,4 @@
-"""The head and the losses: named functions of log-probs, summed, never divided (DESIGN §3).
+"""The head and the losses: named functions of log-probs, summed, never divided (docs/design.md §3).
 
 Legend: T packed tokens, N targets of the pack, D hidden, V vocabulary.
 """

@@ -18,7 +18,7 @@ def generator(*key: object) -> torch.Generator:
 
 @dataclass(frozen=True)
 class DropoutKey:
-    """One microbatch of one run: together with a layer and an input it names a mask (DESIGN §3)."""
+    """One microbatch of one run: together with a layer and an input it names a mask (docs/design.md §3)."""
 
     seed: int
     step: int

@@ -15,7 +15,7 @@ from engine.cache import KeyValueCache
 from engine.random import DropoutKey
 
 ROW_MULTIPLE = 16
-"""A matmul's rows do not depend on the other rows when their number is a multiple of this (DESIGN §3)."""
+"""A matmul's rows do not depend on the other rows when their number is a multiple of this (docs/design.md §3)."""
 MAX_PACKED_TOKENS = 8192
 """The bitwise facts were measured up to here; larger packs are refused on the CPU."""
 

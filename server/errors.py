@@ -1,4 +1,4 @@
-"""Errors that a user can cause, each with a stable code, and the one JSON shape they all share (DESIGN §6)."""
+"""Errors that a user can cause, each with a stable code, and the one JSON shape they all share."""
 
 from dataclasses import dataclass, field
 from typing import Any

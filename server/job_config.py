@@ -1,4 +1,4 @@
-"""The config of a job as a tenant writes it (DESIGN §6): what each field may be. For the rest see `resolve`.
+"""The config of a job as a tenant writes it: what each field may be. For the rest see `resolve`.
 
 None stands for `auto` everywhere.
 """

@@ -23,7 +23,7 @@ class _Surroundings:
 
 
 def job_answers(session: Session, jobs: Sequence[Job], max_resident_runs: int) -> list[dict[str, Any]]:
-    """Jobs of one tenant as DESIGN §6 shows them."""
+    """Jobs of one tenant as docs/api.md shows them."""
     if not jobs:
         return []
     ids = [job.id for job in jobs]

@@ -27,7 +27,7 @@ _HTTP_MESSAGES = {
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Give every expected failure the shape of DESIGN §6; the middleware does the unexpected ones."""
+    """Give every expected failure the one error shape of docs/api.md; the middleware does the unexpected ones."""
     app.add_exception_handler(MixloomError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

@@ -1,4 +1,4 @@
-"""The daemon's pen: every write is one transaction that first checks the epoch (DESIGN §2.6)."""
+"""The daemon's pen: every write is one transaction that first checks the epoch (docs/design.md §2.6)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -86,7 +86,7 @@ def claim(session: Session, run_id: str, epoch: int, fingerprint: Mapping[str, A
 
 
 def rewind(session: Session, job: Job, run: Run, *, step: int, tokens: int, cost_charged: int) -> None:
-    """Go back to a recovery point: later metrics go, and what was charged since is given back (DESIGN §5, books)."""
+    """Go back to a recovery point: later metrics go, and what was charged since is given back (docs/design.md §5)."""
     session.execute(delete(Metric).where(Metric.job_id == job.id, Metric.step > step))
     lost = run.cost_charged - cost_charged
     share = select(Tenant.share).where(Tenant.id == run.tenant_id).scalar_subquery()

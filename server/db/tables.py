@@ -22,7 +22,7 @@ class Tenant(Table):
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
     share: Mapped[float]
-    counter: Mapped[float] = mapped_column(default=0.0)  # V of DESIGN §5; added to, set only by a lift
+    counter: Mapped[float] = mapped_column(default=0.0)  # V of docs/design.md §5; added to, set only by a lift
     backlogged: Mapped[bool] = mapped_column(default=False)  # as of the last plan, to know who returns
     created_at: Mapped[float]
     deleted_at: Mapped[float | None]

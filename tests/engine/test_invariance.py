@@ -1,4 +1,4 @@
-"""An adapter depends on its job and its base, never on who trained beside it: to the bit (DESIGN §2.1)."""
+"""An adapter depends on its job and its base, never on who trained beside it: to the bit (docs/design.md §2.1)."""
 
 import functools
 import random

@@ -1,4 +1,4 @@
-"""`auto` becomes what DESIGN §6 says, and what cannot be is refused by name."""
+"""`auto` becomes what the reference says, and what cannot be is refused by name."""
 
 from typing import Any
 
