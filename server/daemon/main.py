@@ -133,7 +133,8 @@ def _heartbeat(books: Books) -> None:
 
 def _end_with_parent() -> None:
     """Standard input is a pipe that the supervisor holds open: when it closes, nobody watches over us."""
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 1):  # not `sys.stdin`: its lock, held here, would abort an orderly end
+        pass
     os._exit(1)
 
 
