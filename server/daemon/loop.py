@@ -54,7 +54,6 @@ class Loop:
         self.sampler = sampler
         self.writer = writer
         self.is_stopping = False
-        self.is_careful = False  # the last pass failed: the next ones are made for one microbatch each
         self.drain: Drain | None = None
         self.rests = False
         self.num_gangs = 0
@@ -155,28 +154,29 @@ class Loop:
     def _execute(self, gang: Sequence[Riding]) -> list[Riding]:
         """One pass for what trains, one for what evaluates; what of the gang was done.
 
-        When a pass fails (a broken row, no memory), its runs begin their units anew, and the next gang's passes are
-        made for one microbatch each: who fails alone is at fault, and the others lose nothing but time.
+        When a pass fails (a broken row, no memory), its runs begin their units anew, and the next time that they ride
+        each of their microbatches has a pass of its own: who fails alone is at fault, the others lose only time.
         """
-        alone, self.is_careful = self.is_careful, False
         done = []
         for is_training in (True, False):
             riding = [r for r in gang if r.works[0].is_training is is_training]
-            by_one = [[Riding(r.resident, [work], 0)] for r in riding for work in r.works]
-            for together in by_one if alone else [riding]:
-                if not all(r.resident.run_id in self.roster.residents for r in together):
+            suspects = [r for r in riding if r.resident.is_suspect]
+            alone = [[Riding(r.resident, [work], 0)] for r in suspects for work in r.works]
+            for part in [[r for r in riding if not r.resident.is_suspect], *alone]:
+                if not all(r.resident.run_id in self.roster.residents for r in part):
                     continue  # its microbatch before this one failed
                 try:
-                    self._pass(together, is_training)
-                    done += together
+                    self._pass(part, is_training)
+                    done += part
                 except Exception as error:
                     log.exception("pass_failed")
-                    if alone:
-                        self.roster.fail(together[0].resident, *_blame(error))
+                    if sum(len(r.works) for r in part) == 1:
+                        self.roster.fail(part[0].resident, *_blame(error))
                         continue
-                    self.is_careful = True
-                    for r in together:
+                    for r in part:
                         r.resident.begin_unit_anew()
+            for r in suspects:
+                r.resident.is_suspect = False
         return done
 
     def _pass(self, riding: Sequence[Riding], is_training: bool) -> None:

@@ -43,12 +43,14 @@ class Resident:
     saved: Cursor  # of the newest recovery point
     saved_at: float
     is_evicted: bool = False  # by the last plan: it is saved and let go at the next boundary
+    is_suspect: bool = False  # the last pass that it rode in failed
     is_closing: bool = False  # its last write is under way: it offers nothing any more
     valid_loss: tuple[int, float] | None = None  # of the last evaluation: (step, loss)
     step_began: float = field(default_factory=time.monotonic)
 
     def begin_unit_anew(self) -> None:
         """After a pass that failed half-way: the gradient of the unit is no sum of whole microbatches."""
+        self.is_suspect = True
         self.run.discard_gradient()
         self.program.begin_unit_anew()
 

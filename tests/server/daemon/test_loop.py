@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 import pytest
+from fastapi import FastAPI
 
 from server.api.services import Services
 from server.db.tables import Job, Metric, Run, Tenant
 from server.tokens import TokenRows
-from tests.server.conftest import Caller
+from tests.server.conftest import Caller, new_tenant
 from tests.server.daemon.conftest import (
     MIXTURE,
     PLAIN,
@@ -110,6 +111,22 @@ def test_a_job_whose_rows_break_the_pass_ends_alone(
     assert job(services, broken).error["code"] == "pass_failed"
     assert final_hash(services, mixture) == hashes["mixture"]
     assert final_hash(services, plain) == hashes["plain"]
+
+
+def test_who_breaks_the_pass_is_found_also_when_it_rides_only_in_every_other_gang(
+    new_life: Callable[..., Life], app: FastAPI, admin: Caller, services: Services
+) -> None:
+    life = new_life(token_budget=500)
+    callers = sorted((new_tenant(app, admin, f"tenant-{n}") for n in range(4)), key=lambda one: one.tenant_id)
+    ids = [submit(caller, PLAIN, steps=6) for caller in callers]  # of equal V: two and two ride in turns
+    path = services.store.path(f"jobs/{ids[0]}") / "train.safetensors"
+    rows = TokenRows.load(path)
+    rows.tokens[:] = 10**6
+    rows.save(path)
+    life.turn(4)
+    assert job(services, ids[0]).status == "failed"
+    life.finish()
+    assert [job(services, id_).status for id_ in ids[1:]] == ["succeeded"] * 3
 
 
 def test_a_finished_job_has_its_adapter_while_the_others_still_train(
