@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.base_folder import write_tiny_base
+from tests.e2e.server import free_port
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -53,17 +53,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-    return number
-
-
-@pytest.fixture
-def said(environment: dict[str, str], port: int, tmp_path: Path) -> str:
+def said(environment: dict[str, str], tmp_path: Path) -> str:
     """What the script prints. Whatever it leaves running is ended."""
-    folder, log = tmp_path / "work", tmp_path / "log"
+    port, folder, log = free_port(), tmp_path / "work", tmp_path / "log"
     folder.mkdir()
     with log.open("w") as file:
         process = subprocess.Popen(
