@@ -6,8 +6,10 @@ Replaced are its attention's linear modules, its gated MLPs and its attention fu
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -106,10 +108,21 @@ def load(folder: Path, *, name: str, dtype: torch.dtype, device: str, microbatch
     """
     if not list(folder.glob("*.safetensors")):
         raise EngineError(f"'{folder}' holds no *.safetensors; convert the model first (pickles are never loaded)")
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
-    )
-    model.to(torch.device(device))  # type: ignore[arg-type]
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise EngineError(f"The model in '{folder}' cannot be read: {error}") from error
+    model, report = loaded
+    if missing := report["missing_keys"]:  # transformers would fill them with random numbers
+        raise EngineError(f"The model in '{folder}' lacks {len(missing)} tensors, '{min(missing)}' among them.")
+    model.to(torch.device(device))
     return BaseModel(model, name=name, hash_=hash_of(folder), microbatch_tokens=microbatch_tokens)
 
 

@@ -72,7 +72,7 @@ def _convert_gguf(path: Path) -> Path:
         try:
             model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # a parser before a broken file raises anything
             raise EngineError(f"The GGUF file '{path}' cannot be read: {error}") from error
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, FilePath, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port that the API listens on; 0 takes a free one.")
     base: str = Field("smollm2-135m", description="Base model: a hub name, a local directory or a GGUF file.")
-    chat_template: Path | None = Field(None, description="A Jinja file to use in place of the base's own template.")
+    chat_template: FilePath | None = Field(None, description="A Jinja file to use in place of the base's own template.")
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto", description="Arithmetic of the frozen base; auto probes the machine."
     )

@@ -20,7 +20,10 @@ def publish_tokenizer(store: LocalStore, base: BaseModel, source: Path, settings
     Raises:
         EngineError: the base has no fast tokenizer.
     """
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise EngineError(f"The tokenizer of the base in '{source}' cannot be read: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise EngineError(f"The base '{base.name}' has no tokenizer.json; convert its tokenizer first.")
     template = settings.chat_template.read_text() if settings.chat_template else tokenizer.chat_template

@@ -1,0 +1,96 @@
+"""Bases that cannot be loaded: each a sentence that names it, never a daemon that starts again and again."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from engine.errors import EngineError
+from server.daemon.main import _load_base
+from server.daemon.publish import publish_tokenizer
+from server.settings import Settings
+from server.store import LocalStore
+from tests.base_folder import write_tiny_base
+
+
+def nothing(folder: Path) -> Path:
+    return folder / "nothing"
+
+
+def no_gguf(folder: Path) -> Path:
+    return folder / "model.gguf"
+
+
+def torn_gguf(folder: Path) -> Path:
+    path = folder / "model.gguf"
+    path.write_bytes(b"GGUF, or so it says")
+    return path
+
+
+def an_empty_folder(folder: Path) -> Path:
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+def pickles_only(folder: Path) -> Path:
+    base = write_tiny_base(folder / "pickles")
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    return base
+
+
+def no_config(folder: Path) -> Path:
+    base = write_tiny_base(folder / "base")
+    (base / "config.json").unlink()
+    return base
+
+
+def torn_weights(folder: Path) -> Path:
+    base = write_tiny_base(folder / "base")
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return base
+
+
+def a_lost_layer(folder: Path) -> Path:
+    base = write_tiny_base(folder / "base")
+    weights = base / "model.safetensors"
+    save_file(
+        {name: tensor for name, tensor in load_file(weights).items() if ".layers.1." not in name},
+        weights,
+        {"format": "pt"},
+    )
+    return base
+
+
+def no_tokenizer(folder: Path) -> Path:
+    base = write_tiny_base(folder / "base")
+    for path in base.glob("tokenizer*"):
+        path.unlink()
+    return base
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        nothing,
+        no_gguf,
+        torn_gguf,
+        an_empty_folder,
+        pickles_only,
+        no_config,
+        torn_weights,
+        a_lost_layer,
+        no_tokenizer,
+    ],
+)
+def test_a_base_that_cannot_be_used_is_named(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = make(tmp_path)
+    settings = Settings(data_dir=tmp_path / "data", base=str(path), dtype="float32")
+
+    def start() -> None:
+        base, _, source = _load_base(settings)
+        publish_tokenizer(LocalStore(settings.data_dir), base, source, settings)
+
+    with pytest.raises(EngineError, match=path.name):
+        start()
