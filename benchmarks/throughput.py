@@ -103,7 +103,8 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def _steps(options: argparse.Namespace, bases: Bases) -> list[Step]:
-    rows = options.rows or options.jobs * options.batch
+    step_rows = options.jobs * options.batch
+    rows = step_rows * max(1, -(-(options.rows or 1) // step_rows))  # whole steps
     steps = make_steps(bases.packed, bases.folder, options.data, jobs=options.jobs, batch=options.batch, rows=rows)
     longest = max(num_tokens([step]) for step in steps)
     if longest > MAX_PACKED_TOKENS:
@@ -225,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks throughput", description=__doc__)
     parser.add_argument("--jobs", type=_positive, default=4, help="jobs that train side by side (4)")
     parser.add_argument("--batch", type=_positive, default=8, help="rows of each job in a step (8)")
-    parser.add_argument("--rows", type=_positive, help="rows of all jobs together (one step of each job)")
+    parser.add_argument("--rows", type=_positive, help="rows of all jobs together, rounded up to whole steps (one step)")
     parser.add_argument("--data", type=Path, nargs="+", default=[], help="JSONL files, one a job in rotation")
     parser.add_argument("--base", default=sources.DEFAULT, help="a hub name, a folder or a GGUF file")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
