@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mixloom import MixloomError
 from tests.e2e.command_line import mixloom
 from tests.e2e.making import MIXTURE, PLAIN, WIDE, dataset, submit
 from tests.e2e.server import ADMIN_KEY, Server, is_gone, wait_for
@@ -139,6 +140,9 @@ def test_a_drain_may_ask_the_daemon_to_end_and_undrain_brings_one_back(
     assert drained.daemon_pid is None
     shown = drained.tenant("alice").jobs.get(jobs[0])
     assert (shown["status"], shown["queue"]["reason"]) == ("queued", "no_daemon")
+    with pytest.raises(MixloomError) as caught:
+        drained.tenant("alice").generate("base", "Hello", max_tokens=2)
+    assert (caught.value.status, caught.value.code) == (503, "no_daemon")
     admin(drained, "undrain")
     drained.wait_until_ready()
     check(drained, jobs, undisturbed)

@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,23 @@ def test_kills_of_the_api_the_daemon_and_both_and_a_daemon_that_is_stopped_chang
     killed.check()
     attempts = server.rows("SELECT attempts FROM runs WHERE job_id = ?", longest)[0]["attempts"]
     assert attempts == 11
+
+
+def test_who_asks_while_the_daemon_is_killed_has_the_answer_of_the_next_one(shared: tuple[Server, list[str]]) -> None:
+    server = shared[0].start()
+    client = server.tenant("asking")
+
+    def ask(n: int) -> list[int]:
+        tokens: list[int] = client.generate("base", f"What is {n}?", max_tokens=100)["tokens"]
+        return tokens
+
+    alone = [ask(n) for n in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(ask, range(4))
+        wait_for(lambda: server.rows("SELECT * FROM operations WHERE status = 'running'"))
+        server.kill("daemon")
+        assert list(answers) == alone
+    server.wait_until_ready()
 
 
 @pytest.mark.slow
