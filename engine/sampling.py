@@ -19,6 +19,8 @@ from engine.segments import Segment, pack
 
 PREFILL_TOKENS = 4096
 """Most prompt tokens in one pass."""
+DIVERGED = "diverged"
+"""The finish reason of a sample whose adapter gives logits that are not numbers: nothing can be drawn."""
 
 
 @dataclass
@@ -45,6 +47,9 @@ class Sample:
 
     def take(self, logits_V: Tensor) -> None:
         """Draw the next token from its logits (float32); the log-prob kept is the model's own, at temperature 1."""
+        if not logits_V.isfinite().all():
+            self.finish_reason = DIVERGED
+            return
         logprobs_V = logits_V.log_softmax(-1)
         token = int(logits_V.argmax()) if self.temperature == 0 else self._draw(logits_V / self.temperature)
         self.tokens.append(token)

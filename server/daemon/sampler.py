@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from engine.adapter import Adapter
 from engine.engine import Engine
 from engine.errors import EngineError
-from engine.sampling import Sample, advance, scoring
+from engine.sampling import DIVERGED, Sample, advance, scoring
 from server.daemon.books import Books
 from server.db import operations
 from server.db.tables import Operation
@@ -25,6 +25,12 @@ SLICE_TOKENS = 32
 KEPT_ADAPTERS = 16
 MAX_CREDIT_SECONDS = 30.0
 _UNREADABLE = "The adapter's files on the server cannot be read. Take another checkpoint, or train it again."
+_DIVERGED = {
+    "category": "user",
+    "code": "adapter_diverged",
+    "message": "The adapter gives numbers that are infinite or none at all. Take an earlier checkpoint, or train it "
+    "again with a lower learning rate.",
+}
 
 
 @dataclass
@@ -109,6 +115,8 @@ class Sampler:
             if len(sample.prompt) > 1:
                 (outcome,) = self.engine.forward([scoring(sample.prompt, adapter)])
                 logprobs += outcome.logprobs[0].tolist()
+                if not outcome.logprobs[0].isfinite().all():
+                    sample.finish_reason = DIVERGED
             _append(folder, {"prompt_logprobs": logprobs})
         self._requests.append(request)
 
@@ -135,8 +143,10 @@ class Sampler:
         for request in ended:
             if request.folder.exists():
                 _append(request.folder, {"finish_reason": request.sample.finish_reason})
+        diverged = [request.id for request in ended if request.sample.finish_reason == DIVERGED]
         with self.books.write() as session:
-            operations.finish(session, [request.id for request in ended], None)
+            operations.finish(session, diverged, _DIVERGED)
+            operations.finish(session, [request.id for request in ended if request.id not in diverged], None)
 
 
 def _append(folder: Path, line: dict[str, Any]) -> None:

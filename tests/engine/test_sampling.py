@@ -150,3 +150,16 @@ def test_no_tokens_at_all_is_finished_before_it_begins(engine: Engine) -> None:
     sample = Sample(PROMPTS[0], max_tokens=0)
     advance(engine.base, [sample], 10)
     assert (sample.tokens, sample.finish_reason, sample.cache) == ([], "length", None)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("weight", [float("nan"), 1e38])
+def test_an_adapter_whose_numbers_broke_ends_its_own_request_alone(
+    engine: Engine, weight: float, temperature: float
+) -> None:
+    broken = engine.create_run(mixlora(), seed=0).adapter
+    broken.flat.fill_(weight)
+    samples = [Sample(PROMPTS[0], LENGTH, adapter, temperature=temperature) for adapter in (None, broken, None)]
+    advance(engine.base, samples, LENGTH)
+    assert (samples[1].tokens, samples[1].finish_reason) == ([], "diverged")
+    assert_as_alone(engine, samples[::2], [Sample(PROMPTS[0], LENGTH, temperature=temperature) for _ in range(2)])
