@@ -66,6 +66,14 @@ def test_weights_that_are_all_zero_give_logprobs_and_a_gradient_of_zero(precise_
     assert (outcome.logprobs[0] < 0).all()
 
 
+def test_a_pass_without_any_target_has_a_loss_of_zero_and_the_auxiliary_gradient(precise_engine: Engine) -> None:
+    one_token = Row(np.array([3]), np.array([], int), np.array([]))
+    for config in CONFIGS.values():
+        outcome, gradient = learn(precise_engine, precise_engine.create_run(config, 0), one_token, auxiliary_weight=1.0)
+        assert (outcome.loss, len(outcome.logprobs[0])) == (0, 0)
+        assert bool(gradient.any()) is config.is_mixture
+
+
 def test_the_gradients_of_two_weightings_add_up_to_that_of_their_sum(precise_engine: Engine, run: Run) -> None:
     first, second = np.random.default_rng(2).normal(size=(2, 19))
     _, one = learn(precise_engine, run, row(20, first))
