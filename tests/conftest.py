@@ -1,10 +1,13 @@
 """What a run leaves out for being slow or needing a GPU is said by name, before pytest's closing line."""
 
+import re
+from collections import Counter
 from typing import Any
 
 import pytest
 
 LEFT_OUT = pytest.StashKey[set[str]]()
+"""Ids of tests, each with its reasons."""
 REASONS = ("slow", "cuda")
 
 
@@ -32,5 +35,6 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.stash[LEFT_OUT] and config.getoption("markexpr"):
         terminalreporter.section("left out: `make test-full` runs what is slow, and cuda where there is an NVIDIA GPU")
-        for name in sorted(config.stash[LEFT_OUT]):
-            terminalreporter.line(name)
+        tests = Counter(re.sub(r"\[.*\]", "", name) for name in config.stash[LEFT_OUT])
+        for name, num_cases in sorted(tests.items()):
+            terminalreporter.line(name if num_cases == 1 else f"{name}  {num_cases} cases")
