@@ -18,7 +18,7 @@ from tests.models import smollm2_folder, tiny_model
 
 peft = pytest.importorskip("peft")
 
-STEPS = 10
+STEPS, RATE = 10, 2e-3
 CONFIGS = {
     "all modules": lora(8, dropout=0.0),
     "rsLoRA on q and v": lora(4, dropout=0.0, rslora=True, target_modules=("q_proj", "v_proj")),
@@ -44,14 +44,14 @@ def our_losses(engine: Engine, config: AdapterConfig, start: Path) -> Iterator[t
         num_targets = sum(len(row.targets) for row in rows)
         weighted = [Row(row.tokens, row.targets, row.weights / num_targets) for row in rows]
         (outcome,) = engine.forward_backward([Microbatch(rows=weighted, run=run)])
-        yield outcome.loss, engine.optim_step(run, learning_rate=5e-3, weight_decay=0.01, max_grad_norm=1.0)
+        yield outcome.loss, engine.optim_step(run, learning_rate=RATE, weight_decay=0.01, max_grad_norm=1.0)
 
 
 def their_losses(base: PreTrainedModel, start: Path) -> Iterator[tuple[float, float]]:
     """The same by PEFT: rows padded to the longest, and torch's optimizer."""
     model = peft.PeftModel.from_pretrained(base, start, is_trainable=True)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=5e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(trainable, lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     for step in range(STEPS):
         rows = rows_of(step)
         labels = [np.where(np.isin(np.arange(len(r.tokens)), r.targets), r.tokens, -100) for r in rows]
@@ -67,10 +67,10 @@ def their_losses(base: PreTrainedModel, start: Path) -> Iterator[tuple[float, fl
         yield float(loss.detach()), float(norm)
 
 
-def assert_follows(ours: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> None:
-    """Losses to 1e-5, gradient norms to 1e-3, relative; and training got somewhere."""
-    np.testing.assert_allclose([loss for loss, _ in ours], [loss for loss, _ in theirs], rtol=1e-5)
-    np.testing.assert_allclose([norm for _, norm in ours], [norm for _, norm in theirs], rtol=1e-3)
+def assert_follows(ours: list[tuple[float, float]], theirs: list[tuple[float, float]], tolerance: float) -> None:
+    """Losses to `tolerance`, gradient norms to 50 times that, both relative; and training got somewhere."""
+    np.testing.assert_allclose([loss for loss, _ in ours], [loss for loss, _ in theirs], rtol=tolerance)
+    np.testing.assert_allclose([norm for _, norm in ours], [norm for _, norm in theirs], rtol=50 * tolerance)
     assert len(ours) == STEPS
     assert ours[-1][0] < 0.98 * ours[1][0]
 
@@ -80,14 +80,14 @@ def test_ten_losses_are_those_of_peft_from_the_same_start(
     engine: Engine, config: AdapterConfig, tmp_path: Path
 ) -> None:
     ours = list(our_losses(engine, config, tmp_path))
-    assert_follows(ours, list(their_losses(tiny_model(), tmp_path)))
+    assert_follows(ours, list(their_losses(tiny_model(), tmp_path)), tolerance=1e-6)
 
 
 @pytest.mark.smollm2
 def test_ten_losses_on_smollm2_are_those_of_peft_from_the_same_start(smollm2: Engine, tmp_path: Path) -> None:
     ours = list(our_losses(smollm2, lora(8, dropout=0.0), tmp_path))
     base = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=torch.float32)
-    assert_follows(ours, list(their_losses(base, tmp_path)))
+    assert_follows(ours, list(their_losses(base, tmp_path)), tolerance=2e-5)
 
 
 @pytest.mark.parametrize(
