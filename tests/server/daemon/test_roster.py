@@ -63,14 +63,16 @@ class Gate:
         self.writer = writer
         self._event = threading.Event()
 
-    def close(self) -> None:
-        self.writer.put("held", lambda folder: self._pass(), lambda files: None)
+    def close(self, key: str = "held") -> None:
+        """A folder is being written at `key` until the gate opens."""
+        self.writer.put(key, self._write, lambda files: None)
 
     def open(self) -> None:
         self._event.set()
 
-    def _pass(self) -> None:
+    def _write(self, folder: Path) -> None:
         assert self._event.wait(30)
+        (folder / "file").write_text("text")
 
 
 @pytest.fixture
@@ -256,7 +258,7 @@ def test_a_job_that_ends_while_its_point_is_written_leaves_nothing(
 ) -> None:
     id_, neighbour = submit(alice, MIXTURE), submit(bob, MIXTURE)
     life.turn_until(lambda: job(services, id_).step == 4)
-    gate.close()
+    gate.close(f"recovery/{life.resident(id_).run_id}/being-written")
     life.loop.turn()
     assert alice.post(f"/jobs/{id_}/cancel").json()["status"] == "cancelled"
     if deleted:
@@ -284,13 +286,15 @@ def test_a_paused_job_that_is_cancelled_leaves_no_points(life: Life, alice: Call
 
 
 def test_a_fast_drain_waits_for_the_point_under_way_and_repeats_what_came_after(
-    undisturbed: str, life: Life, alice: Caller, services: Services
+    undisturbed: str, life: Life, gate: Gate, alice: Caller, services: Services
 ) -> None:
     id_ = submit(alice, MIXTURE)
     life.turn_until(lambda: job(services, id_).step == 4)
-    life.loop.turn()  # step 5; its point is not settled
+    gate.close()
+    life.loop.turn()  # step 5, whose point waits for the disk
     life.loop.turn()
     drain(services, mode="fast")
+    threading.Timer(0.3, gate.open).start()
     life.loop.turn()
     assert job(services, id_).status == "queued"
     assert [point.step for point in points(services, id_)] == [5]
