@@ -226,7 +226,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks throughput", description=__doc__)
     parser.add_argument("--jobs", type=_positive, default=4, help="jobs that train side by side (4)")
     parser.add_argument("--batch", type=_positive, default=8, help="rows of each job in a step (8)")
-    parser.add_argument("--rows", type=_positive, help="rows of all jobs together, rounded up to whole steps (one step)")
+    parser.add_argument(
+        "--rows", type=_positive, help="rows of all jobs together, rounded up to whole steps (one step)"
+    )
     parser.add_argument("--data", type=Path, nargs="+", default=[], help="JSONL files, one a job in rotation")
     parser.add_argument("--base", default=sources.DEFAULT, help="a hub name, a folder or a GGUF file")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
