@@ -1,53 +1,83 @@
 """kill -9 of anything, at any moment: every accepted job ends with the bytes that it would have had."""
 
+import contextlib
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mixloom import ServerUnreachable
 from tests.e2e.making import MIXTURE, NARROW, PLAIN, WIDE, dataset, submit
 from tests.e2e.server import Server, is_gone, wait_for
 
-CONFIGS = {"alice": [(MIXTURE, 20), (PLAIN, 110)], "bob": [(WIDE, 40), (NARROW, 75)]}
-"""Jobs of two tenants: what, and how many steps. The longest outlasts all the kills."""
+VALIDATED = {"validation": 0.3, "training": {"evaluate_every": 4, "checkpoint_every": 8}}
+CONFIGS: dict[str, list[tuple[dict[str, Any], int, dict[str, Any]]]] = {
+    "alice": [(MIXTURE, 20, {}), (PLAIN, 110, VALIDATED)],
+    "bob": [(WIDE, 40, VALIDATED), (NARROW, 75, {})],
+}
+"""Jobs of two tenants: adapter, steps, other fields. The longest outlasts all the kills."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All that is left of a job and must not show what happened to it on the way."""
+
+    metrics: list[dict[str, Any]]
+    adapters: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, server: Server, job: str) -> "Trace":
+        """Of a job that has succeeded."""
+        server.hash(job)
+        metrics = "step, epoch, tokens, train_loss, valid_loss, aux_loss, learning_rate, grad_norm"
+        adapters = "step, final, sha256, bytes, valid_loss, exact"
+        return cls(
+            server.rows(f"SELECT {metrics} FROM metrics WHERE job_id = ? ORDER BY step", job),
+            server.rows(f"SELECT {adapters} FROM adapters WHERE job_id = ? ORDER BY step", job),
+        )
 
 
 @dataclass(frozen=True)
 class Disturbed:
-    """Jobs that something happens to, and the hashes that they are to have in the end."""
+    """Jobs that something happens to, and what they are to leave in the end."""
 
     server: Server
     jobs: list[str]
-    undisturbed: list[str]
+    undisturbed: list[Trace]
 
     def check(self) -> None:
-        """All is in the end as if nothing had been."""
-        assert self.server.finish(*self.jobs) == self.undisturbed
-        totals = [steps for configs in CONFIGS.values() for _, steps in configs]
-        for job, total in zip(self.jobs, totals, strict=True):
+        """All is in the end as if nothing had been, and each step is there once."""
+        self.server.finish(*self.jobs)
+        totals = [steps for configs in CONFIGS.values() for _, steps, _ in configs]
+        for job, total, undisturbed in zip(self.jobs, totals, self.undisturbed, strict=True):
             assert self.server.metric_steps(job) == list(range(1, total + 1))
+            assert Trace.of(self.server, job) == undisturbed
         wait_for(lambda: not list((self.server.data / "recovery").glob("*/*")))
         assert not list(self.server.data.rglob("*.tmp"))
 
 
 @pytest.fixture(scope="module")
-def shared(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, list[str]]]:
-    """A server, and what the jobs of `CONFIGS` come to undisturbed."""
+def shared(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, list[Trace]]]:
+    """A server, and what the jobs of `CONFIGS` leave when nothing happens."""
     server = Server(tmp_path_factory.mktemp("kill"), base)
     try:
-        yield server.start(), server.finish(*submit_all(server))
+        jobs = submit_all(server.start())
+        server.finish(*jobs)
+        yield server, [Trace.of(server, job) for job in jobs]
     finally:
         server.end()
 
 
 @pytest.fixture
-def killed(shared: tuple[Server, list[str]]) -> Disturbed:
+def killed(shared: tuple[Server, list[Trace]]) -> Disturbed:
     """The same jobs, just submitted again."""
     server, undisturbed = shared
     return Disturbed(server.start(), submit_all(server), undisturbed)
@@ -55,9 +85,9 @@ def killed(shared: tuple[Server, list[str]]) -> Disturbed:
 
 def submit_all(server: Server) -> list[str]:
     return [
-        submit(server.tenant(name), dataset(server.tenant(name), server.folder), adapter, steps)
+        submit(server.tenant(name), dataset(server.tenant(name), server.folder), adapter, steps, **fields)
         for name, configs in CONFIGS.items()
-        for adapter, steps in configs
+        for adapter, steps, fields in configs
     ]
 
 
@@ -78,7 +108,7 @@ def test_kills_of_the_api_the_daemon_and_both_and_a_daemon_that_is_stopped_chang
     assert attempts == 11
 
 
-def test_who_asks_while_the_daemon_is_killed_has_the_answer_of_the_next_one(shared: tuple[Server, list[str]]) -> None:
+def test_who_asks_while_the_daemon_is_killed_has_the_answer_of_the_next_one(shared: tuple[Server, list[Trace]]) -> None:
     server = shared[0].start()
     client = server.tenant("asking")
 
@@ -93,6 +123,38 @@ def test_who_asks_while_the_daemon_is_killed_has_the_answer_of_the_next_one(shar
         server.kill("daemon")
         assert list(answers) == alone
     server.wait_until_ready()
+
+
+def test_what_was_accepted_is_there_after_a_kill_and_nothing_is_there_by_halves(
+    shared: tuple[Server, list[Trace]], tmp_path: Path
+) -> None:
+    server = shared[0].start()
+    client = server.tenant("hasty")
+    accepted: list[tuple[str, str]] = []
+
+    def hurry(folder: Path) -> None:
+        folder.mkdir()
+        with contextlib.suppress(ServerUnreachable):
+            while True:
+                data = dataset(client, folder)
+                accepted.append((data, submit(client, data, PLAIN, 1)))
+
+    threads = [threading.Thread(target=hurry, args=(tmp_path / str(n),)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: len(accepted) >= 10)
+    server.kill("api", "daemon")
+    for thread in threads:
+        thread.join(30)
+    server.start()
+    server.finish(*(job for _, job in accepted))
+    for data, job in accepted:
+        assert client.datasets.get(data)["rows"] == 10
+        assert client.jobs.get(job)["adapter_sha256"]
+    known = server.rows("SELECT id FROM jobs UNION SELECT id FROM datasets")
+    for job in client.jobs.iterate():
+        assert (server.data / "jobs" / job["id"] / "train.safetensors").exists()
+    assert {one["id"] for one in known} >= {name for pair in accepted for name in pair}
 
 
 @pytest.mark.slow
