@@ -2,7 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -56,10 +58,13 @@ class LocalStore:
             return []
         return sorted(f"{prefix}/{child.name}" for child in folder.iterdir() if not child.name.endswith(".tmp"))
 
-    def remove_unfinished(self, prefix: str) -> None:
-        """Delete what a killed writer left under `prefix`. Only for a prefix that nobody else writes to."""
-        for folder in self.path(prefix).rglob("*.tmp"):
-            shutil.rmtree(folder, ignore_errors=True)
+    def remove_orphans(self, prefix: str, named: Collection[str], *, seconds: float = 0.0) -> None:
+        """Delete what lies one level under `prefix`, unfinished or not in `named`, and is at least so old."""
+        folder = self.path(prefix)
+        for child in folder.iterdir() if folder.is_dir() else ():
+            with suppress(FileNotFoundError):  # somebody else was faster
+                if f"{prefix}/{child.name}" not in named and time.time() - child.stat().st_mtime >= seconds:
+                    shutil.rmtree(child)
 
     def delete(self, key: str) -> None:
         """Remove a key; a missing one is no error."""

@@ -25,7 +25,7 @@ from server.daemon.publish import base_row, publish_tokenizer
 from server.daemon.roster import Roster
 from server.daemon.sampler import Sampler
 from server.daemon.writer import Writer
-from server.db import daemons, operations, recovery_points, runs
+from server.db import daemons, datasets, jobs, operations, recovery_points, runs
 from server.db.daemons import Fenced
 from server.db.migrate import upgrade
 from server.db.session import Database
@@ -35,6 +35,7 @@ from server.store import LocalStore
 
 log = logging.getLogger("mixloom.daemon")
 HEARTBEAT_SECONDS = 2.0
+API_ORPHAN_SECONDS = 3600.0
 EXIT_BAD_BASE = 3
 """The base cannot be loaded: starting again would not help."""
 
@@ -139,16 +140,20 @@ def _end_with_parent() -> None:
 
 
 def collect_orphans(books: Books, store: LocalStore) -> None:
-    """Delete folders that no row names: what a killed daemon had written and not yet published."""
+    """Delete folders that no row names: what was written by somebody who was killed before it was published.
+
+    Only one daemon lives, so its own have nobody. An API may be about to name what it has just written.
+    """
     with books.read() as session:
-        named = runs.all_adapter_keys(session) | recovery_points.all_keys(session)
-    for prefix in ("adapters", "recovery"):
-        store.remove_unfinished(prefix)
-    for key in store.list("adapters"):
-        if key not in named:
-            store.delete(key)
+        adapters, points = runs.all_adapter_keys(session), recovery_points.all_keys(session)
+        of_api = {
+            "jobs": jobs.all_keys(session),
+            "datasets": datasets.all_keys(session),
+            "operations": operations.all_keys(session),
+        }
+    store.remove_orphans("adapters", adapters)
+    store.remove_orphans("recovery", {point.rpartition("/")[0] for point in points})
     for run in store.list("recovery"):
-        points = store.list(run)
-        for key in points if named.intersection(points) else [run]:
-            if key not in named:
-                store.delete(key)
+        store.remove_orphans(run, points)
+    for prefix, named in of_api.items():
+        store.remove_orphans(prefix, named, seconds=API_ORPHAN_SECONDS)

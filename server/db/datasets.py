@@ -23,6 +23,11 @@ def get_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
     return found
 
 
+def all_keys(session: Session) -> set[str]:
+    """The store's keys of every data set."""
+    return {f"datasets/{id_}" for id_ in session.scalars(select(Dataset.id))}
+
+
 def list_datasets(
     session: Session, tenant_id: str, page: Page, filters: Sequence[object] = ()
 ) -> tuple[list[Dataset], bool]:

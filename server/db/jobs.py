@@ -72,6 +72,11 @@ def count_by_status(session: Session) -> dict[str, int]:
     return {row.status: row.num for row in counts}
 
 
+def all_keys(session: Session) -> set[str]:
+    """The store's keys of every job's rows."""
+    return set(session.scalars(select(Job.tokens_key)))
+
+
 def cancel(session: Session, job: Job) -> None:
     """End a job for good; the daemon lets go of it at its next gang boundary. Idempotent.
 

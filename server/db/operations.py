@@ -71,6 +71,11 @@ def count_waiting(session: Session) -> int:
     return session.scalar(waiting) or 0
 
 
+def all_keys(session: Session) -> set[str]:
+    """The store's keys of every operation."""
+    return set(session.scalars(select(Operation.key)))
+
+
 def any_pending(session: Session, base_hash: str) -> bool:
     """Whether an operation on this base waits."""
     waiting = select(Operation.id).where(Operation.status == PENDING, Operation.base_hash == base_hash)

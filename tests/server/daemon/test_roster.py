@@ -1,5 +1,6 @@
 """Recovery points: written, trusted only when whole, and never of two minds with the database."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,6 +198,22 @@ def test_what_a_dead_life_had_not_published_is_cleared_away(
     assert not any(services.store.path(key).exists() for key in orphans)
     assert not services.store.path("recovery/run_gone").exists()
     assert all(services.store.path(point.key).exists() for point in points(services, id_))
+
+
+def test_what_a_dead_api_had_not_named_is_cleared_away_an_hour_later(
+    life: Life, new_life: NewLife, alice: Caller, services: Services
+) -> None:
+    id_ = submit(alice, MIXTURE)
+    named = [f"jobs/{id_}", f"datasets/{job(services, id_).dataset_id}"]
+    old = ["jobs/job_gone", "jobs/job_half.tmp", "datasets/ds_gone", "operations/gen_gone"]
+    new = ["jobs/job_new", "datasets/ds_new.tmp"]
+    for key in [*old, *new]:
+        services.store.path(key).mkdir(parents=True)
+    for key in [*old, *named]:
+        os.utime(services.store.path(key), (0, 0))
+    new_life()
+    assert not any(services.store.path(key).exists() for key in old)
+    assert all(services.store.path(key).exists() for key in [*new, *named])
 
 
 def test_another_machine_goes_on_and_says_that_the_bits_are_not_one_machines(
