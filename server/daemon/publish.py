@@ -35,14 +35,18 @@ def publish_tokenizer(store: LocalStore, base: BaseModel, source: Path, settings
         "add_bos": tokenizer.bos_token_id is not None and tokenizer("x").input_ids[0] == tokenizer.bos_token_id,
     }
 
+    files = {"tokenizer.json": tokenizer.backend_tokenizer.to_str(), "special.json": json.dumps(special)}
+    if template:
+        files["chat_template.jinja"] = template
+
     def write(folder: Path) -> None:
-        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-        (folder / "special.json").write_text(json.dumps(special))
-        if template:
-            (folder / "chat_template.jinja").write_text(template)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
 
     key = f"bases/{base.hash}"
-    store.put(key, write)
+    published = store.path(key)
+    if not published.is_dir() or {path.name: path.read_text("utf-8") for path in published.iterdir()} != files:
+        store.put(key, write)  # not at every start: an API that lives may be reading it
     return key
 
 

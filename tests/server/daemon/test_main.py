@@ -1,4 +1,4 @@
-"""Bases that cannot be loaded: each a sentence that names it, never a daemon that starts again and again."""
+"""Bases that cannot be loaded, each a sentence that names it; and what is told of one that can."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from engine.base_model import BaseModel
 from engine.errors import EngineError
 from server.daemon.main import _load_base
 from server.daemon.publish import publish_tokenizer
@@ -94,3 +95,17 @@ def test_a_base_that_cannot_be_used_is_named(make: Callable[[Path], Path], tmp_p
 
     with pytest.raises(EngineError, match=path.name):
         start()
+
+
+def test_a_restart_leaves_the_published_tokenizer_untouched_unless_it_has_changed(
+    frozen: BaseModel, folder: Path, tmp_path: Path
+) -> None:
+    store, settings = LocalStore(tmp_path / "data"), Settings(data_dir=tmp_path / "data")
+    key = publish_tokenizer(store, frozen, folder, settings)
+    first = store.path(key).stat().st_ino
+    publish_tokenizer(store, frozen, folder, settings)
+    assert store.path(key).stat().st_ino == first
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages }}")
+    publish_tokenizer(store, frozen, folder, settings.model_copy(update={"chat_template": template}))
+    assert (store.path(key) / "chat_template.jinja").read_text() == "{{ messages }}"
