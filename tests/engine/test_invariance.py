@@ -8,15 +8,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from engine import segments
 from engine.base_model import BaseModel
 from engine.engine import Engine
 from engine.run import Microbatch
 from tests.engine.gangs import Gang, Job, random_gangs, random_job, train, train_alone
-from tests.engine.loads import LOADS, build, lora, mixlora
+from tests.engine.loads import LOADS, build, lora, mixlora, random_row
 from tests.models import VOCABULARY, tiny_base
 
 JOBS = [
@@ -35,17 +36,21 @@ companies = st.randoms(use_true_random=False)
 few = settings(
     max_examples=6,
     deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # to shrink what trains would take minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
 def wide_base(dtype: torch.dtype) -> BaseModel:
-    """One layer of SmolLM2's widths: wide enough that matmuls and activations are cut between threads."""
+    """One layer about as wide as SmolLM2's: work is cut between threads, among three in the middle of a vector.
+
+    An activation over the whole pack is another one at such a cut, whose place depends on the company.
+    """
     torch.manual_seed(3)
     config = AutoConfig.for_model(
         "llama",
         hidden_size=576,
-        intermediate_size=1536,
+        intermediate_size=1520,
         num_hidden_layers=1,
         num_attention_heads=9,
         num_key_value_heads=3,
@@ -111,6 +116,22 @@ def test_what_a_forward_pass_says_of_a_microbatch_is_the_same_alone(engine: Engi
         assert torch.equal(torch.cat(together.logprobs), torch.cat(alone.logprobs))
         assert (together.loss, together.aux_loss) == (alone.loss, alone.aux_loss)
         assert together.expert_loads is None or torch.equal(together.expert_loads, alone.expert_loads)
+
+
+def test_an_activation_never_runs_over_two_segments() -> None:
+    """Over a whole pack it is another one where a thread's part ends, too seldom to be seen in every company."""
+    engine = Engine(tiny_base())
+    adapters = [None, *(engine.create_run(lora(), seed=seed).adapter for seed in range(2))]
+    draw = np.random.default_rng(0)
+    microbatches = [
+        Microbatch(rows=[random_row(length, draw)], adapter=adapter)
+        for length, adapter in zip((9, 20, 31), adapters, strict=True)
+    ]
+    seen: list[int] = []
+    activation = engine.base.model.model.layers[0].mlp.activation
+    activation.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    engine.forward(microbatches)
+    assert seen == [9, 20, 31, -(9 + 20 + 31) % segments.ROW_MULTIPLE]
 
 
 def test_without_padding_to_whole_rows_the_company_changes_the_bits(
