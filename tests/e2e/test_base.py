@@ -1,13 +1,32 @@
 """A job is bound to the base that it was submitted for."""
 
+import functools
 from pathlib import Path
 
+import pytest
+
+from mixloom import Client, MixloomError
 from tests.base_folder import write_tiny_base
 from tests.e2e.conftest import NewServer
 from tests.e2e.making import MIXTURE, PLAIN, dataset, submit
 from tests.e2e.server import wait_for
 
 STEPS = 30
+
+
+def refuses_messages(client: Client, folder: Path) -> None:
+    """A base without a chat template takes prompts, and no turns."""
+    path = folder / "chat.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 4)
+    turns = [{"role": "user", "content": "Hello"}]
+    for attempt in (
+        functools.partial(client.generate, "base", messages=turns, max_tokens=2),
+        functools.partial(client.datasets.upload, path),
+    ):
+        with pytest.raises(MixloomError) as caught:
+            attempt()
+        assert (caught.value.status, caught.value.code) == (422, "no_chat_template")
+    assert client.generate("base", "Hello", max_tokens=2)["usage"]["completion_tokens"] == 2
 
 
 def test_under_another_base_a_job_waits_and_under_its_own_it_goes_on_to_the_same_bytes(
@@ -24,7 +43,7 @@ def test_under_another_base_a_job_waits_and_under_its_own_it_goes_on_to_the_same
     first = client.base()["hash"]
 
     assert server.stop() == 0
-    server.base = write_tiny_base(tmp_path / "other", seed=8)
+    server.base = write_tiny_base(tmp_path / "other", seed=8, template=False)
     server.start()
     assert client.base()["hash"] != first
     waiting = client.jobs.resume(job)
@@ -32,6 +51,7 @@ def test_under_another_base_a_job_waits_and_under_its_own_it_goes_on_to_the_same
     assert waiting["queue"]["sentence"]
     rested = server.step(job)
     server.finish(submit(client, dataset(client, tmp_path), PLAIN, 3))
+    refuses_messages(client, tmp_path)
     assert (server.status(job), server.step(job)) == ("queued", rested)
 
     assert server.stop() == 0

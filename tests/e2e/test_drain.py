@@ -165,6 +165,7 @@ def test_sigterm_saves_the_work_and_ends_in_time(drained: Server, jobs: list[str
     check(drained, jobs, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_second_sigterm_ends_at_once_and_loses_nothing_that_was_saved(
     drained: Server, jobs: list[str], undisturbed: list[str]
 ) -> None:

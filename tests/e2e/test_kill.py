@@ -108,6 +108,7 @@ def test_kills_of_the_api_the_daemon_and_both_and_a_daemon_that_is_stopped_chang
     assert attempts == 11
 
 
+@pytest.mark.slow
 def test_who_asks_while_the_daemon_is_killed_has_the_answer_of_the_next_one(shared: tuple[Server, list[Trace]]) -> None:
     server = shared[0].start()
     client = server.tenant("asking")

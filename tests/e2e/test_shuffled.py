@@ -13,10 +13,10 @@ from mixloom.demo.tasks import TASKS, Row, majority_accuracy
 from tests.e2e.server import Server
 from tests.models import smollm2_folder
 
-pytestmark = pytest.mark.smollm2
-TASK = TASKS["queues"]
+pytestmark = [pytest.mark.smollm2, pytest.mark.slow]
+TASK = TASKS["dates"]
 BAR = 0.30
-STEPS, BATCH = 9, 8
+STEPS, BATCH = 10, 8
 NUM_HELD_OUT = 50
 
 

@@ -1,14 +1,9 @@
 """Starts that cannot succeed say why in one sentence, promptly, and start nothing by halves."""
 
-import functools
 import socket
 import time
 from pathlib import Path
 
-import pytest
-
-from mixloom import MixloomError
-from tests.base_folder import write_tiny_base
 from tests.e2e.conftest import NewServer
 from tests.e2e.making import PLAIN, dataset, submit
 from tests.e2e.server import Server, is_gone, wait_for
@@ -74,27 +69,3 @@ def test_a_second_server_on_the_same_data_waits_and_takes_over(new_server: NewSe
     second.wait_until_ready()
     assert second.finish(job) == [undisturbed]
     assert second.metric_steps(job) == list(range(1, 61))
-
-
-def test_a_base_without_template_refuses_messages_until_the_operator_gives_one(
-    new_server: NewServer, tmp_path: Path
-) -> None:
-    server = new_server(base=write_tiny_base(tmp_path / "plain", template=False)).start()
-    client = server.tenant("alice")
-    asked = [{"role": "user", "content": "Hello"}]
-    path = tmp_path / "chat.jsonl"
-    path.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 4)
-    generate = functools.partial(client.generate, "base", messages=asked, max_tokens=2)
-    for attempt in (generate, functools.partial(client.datasets.upload, path)):
-        with pytest.raises(MixloomError) as caught:
-            attempt()
-        assert (caught.value.status, caught.value.code) == (422, "no_chat_template")
-    assert client.generate("base", "Hello", max_tokens=2)["usage"]["completion_tokens"] == 2
-
-    assert server.stop() == 0
-    template = tmp_path / "template.jinja"
-    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}<|endoftext|>{% endfor %}")
-    server.settings["chat_template"] = template
-    server.start()
-    assert generate()["usage"]["completion_tokens"] == 2
-    assert client.datasets.upload(path)["rows"] == 4
