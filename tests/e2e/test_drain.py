@@ -14,7 +14,7 @@ from tests.e2e.making import MIXTURE, PLAIN, WIDE, dataset, submit
 from tests.e2e.server import ADMIN_KEY, Server, is_gone, wait_for
 
 ADAPTERS = (MIXTURE, PLAIN)
-STEPS = 40
+STEPS = 80
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def test_a_job_submitted_while_others_train_steps_in_the_first_or_second_gang_af
             first.jobs.cancel(job)
 
 
-STEPS = 30
+STEPS = 60
 SAME = (MIXTURE, PLAIN)
 
 
