@@ -24,7 +24,16 @@ log = logging.getLogger("mixloom.daemon")
 SLICE_TOKENS = 32
 KEPT_ADAPTERS = 16
 MAX_CREDIT_SECONDS = 30.0
-_UNREADABLE = "The adapter's files on the server cannot be read. Take another checkpoint, or train it again."
+_UNREADABLE = {
+    "category": "server",
+    "code": "adapter_unreadable",
+    "message": "The adapter's files on the server cannot be read. Take another checkpoint, or train it again.",
+}
+_FAILED = {
+    "category": "server",
+    "code": "generation_failed",
+    "message": "The engine could not compute this answer. Ask for fewer tokens, or with another prompt.",
+}
 _DIVERGED = {
     "category": "user",
     "code": "adapter_diverged",
@@ -37,9 +46,10 @@ _DIVERGED = {
 class Request:
     """An operation that is being sampled."""
 
-    id: str
+    operation: Operation
     folder: Path
     sample: Sample
+    is_suspect: bool = False  # a pass that it was in failed: it goes on alone
     written: int = 0  # tokens already in the result file
 
 
@@ -69,9 +79,9 @@ class Sampler:
         if not self._requests:
             return False
         began = time.monotonic()
-        advance(self.engine.base, [request.sample for request in self._requests], SLICE_TOKENS)
-        for request in self._requests:
-            self._append_tokens(request)
+        alone = [[request] for request in self._requests if request.is_suspect]
+        for requests in [[request for request in self._requests if not request.is_suspect], *alone]:
+            self._advance(requests)
         ended = [request for request in self._requests if request.sample.finish_reason]
         self._finish(ended)
         self._requests = [request for request in self._requests if not request.sample.finish_reason]
@@ -86,18 +96,43 @@ class Sampler:
         with self.books.write() as session:
             new = operations.start_pending(session, self.engine.base.hash)
         for operation in new:
-            try:
-                self._begin(operation)
-            except (EngineError, OSError, SafetensorError) as error:
-                log.error("adapter_unreadable", extra={"fields": {"id": operation.id, "reason": str(error)}})
-                with self.books.write() as session:
-                    problem = {"category": "server", "code": "adapter_unreadable", "message": _UNREADABLE}
-                    operations.finish(session, [operation.id], problem)
+            self._begin(operation)
 
-    def _begin(self, operation: Operation) -> None:
+    def _advance(self, requests: list[Request]) -> None:
+        """One slice. When it fails its requests begin anew, each alone: the one at fault fails, the others do not."""
+        try:
+            advance(self.engine.base, [request.sample for request in requests], SLICE_TOKENS)
+        except Exception:
+            log.exception("sampling_failed")
+            self._requests = [request for request in self._requests if request not in requests]
+            for request in requests:
+                if len(requests) > 1:
+                    self._begin(request.operation, is_suspect=True)
+                else:
+                    self._fail(request.operation, _FAILED)
+            return
+        for request in requests:
+            self._append_tokens(request)
+
+    def _begin(self, operation: Operation, *, is_suspect: bool = False) -> None:
+        try:
+            self._requests.append(self._prepare(operation, is_suspect))
+        except (EngineError, OSError, SafetensorError) as error:
+            log.error("adapter_unreadable", extra={"fields": {"id": operation.id, "reason": str(error)}})
+            self._fail(operation, _UNREADABLE)
+        except Exception:
+            log.exception("sampling_failed")
+            self._fail(operation, _FAILED)
+
+    def _fail(self, operation: Operation, problem: dict[str, str]) -> None:
+        with self.books.write() as session:
+            operations.finish(session, [operation.id], problem)
+
+    def _prepare(self, operation: Operation, is_suspect: bool) -> Request:
+        """Read what is asked, and score the prompt if that is asked too."""
         folder = self.store.path(operation.key)
         asked = json.loads((folder / "request.json").read_text())
-        (folder / "result.jsonl").unlink(missing_ok=True)  # of an earlier life of the daemon
+        (folder / "result.jsonl").unlink(missing_ok=True)  # of an earlier life of the daemon, or a failed pass
         adapter = self._adapter(operation.adapter_id)
         sample = Sample(
             prompt=asked["tokens"],
@@ -109,7 +144,6 @@ class Sampler:
             seed=asked["seed"],
             stop_tokens=frozenset(asked["stop_tokens"]),
         )
-        request = Request(operation.id, folder, sample)
         if asked["logprobs"]:
             logprobs: list[float | None] = [None]
             if len(sample.prompt) > 1:
@@ -118,7 +152,7 @@ class Sampler:
                 if not outcome.logprobs[0].isfinite().all():
                     sample.finish_reason = DIVERGED
             _append(folder, {"prompt_logprobs": logprobs})
-        self._requests.append(request)
+        return Request(operation, folder, sample, is_suspect)
 
     def _adapter(self, adapter_id: str | None) -> Adapter | None:
         if adapter_id is None:
@@ -143,10 +177,11 @@ class Sampler:
         for request in ended:
             if request.folder.exists():
                 _append(request.folder, {"finish_reason": request.sample.finish_reason})
-        diverged = [request.id for request in ended if request.sample.finish_reason == DIVERGED]
+        ids = [request.operation.id for request in ended]
+        diverged = [request.operation.id for request in ended if request.sample.finish_reason == DIVERGED]
         with self.books.write() as session:
             operations.finish(session, diverged, _DIVERGED)
-            operations.finish(session, [request.id for request in ended if request.id not in diverged], None)
+            operations.finish(session, [id_ for id_ in ids if id_ not in diverged], None)
 
 
 def _append(folder: Path, line: dict[str, Any]) -> None:

@@ -1,42 +1,106 @@
-"""`/generate` through the real daemon: what a broken adapter does to others (nothing)."""
+"""Requests that are sampled together: what one may do to another (nothing), and where they end."""
 
-from concurrent.futures import ThreadPoolExecutor
+import json
+from pathlib import Path
+from typing import Any
 
-import httpx
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-from engine.formats import WEIGHTS
 from server.api.services import Services
+from server.db import operations
+from server.db.tables import Base, Operation
+from server.ids import new_id
 from tests.server.conftest import Caller
-from tests.server.daemon.conftest import MIXTURE, Life, adapters, submit
+from tests.server.daemon.conftest import Life
+
+PROMPT = list(range(20, 40))
 
 
-def ask(life: Life, caller: Caller, *bodies: dict) -> list[httpx.Response]:
-    """What `/generate` answers to requests that wait together while the daemon turns."""
-    with ThreadPoolExecutor(len(bodies)) as pool:
-        futures = [pool.submit(caller.post, "/generate", json=body) for body in bodies]
-        while not all(future.done() for future in futures):
-            life.turn()
-        return [future.result() for future in futures]
+@pytest.fixture
+def ask(life: Life, alice: Caller, services: Services) -> Any:
+    """Puts an operation before the daemon as the API does: `ask([1, 2], max_tokens=4)`; its id."""
+
+    def put(tokens: list[int], *, max_tokens: int = 40, logprobs: bool = False, adapter: str | None = None) -> str:
+        id_ = new_id("gen")
+        request = {
+            "tokens": tokens,
+            "max_tokens": max_tokens,
+            "temperature": 0.0,
+            "top_k": None,
+            "top_p": None,
+            "seed": 1,
+            "stop_tokens": [],
+            "logprobs": logprobs,
+        }
+        key = f"operations/{id_}"
+        services.store.put(key, lambda folder: write(folder, request))
+        with services.database.write() as session:
+            operations.add_sample(
+                session,
+                id_=id_,
+                tenant_id=alice.tenant_id,
+                adapter_id=adapter,
+                base_hash=session.query(Base).one().hash,
+                key=key,
+                deadline=2e9,
+            )
+        return id_
+
+    return put
 
 
-@pytest.mark.parametrize(
-    "options", [{"temperature": 1}, {"temperature": 0}, {"max_tokens": 0, "logprobs": True}], ids=str
-)
-def test_an_adapter_whose_numbers_broke_gets_a_reason_and_others_an_answer(
-    options: dict, life: Life, alice: Caller, services: Services
+def write(folder: Path, request: dict[str, Any]) -> None:
+    (folder / "request.json").write_text(json.dumps(request))
+
+
+def operation(services: Services, id_: str) -> Operation:
+    with services.database.read() as session:
+        return session.get_one(Operation, id_)
+
+
+def result(services: Services, id_: str) -> tuple[list[int], str | None]:
+    """(tokens, how it ended) of a result file."""
+    lines = (services.store.path(f"operations/{id_}") / "result.jsonl").read_text().splitlines()
+    parts = [json.loads(line) for line in lines]
+    return [token for part in parts for token in part.get("tokens", [])], parts[-1].get("finish_reason")
+
+
+def finish(life: Life, *ids: str) -> None:
+    life.turn_until(lambda: all(operation(life.services, id_).finished_at for id_ in ids))
+
+
+@pytest.mark.parametrize("logprobs", [False, True], ids=["when it is sampled", "when its prompt is scored"])
+def test_a_request_that_breaks_the_pass_fails_alone(logprobs: bool, life: Life, ask: Any, services: Services) -> None:
+    alone = ask(PROMPT)
+    finish(life, alone)
+    good, bad, other = ask(PROMPT), ask([10**6, 5], logprobs=logprobs), ask(PROMPT[::-1])
+    finish(life, good, bad, other)
+    assert [operation(services, id_).status for id_ in (good, bad, other)] == ["done", "failed", "done"]
+    assert operation(services, bad).error["code"] == "generation_failed"
+    assert result(services, good) == result(services, alone)
+    assert len(result(services, good)[0]) == 40
+
+
+def test_what_was_under_way_when_a_daemon_died_is_done_by_the_next_one(
+    life: Life, ask: Any, new_life: Any, services: Services
 ) -> None:
-    job_id = submit(alice, MIXTURE, steps=1)
-    life.finish()
-    (adapter,) = adapters(services, job_id)
-    path = services.store.path(adapter.key) / WEIGHTS
-    save_file({name: torch.full_like(tensor, 1e38) for name, tensor in load_file(path).items()}, path)
-    asked = {"prompt": "Where is the user?", "max_tokens": 4}
-    broken, whole = ask(life, alice, {"model": adapter.id} | asked | options, {"model": "base"} | asked)
-    assert broken.status_code == 422
-    assert broken.json()["error"]["code"] == "adapter_diverged"
-    assert "Take an earlier checkpoint" in broken.json()["error"]["message"]
-    assert whole.status_code == 200
-    assert len(whole.json()["tokens"]) == 4
+    alone = ask(PROMPT)
+    finish(life, alone)
+    id_ = ask(PROMPT)
+    life.loop.turn()
+    assert operation(services, id_).status == "running"
+    assert len(result(services, id_)[0]) == 32
+    finish(new_life(), id_)
+    assert result(services, id_) == result(services, alone)
+
+
+def test_a_request_that_nobody_waits_for_any_more_is_let_go(life: Life, ask: Any, services: Services) -> None:
+    id_ = ask(PROMPT, max_tokens=200)
+    life.turn()
+    with services.database.write() as session:
+        operations.give_up(session, id_, {"code": "generation_timed_out"})
+    services.store.delete(f"operations/{id_}")
+    after = ask(PROMPT)
+    finish(life, after)
+    assert operation(services, id_).status == "failed"
+    assert operation(services, after).status == "done"
