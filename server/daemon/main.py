@@ -12,6 +12,7 @@ from types import FrameType
 
 import torch
 from sqlalchemy.exc import SQLAlchemyError
+from transformers.utils.logging import disable_progress_bar
 
 from engine import base_model, sources
 from engine.base_model import BaseModel
@@ -91,6 +92,8 @@ def begin(database: Database) -> Books:
 
 
 def _load_base(settings: Settings) -> tuple[BaseModel, dict[str, float], Path]:
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # it is no line of a log
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
