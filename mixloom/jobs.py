@@ -90,6 +90,13 @@ class Jobs:
         table = self._transport.get(f"/jobs/{job}/metrics", given(from_step=from_step, every=every))
         return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
 
+    def experts(self, job: str, *, limit: int | None = None, order: str = "asc") -> Iterator[Object]:
+        """How the tokens of each tenth step, and of the last, were spread over a MixLoRA job's experts.
+
+        `{"step", "slots", "mean", "std", "layers": [{"loads": [part of the slots, …], "mean", "std"}, …]}`
+        """
+        return self._transport.pages(f"/jobs/{job}/experts", order=order, limit=limit)
+
     def checkpoints(self, job: str) -> Objects:
         """Its adapters, step by step; each can be used in `generate` and downloaded."""
         return list(self._transport.pages(f"/jobs/{job}/checkpoints"))

@@ -98,6 +98,28 @@ def wait(job: JobsArgument, as_json: JsonFlag = False) -> None:
     raise typer.Exit(outcome(ended))
 
 
+def experts(
+    job: JobArgument,
+    layers: Annotated[bool, typer.Option("--layers", help="Of the newest step, every layer and expert.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show how a MixLoRA job's tokens are spread over its experts, as parts of 1: each tenth step, and the last."""
+    client = Client()
+    id_ = job_of(client, job)["id"]
+    found = list(client.jobs.experts(id_, limit=1, order="desc") if layers else client.jobs.experts(id_))
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        note("No step with loads has been taken yet; the first is step 10, or the last one.")
+    elif layers:
+        (newest,) = found
+        columns = [f"expert {number}" for number in range(len(newest["layers"][0]["loads"]))]
+        print_table(["layer", "std", *columns], (_layer_line(layer) for layer in newest["layers"]))
+    else:
+        print_table(["step", "slots", "mean", "std", "least", "most"], (_loads_line(step) for step in found))
+
+
 def logs(
     job: JobArgument,
     follow_on: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
@@ -194,6 +216,16 @@ def _line(job: Object) -> list[object]:
         None if loss is None else f"{loss:.3f}",
         moment(job["created_at"]),
     ]
+
+
+def _loads_line(step: Object) -> list[object]:
+    loads = [load for layer in step["layers"] for load in layer["loads"]]
+    figures = (step["mean"], step["std"], min(loads), max(loads))
+    return [step["step"], step["slots"], *(f"{figure:.4f}" for figure in figures)]
+
+
+def _layer_line(layer: Object) -> list[object]:
+    return [layer["layer"], *(f"{figure:.4f}" for figure in (layer["std"], *layer["loads"]))]
 
 
 def _print_event(event: Object, as_json: bool) -> None:

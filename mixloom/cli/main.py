@@ -43,7 +43,7 @@ app.add_typer(admin.app, name="admin", rich_help_panel=SERVER)
 app.add_typer(database, name="db", rich_help_panel=SERVER)
 
 _add(app, WORK, login, me, submit, estimate, jobs.jobs, jobs.show, jobs.watch, jobs.wait, jobs.logs)
-_add(app, WORK, jobs.cancel, jobs.pause, jobs.resume, jobs.download, generate)
+_add(app, WORK, jobs.experts, jobs.cancel, jobs.pause, jobs.resume, jobs.download, generate)
 app.add_typer(datasets.app, name="datasets", rich_help_panel=WORK)
 app.add_typer(adapters.app, name="adapters", rich_help_panel=WORK)
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from sqlalchemy.orm import Session
 
 from server.db import adapters, metrics
 from server.db.queue import read_outlook
-from server.db.tables import Adapter, Job
+from server.db.tables import Adapter, ExpertLoads, Job
 from server.outlook import Outlook
 
 
@@ -111,4 +112,23 @@ def adapter_answer(adapter: Adapter) -> dict[str, Any]:
         "sha256": adapter.sha256,
         "bytes": adapter.bytes,
         "created_at": adapter.created_at,
+    }
+
+
+def expert_loads_answer(kept: ExpertLoads) -> dict[str, Any]:
+    """How a step's tokens were spread over the experts: of each layer's slots (tokens · top_k) each expert's part."""
+    slots = np.array(kept.loads)
+    loads = slots / slots.sum(axis=1, keepdims=True)
+    means, deviations = loads.mean(axis=1), loads.std(axis=1)
+    return {
+        "id": str(kept.step),
+        "object": "expert_loads",
+        "step": kept.step,
+        "slots": int(slots[0].sum()),
+        "mean": float(means.mean()),
+        "std": float(deviations.mean()),
+        "layers": [
+            {"layer": layer, "loads": row.tolist(), "mean": float(means[layer]), "std": float(deviations[layer])}
+            for layer, row in enumerate(loads)
+        ],
     }

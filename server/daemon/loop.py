@@ -222,7 +222,7 @@ class Loop:
             self._charge(session, decision, gang)
             for resident, report in metrics:
                 values = self._metric(resident, report) | {"gang": self.num_gangs, "gang_jobs": len(gang)}
-                runs.add_metric(session, resident.job.id, values)
+                runs.add_metric(session, resident.job.id, values, report.expert_loads)
             for resident, step, loss in losses:
                 runs.set_valid_loss(session, resident.job.id, step, loss)
             daemons.update_daemon(session, self.books.epoch, floor=decision.floor, detail=self._detail())
@@ -250,7 +250,7 @@ class Loop:
         rate = report.step_tokens / max(now - resident.step_began, 1e-6)
         resident.step_began = now
         values = vars(report) | {"tokens_per_second": rate}
-        del values["step_tokens"]
+        del values["step_tokens"], values["expert_loads"]
         return values
 
     def _after_unit(self, resident: Resident) -> None:

@@ -12,7 +12,11 @@ import numpy as np
 from engine.engine import Engine
 from engine.run import Microbatch, Outcome, Row, Run
 from server import curriculum
+from server.daemon.tally import Tally
 from server.tokens import TokenRows
+
+LOADS_EVERY = 10
+"""Steps between two whose experts' loads are kept."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class StepReport:
     aux_loss: float | None
     learning_rate: float
     grad_norm: float
+    expert_loads: list[list[int]] | None  # slots of each expert, by layer; None where they are not kept
 
 
 class JobProgram:
@@ -62,8 +67,7 @@ class JobProgram:
         self._num_tokens = 0
         self._num_targets = 0
         self._done = 0
-        self._loss = 0.0
-        self._aux_loss: float | None = None
+        self._tally = Tally()
         self._begin()
 
     @property
@@ -98,10 +102,7 @@ class JobProgram:
     def took(self, works: Sequence[Work], outcomes: Sequence[Outcome]) -> None:
         """Add what the next microbatches came to."""
         for work, outcome in zip(works, outcomes, strict=True):
-            self._loss += outcome.loss
-            if outcome.aux_loss is not None and work.is_training:
-                share = work.num_tokens / self._num_tokens
-                self._aux_loss = (self._aux_loss or 0.0) + outcome.aux_loss * share
+            self._tally.add(outcome, share=work.num_tokens / self._num_tokens)
         self._done += len(works)
 
     def end_step(self, engine: Engine, run: Run) -> StepReport:
@@ -126,10 +127,11 @@ class JobProgram:
             epoch=step / per_epoch,
             tokens=tokens,
             step_tokens=self._num_tokens,
-            train_loss=self._loss,
-            aux_loss=self._aux_loss,
+            train_loss=self._tally.loss,
+            aux_loss=self._tally.aux_loss,
             learning_rate=rate,
             grad_norm=grad_norm,
+            expert_loads=self._loads_to_keep(step),
         )
         self.cursor = Cursor(step, tokens, evaluating=self._evaluation_is_due(step))
         self._begin()
@@ -137,7 +139,7 @@ class JobProgram:
 
     def end_evaluation(self) -> float:
         """The mean loss a supervised validation token, of an evaluation that is done."""
-        valid_loss = self._loss / self._num_targets
+        valid_loss = self._tally.loss / self._num_targets
         self.cursor = Cursor(self.cursor.step, self.cursor.tokens)
         self._begin()
         return valid_loss
@@ -152,6 +154,12 @@ class JobProgram:
         step = self.cursor.step
         return not self.cursor.evaluating and step > 0 and step % self.training["checkpoint_every"] == 0
 
+    def _loads_to_keep(self, step: int) -> list[list[int]] | None:
+        """Those of each tenth step and of the last one."""
+        loads = self._tally.expert_loads
+        is_kept = step % LOADS_EVERY == 0 or step == self.training["total_steps"]
+        return loads.tolist() if loads is not None and is_kept else None
+
     def _evaluation_is_due(self, step: int) -> bool:
         every = self.training["evaluate_every"]
         return self.valid is not None and bool(every) and (step % every == 0 or step == self.training["total_steps"])
@@ -159,8 +167,7 @@ class JobProgram:
     def _begin(self) -> None:
         """Cut the next unit into microbatches."""
         self._done = 0
-        self._loss = 0.0
-        self._aux_loss = None
+        self._tally = Tally()
         self._unit = []
         if self.is_finished:
             return

@@ -1,4 +1,4 @@
-"""Statements on metrics: a row a step, written by the daemon, read here."""
+"""Statements on metrics and experts' loads: what the daemon has written of a job's steps, read."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
-from server.db.tables import Metric
+from server.db.pages import Page, fetch_page
+from server.db.tables import ExpertLoads, Job, Metric
 
 MAX_ROWS = 10_000
 COLUMNS = (
@@ -45,6 +46,12 @@ def read_metrics(session: Session, job_id: str, *, from_step: int, every: int | 
 def _kept(session: Session, wanted: Sequence[ColumnElement[bool]], every: int) -> ColumnElement[bool]:
     last = session.scalar(select(func.max(Metric.step)).where(*wanted))
     return or_(Metric.step % every == 0, Metric.step == last, Metric.valid_loss.is_not(None))
+
+
+def list_expert_loads(session: Session, job: Job, page: Page) -> tuple[list[ExpertLoads], bool]:
+    """A page of the steps whose loads are kept, and whether more follow."""
+    scope = select(ExpertLoads).where(ExpertLoads.job_id == job.id)
+    return fetch_page(session, scope, page, identity=ExpertLoads.step, order=(ExpertLoads.step,))
 
 
 def latest_metrics(session: Session, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:

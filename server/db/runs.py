@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from server.db import events
-from server.db.tables import Adapter, Job, Metric, Run, Tenant
+from server.db.tables import Adapter, ExpertLoads, Job, Metric, Run, Tenant
 from server.states import JobStatus, sources
 
 RESIDENT = (JobStatus.PREPARING, JobStatus.RUNNING)
@@ -88,6 +88,7 @@ def claim(session: Session, run_id: str, epoch: int, fingerprint: Mapping[str, A
 def rewind(session: Session, job: Job, run: Run, *, step: int, tokens: int, cost_charged: int) -> None:
     """Go back to a recovery point: later metrics go, and what was charged since is given back (docs/design.md §5)."""
     session.execute(delete(Metric).where(Metric.job_id == job.id, Metric.step > step))
+    session.execute(delete(ExpertLoads).where(ExpertLoads.job_id == job.id, ExpertLoads.step > step))
     lost = run.cost_charged - cost_charged
     share = select(Tenant.share).where(Tenant.id == run.tenant_id).scalar_subquery()
     session.execute(update(Tenant).where(Tenant.id == run.tenant_id).values(counter=Tenant.counter - lost / share))
@@ -136,12 +137,16 @@ def set_backlogged(session: Session, tenant_ids: frozenset[str]) -> None:
         session.execute(update(Tenant).where(Tenant.backlogged.is_(not flag), changed).values(backlogged=flag))
 
 
-def add_metric(session: Session, job_id: str, values: Mapping[str, Any]) -> None:
+def add_metric(
+    session: Session, job_id: str, values: Mapping[str, Any], expert_loads: list[list[int]] | None = None
+) -> None:
     """A step's row, and the job's progress with it; nothing for a job that has been ended meanwhile."""
     progress = {"step": values["step"], "tokens": values["tokens"]}
     statement = update(Job).where(Job.id == job_id, Job.status.in_(RESIDENT)).values(**progress)
     if session.execute(statement).rowcount:  # type: ignore[attr-defined]
         session.add(Metric(job_id=job_id, created_at=time.time(), **values))
+        if expert_loads is not None:
+            session.add(ExpertLoads(job_id=job_id, step=values["step"], loads=expert_loads))
 
 
 def set_valid_loss(session: Session, job_id: str, step: int, valid_loss: float) -> None:

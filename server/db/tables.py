@@ -190,6 +190,15 @@ class Metric(Table):
     created_at: Mapped[float]
 
 
+class ExpertLoads(Table):
+    """How many slots of a step each expert took."""
+
+    __tablename__ = "expert_loads"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    loads: Mapped[list[Any]]  # [layers][experts]
+
+
 class Event(Table):
     __tablename__ = "events"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)

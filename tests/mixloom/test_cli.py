@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from mixloom import Client
+from server.api.services import Services
 from tests.mixloom.conftest import COLUMNS, Run
 from tests.server.conftest import ADMIN_KEY
+from tests.server.making import add_expert_loads
 
 COMMANDS = {
-    "": "adapters admin api cancel config daemon datasets db demo download estimate generate jobs login logs "
+    "": "adapters admin api cancel config daemon datasets db demo download estimate experts generate jobs login logs "
     "me pause resume serve show submit wait watch",
     "admin": "drain key queue status tenant undrain",
     "admin tenant": "add delete set",
@@ -179,6 +181,21 @@ def test_a_job_is_shown_listed_and_steered(as_alice: Run, job_id: str) -> None:
     assert kinds[0] == "queued"
     assert kinds[-1] == "cancelled"
     assert "cancelled" in as_alice("logs", "sums").out
+
+
+def test_loads_of_experts_are_a_table_of_steps_or_of_the_newest_ones_layers(
+    as_alice: Run, job_id: str, services: Services
+) -> None:
+    assert "No step with loads" in as_alice("experts", "sums").err
+    for step in (10, 20):
+        add_expert_loads(services, job_id, step, [[step, step], [step, 3 * step]])
+    lines = [line.split("\t") for line in as_alice("experts", "sums").out.splitlines()]
+    assert lines[0] == ["step", "slots", "mean", "std", "least", "most"]
+    assert lines[1:] == [[str(step), str(2 * step), "0.5000", "0.1250", "0.2500", "0.7500"] for step in (10, 20)]
+    layers = [line.split("\t") for line in as_alice("experts", "sums", "--layers").out.splitlines()]
+    assert layers[0] == ["layer", "std", "expert 0", "expert 1"]
+    assert layers[2] == ["1", "0.2500", "0.2500", "0.7500"]
+    assert [one["step"] for one in json.loads(as_alice("experts", "sums", "--json").out)] == [10, 20]
 
 
 def test_watching_and_waiting_end_with_1_when_a_job_was_cancelled(as_alice: Run, job_id: str) -> None:

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from safetensors.numpy import save_file
 
 from server.api.services import Services
-from server.db.tables import Adapter, Job, Metric
+from server.db.tables import Adapter, ExpertLoads, Job, Metric
 from server.ids import new_id
 
 Row = dict[str, Any]
@@ -60,6 +60,12 @@ def add_metric(services: Services, job_id: str, step: int, **values: Any) -> Non
     }
     with services.database.write() as session:
         session.add(Metric(job_id=job_id, step=step, **{**row, **values}))
+
+
+def add_expert_loads(services: Services, job_id: str, step: int, loads: list[list[int]]) -> None:
+    """The slots of each layer's experts, as a daemon has recorded them."""
+    with services.database.write() as session:
+        session.add(ExpertLoads(job_id=job_id, step=step, loads=loads))
 
 
 def add_adapter(services: Services, job_id: str, step: int, **values: Any) -> str:

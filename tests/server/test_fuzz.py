@@ -67,7 +67,7 @@ def test_no_query_is_a_mistake_of_ours(
 ) -> None:
     adapter = add_adapter(services, job["id"], 1)
     paths = ["/jobs", "/adapters", "/datasets", f"/adapters/{adapter}/archive", f"/datasets/{job['dataset']}/rows"]
-    paths += [f"/jobs/{job['id']}/{part}" for part in ("events", "metrics", "checkpoints", "adapter")]
+    paths += [f"/jobs/{job['id']}/{part}" for part in ("events", "metrics", "checkpoints", "adapter", "experts")]
     for _ in range(150):
         address = f"{chance.choice(paths)}?{chance.choice(QUERIES)}={chance.choice(TEXTS)}"
         assert alice.get(address).status_code < 500, address

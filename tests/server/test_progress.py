@@ -7,7 +7,7 @@ import pytest
 from server.api.services import Services
 from server.db.tables import Metric
 from tests.server.conftest import Caller
-from tests.server.making import add_adapter, add_metric, change_job, submit
+from tests.server.making import add_adapter, add_expert_loads, add_metric, change_job, submit
 
 pytestmark = pytest.mark.usefixtures("base")
 
@@ -66,9 +66,28 @@ def test_more_than_10000_steps_are_thinned_and_say_so(alice: Caller, services: S
     assert len(alice.get(f"/jobs/{job}/metrics", params={"every": 1}).json()["rows"]) == 10_002
 
 
-def test_loads_of_experts_are_refused_as_not_there_yet(alice: Caller) -> None:
-    answer = alice.get(f"/jobs/{submit(alice)['id']}/experts")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "not_supported_yet")
+def test_loads_of_experts_are_pages_of_parts_of_each_layers_slots(alice: Caller, services: Services) -> None:
+    job = submit(alice)["id"]
+    assert alice.get(f"/jobs/{job}/experts").json()["data"] == []
+    for step in (10, 20, 24):
+        add_expert_loads(services, job, step, [[step, step, step, step], [4 * step, 0, 0, 0]])
+    page = alice.get(f"/jobs/{job}/experts", params={"order": "asc", "limit": 2}).json()
+    assert ([one["step"] for one in page["data"]], page["has_more"], page["last_id"]) == ([10, 20], True, "20")
+    rest = alice.get(f"/jobs/{job}/experts", params={"order": "asc", "after": "20"}).json()
+    (last,) = rest["data"]
+    assert (last["id"], last["object"], last["step"], last["slots"]) == ("24", "expert_loads", 24, 96)
+    even, uneven = last["layers"]
+    assert even == {"layer": 0, "loads": [0.25] * 4, "mean": 0.25, "std": 0.0}
+    assert uneven["loads"] == [1, 0, 0, 0]
+    assert uneven["std"] == pytest.approx(3**0.5 / 4)
+    assert (last["mean"], last["std"]) == (0.25, pytest.approx(3**0.5 / 8))
+    other = submit(alice)["id"]
+    assert alice.get(f"/jobs/{other}/experts", params={"after": "20"}).json()["error"]["code"] == "unknown_cursor"
+
+
+def test_a_lora_job_has_no_loads_of_experts(alice: Caller) -> None:
+    answer = alice.get(f"/jobs/{submit(alice, adapter={'method': 'lora'})['id']}/experts")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "no_experts")
 
 
 def test_checkpoints_are_adapters_in_the_order_of_their_steps(alice: Caller, services: Services) -> None:

@@ -8,7 +8,7 @@ from fastapi import Header, Query, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
-from server.api.answers import adapter_answer
+from server.api.answers import adapter_answer, expert_loads_answer
 from server.api.archive import ArchiveFormat, archive_response
 from server.api.deps import ServicesDep, TenantDep
 from server.api.lists import PageDep, list_answer
@@ -67,11 +67,23 @@ def list_checkpoints(services: ServicesDep, tenant: TenantDep, page: PageDep, jo
 
 
 @router.get("/experts")
-def get_experts(services: ServicesDep, tenant: TenantDep, job_id: str) -> dict[str, Any]:
-    """Loads of the experts. Not supported yet."""
+def list_expert_loads(services: ServicesDep, tenant: TenantDep, page: PageDep, job_id: str) -> dict[str, Any]:
+    """How a step's tokens were spread over the experts, for each tenth step and the last; newest first.
+
+    `loads` are parts of a layer's `slots` (tokens · top_k) and sum to 1; `mean` and `std` are over the experts,
+    those of a step averaged over its layers.
+    """
     with services.database.read() as session:
-        jobs.get_job(session, tenant.tenant_id, job_id)
-    raise not_supported_yet("experts", "Loads of experts are not supported yet.")
+        job = jobs.get_job(session, tenant.tenant_id, job_id)
+        if job.adapter["num_experts"] is None:
+            raise MixloomError(
+                "no_experts",
+                f"Job '{job.id}' has the method '{job.adapter['method']}', which has no experts. Ask for those of a "
+                "job with method 'mixlora'.",
+                422,
+            )
+        found, has_more = metrics.list_expert_loads(session, job, page)
+    return list_answer([expert_loads_answer(kept) for kept in found], has_more)
 
 
 @router.get("/adapter", response_class=Response)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from engine.base_model import BaseModel
 from engine.config import AdapterConfig
@@ -190,3 +191,23 @@ def test_a_job_is_finished_only_when_its_last_evaluation_is_done(engine: Engine,
     assert not program.is_finished
     do_unit(program, engine, run)
     assert program.is_finished
+
+
+def test_loads_of_experts_are_kept_each_tenth_step_and_of_the_last_summed_over_the_microbatches(
+    engine: Engine, run: Run
+) -> None:
+    program = new_program(valid=None, total_steps=11)
+    kept = {}
+    while not program.is_finished:
+        works, slots = program.offered(), torch.zeros(2, 4, dtype=torch.int64)
+        for work in works:
+            outcomes = engine.forward_backward([program.microbatch(work, run)])
+            slots += outcomes[0].expert_loads
+            program.took([work], outcomes)
+        report = program.end_step(engine, run)
+        if report.expert_loads is not None:
+            kept[report.step] = report.expert_loads
+            assert len(works) > 1
+            assert report.expert_loads == slots.tolist()
+            assert slots.sum(1).tolist() == [report.step_tokens * 2] * 2, "each token has top_k = 2 slots in each layer"
+    assert list(kept) == [10, 11]
