@@ -5,7 +5,7 @@ Legend: D input width, O output width, R rank, E experts.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,80 +17,123 @@ from engine.random import generator
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one parameter lies in the flat vector."""
+    """Where the parameters of one matrix lie in the flat vector: all experts' together, B transposed."""
 
-    name: str
+    layer: int
+    module: str
+    matrix: str
     start: int
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
     @property
     def stop(self) -> int:
-        return self.start + self.shape[0] * self.shape[1]
+        return self.start + math.prod(self.shape)
 
-
-def parameter_name(layer: int, module: str, matrix: str, expert: int | None = None) -> str:
-    """`matrix` is A [R, D], B [O, R] or, for the module `router`, weight [E, D]."""
-    return f"{layer}.{module}.{matrix}" if expert is None else f"{layer}.{module}.{expert}.{matrix}"
+    def view(self, flat: Tensor) -> Tensor:
+        return flat[self.start : self.stop].view(self.shape)
 
 
 class Layout:
-    """The order of an adapter's parameters: every A, every B, every router, each contiguous."""
+    """The order of an adapter's parameters: every A, every B, every router, every magnitude, each contiguous.
+
+    Stored are A [R, D], B transposed [R, O] and the magnitude m [O] of DoRA, with E in front beside experts, and
+    the router's weight [E, D]: so the pairs of all experts are one matrix [E·R, D or O] without a copy.
+    """
 
     def __init__(self, config: AdapterConfig, family: Family, shapes: Mapping[str, tuple[int, int]], num_layers: int):
         """`shapes`: module -> (O, D) of the frozen weight."""
-        self.slots: dict[str, Slot] = {}
-        self.pairs: set[tuple[str, int | None]] = set()  # (module, expert) with an A and a B in every layer
+        self.slots: dict[tuple[int, str, str], Slot] = {}
         self.size = 0
-        experts: list[int | None] = list(range(config.num_experts or 0))
+        self.lora_modules: set[str] = set()
+        self.expert_modules: set[str] = set()
+        for module in config.target_modules:
+            (self.expert_modules if config.is_mixture and module in family.mlp else self.lora_modules).add(module)
         for matrix in ("A", "B"):
             for layer in range(num_layers):
                 for module in config.target_modules:
                     out_width, in_width = shapes[module]
-                    shape = (config.rank, in_width) if matrix == "A" else (out_width, config.rank)
-                    for expert in experts if config.is_mixture and module in family.mlp else [None]:
-                        self._add(parameter_name(layer, module, matrix, expert), shape)
-                        self.pairs.add((module, expert))
+                    width = in_width if matrix == "A" else out_width
+                    self._add(layer, module, matrix, *self._experts(config, module), config.rank, width)
         if config.is_mixture:
             assert config.num_experts is not None
             for layer in range(num_layers):
-                self._add(parameter_name(layer, "router", "weight"), (config.num_experts, shapes[family.gate][1]))
+                self._add(layer, "router", "weight", config.num_experts, shapes[family.gate][1])
+        if config.dora:
+            for layer in range(num_layers):
+                for module in config.target_modules:
+                    self._add(layer, module, "m", *self._experts(config, module), shapes[module][0])
 
-    def _add(self, name: str, shape: tuple[int, int]) -> None:
-        self.slots[name] = Slot(name, self.size, shape)
-        self.size += shape[0] * shape[1]
+    def _experts(self, config: AdapterConfig, module: str) -> list[int]:
+        return [config.num_experts] if module in self.expert_modules and config.num_experts else []
+
+    def _add(self, layer: int, module: str, matrix: str, *shape: int) -> None:
+        slot = Slot(layer, module, matrix, self.size, shape)
+        self.slots[layer, module, matrix] = slot
+        self.size = slot.stop
+
+    def range_of(self, matrix: str) -> slice:
+        """Where all matrices of one kind lie."""
+        slots = [slot for slot in self.slots.values() if slot.matrix == matrix]
+        return slice(slots[0].start, slots[-1].stop)
+
+    def named(self, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Views by name, as formulas have them: `layer.module[.expert].matrix`; A [R, D], B [O, R], m [O]."""
+        for slot in self.slots.values():
+            view = slot.view(flat)
+            of_experts = slot.module in self.expert_modules
+            for expert, part in enumerate(view) if of_experts else [(None, view)]:
+                place = slot.module if expert is None else f"{slot.module}.{expert}"
+                yield f"{slot.layer}.{place}.{slot.matrix}", part.t() if slot.matrix == "B" else part
 
 
-class Leaves:
-    """An adapter's parameters as autograd leaves whose gradients are views of one flat vector."""
+@dataclass(frozen=True)
+class Parameter:
+    """One slot as a pass sees it: what the matmuls read, and what their gradient is added to."""
 
-    def __init__(self, layout: Layout, flat: Tensor, gradient: Tensor | None):
-        self.tensors: dict[str, Tensor] = {}
-        for name, slot in layout.slots.items():
-            leaf = flat[slot.start : slot.stop].view(slot.shape).detach()
-            if gradient is not None:
-                leaf.requires_grad_()
-                leaf.grad = gradient[slot.start : slot.stop].view(slot.shape)
-            self.tensors[name] = leaf
+    value: Tensor  # in the base's dtype
+    precise: Tensor  # the same as the optimizer has it, float32
+    gradient: Tensor | None
+
+    def accumulate(self, gradient: Tensor) -> None:
+        """`gradient`: any shape of as many elements."""
+        assert self.gradient is not None
+        self.gradient.add_(gradient.view(self.gradient.shape))
+
+    def expert(self, expert: int) -> "Parameter":
+        """One expert's part of a slot whose first dimension is E."""
+        return Parameter(
+            self.value[expert], self.precise[expert], None if self.gradient is None else self.gradient[expert]
+        )
+
+    def leaf(self) -> Tensor:
+        """The precise value for autograd, which adds to the gradient by itself."""
+        leaf = self.precise.detach()
+        if self.gradient is not None:
+            leaf.requires_grad_().grad = self.gradient
+        return leaf
 
 
+@dataclass
 class Adapter:
     """The weights of one adapter on one base: `flat`, float32 [size]."""
 
-    def __init__(self, config: AdapterConfig, layout: Layout, flat: Tensor):
-        self.config = config
-        self.layout = layout
-        self.flat = flat
-        self.leaves = Leaves(layout, flat, None)
+    config: AdapterConfig
+    layout: Layout
+    flat: Tensor = field(repr=False)
 
-    def view(self, layer: int, module: str, matrix: str, expert: int | None = None) -> Tensor:
-        """One parameter, without gradient; writing to it changes the adapter."""
-        return self.leaves.tensors[parameter_name(layer, module, matrix, expert)]
+    def view(self, layer: int, module: str, matrix: str) -> Tensor:
+        """One slot's parameters; writing to it changes the adapter."""
+        return self.layout.slots[layer, module, matrix].view(self.flat)
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.leaves.tensors.items()
+        """`Layout.named` of its own parameters; writing to them changes the adapter."""
+        return self.layout.named(self.flat)
 
     def initialize(self, seed: int) -> None:
-        """A ~ Kaiming-uniform(sqrt 5), which is U(-1/sqrt D, 1/sqrt D); B = 0; router ~ N(0, 0.02)."""
+        """A ~ Kaiming-uniform(sqrt 5), which is U(-1/sqrt D, 1/sqrt D); B = 0; router ~ N(0, 0.02).
+
+        The magnitudes are the base's to say (`BaseModel.initialize_magnitudes`).
+        """
         for name, parameter in self.named():
             draw = generator("initialize", seed, name)
             if name.endswith(".A"):
@@ -98,5 +141,32 @@ class Adapter:
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=draw))
             elif name.endswith(".B"):
                 parameter.zero_()
-            else:
+            elif name.endswith(".router.weight"):
                 parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.02, generator=draw))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """An adapter's parameters for one pass."""
+
+    config: AdapterConfig
+    layout: Layout
+    parameters: dict[tuple[int, str, str], Parameter]
+    norms: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    """DoRA's, by layer and module, computed where they are first asked for."""
+
+    @classmethod
+    def of(cls, adapter: Adapter, dtype: torch.dtype, gradient: Tensor | None = None) -> "Weights":
+        """Cast to the base's dtype in one go; `gradient` is float32 [size], or None where nothing is trained."""
+        cast = adapter.flat.to(dtype)
+        parameters = {
+            key: Parameter(slot.view(cast), slot.view(adapter.flat), None if gradient is None else slot.view(gradient))
+            for key, slot in adapter.layout.slots.items()
+        }
+        return cls(adapter.config, adapter.layout, parameters)
+
+    def with_gradient(self, gradient: Tensor) -> "Weights":
+        """The same parameters, whose gradients are added elsewhere."""
+        slots = self.layout.slots
+        parameters = {key: replace(p, gradient=slots[key].view(gradient)) for key, p in self.parameters.items()}
+        return replace(self, parameters=parameters)

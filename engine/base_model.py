@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from engine import attention
-from engine.adapter import Layout
+from engine.adapter import Adapter, Layout
 from engine.config import AdapterConfig
 from engine.errors import EngineError
 from engine.families import family_of
@@ -46,6 +46,7 @@ class BaseModel:
         self.activation_name: str = getattr(self.config, "hidden_activation", None) or self.config.hidden_act
         self.microbatch_tokens = microbatch_tokens
         self.shapes: dict[str, tuple[int, int]] = {}
+        self.linears: dict[tuple[int, str], LoraLinear] = {}
         self.pass_ = Pass()
         self.model.set_attn_implementation(attention.register(self.pass_))
         for index, layer in enumerate(self.model.model.layers):
@@ -55,11 +56,15 @@ class BaseModel:
         for module in self.family.attention:
             frozen = getattr(layer.self_attn, module)
             self.shapes[module] = tuple(frozen.weight.shape)
-            input_name = self.family.input_of(module)
-            setattr(layer.self_attn, module, LoraLinear(frozen, self.pass_, index, module, input_name))
+            linear = LoraLinear(frozen, self.pass_, index, module, self.family.input_of(module))
+            setattr(layer.self_attn, module, linear)
+            self.linears[index, module] = linear
         for module in self.family.mlp:
             self.shapes[module] = tuple(getattr(layer.mlp, module).weight.shape)
-        layer.mlp = PackedFeedForward(layer.mlp, self.family, self.pass_, index)  # type: ignore[arg-type]
+        feed_forward = PackedFeedForward(layer.mlp, self.family, self.pass_, index)  # type: ignore[arg-type]
+        layer.mlp = feed_forward
+        for linear in (feed_forward.gate, feed_forward.up, feed_forward.down):
+            self.linears[index, linear.module] = linear
 
     def check(self, config: AdapterConfig) -> None:
         """Whether an adapter fits this base.
@@ -77,6 +82,12 @@ class BaseModel:
 
     def layout(self, config: AdapterConfig) -> Layout:
         return Layout(config, self.family, self.shapes, self.num_layers)
+
+    def initialize_magnitudes(self, adapter: Adapter) -> None:
+        """DoRA's m begins as the norm of the frozen weight's rows, so that the adapter begins as the base."""
+        for slot in adapter.layout.slots.values():
+            if slot.matrix == "m":
+                slot.view(adapter.flat).copy_(self.linears[slot.layer, slot.module].frozen_norm_O)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """The normed last hidden states [T, D] of the pass under way."""

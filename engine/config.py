@@ -9,7 +9,7 @@ from engine.errors import EngineError
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """LoRA or MixLoRA on some of the base's linear modules, the same in every layer."""
+    """LoRA, DoRA, MixLoRA or MixDoRA on some of the base's linear modules, the same in every layer."""
 
     method: Literal["lora", "mixlora"]
     rank: int
@@ -18,6 +18,8 @@ class AdapterConfig:
     dropout: float = 0.0
     """Probability with which an element of an adapter's input is dropped while training."""
     rslora: bool = False
+    dora: bool = False
+    """Trains a magnitude for each output beside the direction (MixDoRA: for each expert)."""
     target_modules: tuple[str, ...]
     num_experts: int | None = None
     top_k: int | None = None

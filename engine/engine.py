@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from engine import formats, recovery
-from engine.adapter import Adapter, Leaves
+from engine.adapter import Adapter, Weights
 from engine.base_model import BaseModel
 from engine.config import AdapterConfig
 from engine.errors import EngineError
 from engine.loss import LOSSES, Loss, target_logprobs
+from engine.random import DropoutKey
 from engine.run import Microbatch, Outcome, Run
 from engine.segments import Batch, Segment, pack
 
@@ -35,29 +36,32 @@ class Engine:
         """
         adapter = self._empty_adapter(config)
         adapter.initialize(seed)
+        self.base.initialize_magnitudes(adapter)
         return Run.fresh(adapter, seed)
 
     def forward(self, microbatches: Sequence[Microbatch]) -> list[Outcome]:
         """Log-probs of the targets, without dropout and without gradient, in one pass."""
-        segments = [_segment(m, m.adapter or (m.run.adapter if m.run else None), None) for m in microbatches]
+        segments = [_segment(m, self._weights(m)) for m in microbatches]
         with torch.no_grad():
             return self._pass(microbatches, segments)
 
     def forward_backward(self, microbatches: Sequence[Microbatch]) -> list[Outcome]:
         """One pass; d Σ w·loss (plus the auxiliary loss) is added to each run's gradient, in microbatch order."""
         segments, extra = [], []
+        weights: dict[int, Weights] = {}
         seen: Counter[int] = Counter()
         for m in microbatches:
             assert m.run is not None, "only a run can be trained"
-            leaves = m.run.leaves
-            if seen[id(m.run)]:  # a second microbatch of a run: its own gradient, added after the first one's
+            key = id(m.run)
+            if not seen[key]:
+                weights[key] = mine = Weights.of(m.run.adapter, self.base.dtype, m.run.gradient)
+            else:  # a second microbatch of a run: its own gradient, added after the first one's
                 gradient = torch.zeros_like(m.run.gradient)
-                leaves = Leaves(m.run.adapter.layout, m.run.adapter.flat, gradient)
+                mine = weights[key].with_gradient(gradient)
                 extra.append((m.run, gradient))
-            segment = _segment(m, m.run.adapter, leaves)
-            segment.dropout = m.run.dropout_key(m.run.microbatch + seen[id(m.run)])
-            segments.append(segment)
-            seen[id(m.run)] += 1
+            dropout = m.run.dropout_key(m.run.microbatch + seen[key])
+            segments.append(_segment(m, mine, dropout))
+            seen[key] += 1
         outcomes = self._pass(microbatches, segments)
         for run, gradient in extra:
             run.gradient += gradient
@@ -75,8 +79,12 @@ class Engine:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
+        loraplus_ratio: float = 1.0,
     ) -> float:
-        """AdamW on the accumulated gradient, which is then zeroed; returns its norm before clipping."""
+        """AdamW on the accumulated gradient, which is then zeroed; returns its norm before clipping.
+
+        `loraplus_ratio` times the learning rate is that of every B (LoRA+).
+        """
         norm = run.optimizer.update(
             run.adapter.flat,
             run.gradient,
@@ -85,6 +93,8 @@ class Engine:
             eps=eps,
             weight_decay=weight_decay,
             max_grad_norm=max_grad_norm,
+            faster=run.adapter.layout.range_of("B"),
+            ratio=loraplus_ratio,
         )
         run.discard_gradient()
         return norm
@@ -115,6 +125,10 @@ class Engine:
         precise = torch.promote_types(self.base.dtype, torch.float32)
         return Adapter(config, layout, torch.zeros(layout.size, dtype=precise, device=self.base.device))
 
+    def _weights(self, microbatch: Microbatch) -> Weights | None:
+        adapter = microbatch.adapter or (microbatch.run.adapter if microbatch.run else None)
+        return None if adapter is None else Weights.of(adapter, self.base.dtype)
+
     def _pass(self, microbatches: Sequence[Microbatch], segments: list[Segment]) -> list[Outcome]:
         batch = pack(segments, self.base.device)
         rows, targets, weights = _targets(microbatches, self.base.device)
@@ -130,9 +144,9 @@ class Engine:
         return _outcomes(batch, microbatches, logprobs.cpu(), auxiliary)
 
 
-def _segment(microbatch: Microbatch, adapter: Adapter | None, leaves: Leaves | None) -> Segment:
+def _segment(microbatch: Microbatch, weights: Weights | None, dropout: DropoutKey | None = None) -> Segment:
     sequences = [torch.from_numpy(row.tokens.astype(np.int64)) for row in microbatch.rows]
-    return Segment(sequences, adapter, leaves or (adapter.leaves if adapter else None))
+    return Segment(sequences, weights, dropout)
 
 
 def _loss(microbatches: Sequence[Microbatch]) -> Loss:

@@ -3,21 +3,40 @@
 The frozen W1, W3 and W2 run once over the pack, whatever the number of jobs, experts and active experts. The
 paper shares W1x and W3x and says that W2 cannot be shared; it can, being linear and common to the experts, whose
 weights sum to 1 (docs/design.md §3): Σ_k r_k(W2 h_k + s·B_k A_k d(h_k)) = W2(Σ_k r_k h_k) + Σ_k r_k·s·B_k A_k d(h_k).
+Only MixDoRA, whose experts scale the outputs of W2, needs W2 h_k for each slot.
 
-Legend: T packed tokens, n a segment's tokens, N = n·K slots sorted by expert, D hidden, F feed-forward width.
+Legend: T packed tokens, n a segment's tokens, N its slots sorted by expert, D hidden, F feed-forward width, X = E·R.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from engine import dora
+from engine.adapter import Parameter
+from engine.experts import Activation, DownLora, ExpertLora, Experts, InputGradients
 from engine.families import Family
 from engine.lora import Group, LoraLinear, add_lora
 from engine.passes import Pass
 from engine.router import Routing, route
 from engine.segments import Segment
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows `start` to `stop` of a pack: a segment's, or the padding at its end."""
+
+    start: int
+    stop: int
+    segment: Segment | None
+    experts: Experts | None  # None: they go through the block as it is
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.stop)
 
 
 class PackedFeedForward(nn.Module):
@@ -34,56 +53,169 @@ class PackedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[1, T, D] -> [1, T, D]."""
-        batch = self.pass_.batch
-        gates, ups = self.gate(x)[0].split(batch.sizes), self.up(x)[0].split(batch.sizes)
-        hidden_parts, deltas = [], []
-        for (_, segment, x_nD), gate_nF, up_nF in zip(batch.split(x[0]), gates, ups, strict=True):
-            if segment is not None and segment.adapter is not None and segment.adapter.config.is_mixture:
-                hidden_nF, delta_nD = self._mixture(segment, x_nD, gate_nF, up_nF)
-            else:
-                hidden_nF, delta_nD = self.activation(gate_nF) * up_nF, None
-            hidden_parts.append(hidden_nF)
-            deltas.append(delta_nD)
-        y = self.down(torch.cat(hidden_parts)[None])
-        if all(delta is None for delta in deltas):
-            return y
-        parts = zip(y[0].split(batch.sizes), deltas, strict=True)
-        return torch.cat([part if delta is None else part + delta for part, delta in parts])[None]
+        parts = []
+        for start, segment, x_nD in self.pass_.batch.split(x[0]):
+            experts = self._experts(segment, x_nD) if segment is not None and segment.is_mixture else None
+            parts.append(Part(start, start + len(x_nD), segment, experts))
+        mixtures = [part.experts for part in parts if part.experts is not None]
+        hidden_TF, *extras = _GatedUnit.apply(
+            self.pass_.anchor,
+            x[0],
+            self.gate(x)[0],
+            self.up(x)[0],
+            self.activation,
+            parts,
+            *(experts.routing.weights_nK for experts in mixtures),
+        )
+        y_TD = self.down(hidden_TF[None])[0]
+        return self._down(y_TD, [part for part in parts if part.experts is not None], extras)[None]
 
-    def _mixture(self, segment: Segment, x_nD: Tensor, gate_nF: Tensor, up_nF: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The segment's Σ_k r_k h_k [n, F] for the frozen W2, and what its experts add after it [n, D]."""
-        assert segment.adapter is not None
-        config = segment.adapter.config
+    def _experts(self, segment: Segment, x_nD: Tensor) -> Experts:
+        """Routes the segment's tokens."""
+        assert segment.weights is not None
+        config = segment.weights.config
         assert config.top_k is not None
         assert config.router_aux_loss_coef is not None
-        routing, balance = route(x_nD, segment.parameter(self.layer, "router", "weight"), config.top_k)
+        router = segment.parameter(self.layer, "router", "weight").leaf()
+        routing, balance = route(x_nD, router, config.top_k)
         segment.aux_losses.append(config.router_aux_loss_coef * balance)
         segment.expert_loads.append(routing.loads_E)
-        if not torch.is_grad_enabled():
-            return self._experts(segment, routing, x_nD, gate_nF, up_nF)
-        # Recomputed in the backward: kept are x, W1x, W3x and the routing, not the states of K experts.
-        return checkpoint(
-            self._experts, segment, routing, x_nD, gate_nF, up_nF, use_reentrant=False, preserve_rng_state=False
+        down = None
+        if segment.has_experts(self.down.module) and not config.dora:
+            a = segment.parameter(self.layer, self.down.module, "A")
+            down = DownLora(a, segment, self.layer, self.down.input_name, routing)
+        return Experts(
+            routing,
+            self.activation,
+            segment.drop(x_nD.detach(), self.layer, self.gate.input_name),
+            self._expert_lora(segment, self.gate, routing),
+            self._expert_lora(segment, self.up, routing),
+            down,
+            splits_down=config.dora and segment.has_experts(self.down.module),
         )
 
-    def _experts(
-        self, segment: Segment, routing: Routing, x_nD: Tensor, gate_nF: Tensor, up_nF: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        x_ND = routing.dispatch(segment.drop(x_nD, self.layer, self.gate.input_name))
-        gate_NF = self._add(segment, self.gate.module, routing.by_expert(x_ND), routing.dispatch(gate_nF))
-        up_NF = self._add(segment, self.up.module, routing.by_expert(x_ND), routing.dispatch(up_nF))
-        hidden_NF = self.activation(gate_NF) * up_NF
-        if not segment.has_experts(self.down.module):
-            return routing.combine(hidden_NF), None
-        dropped = (
-            (expert, start, segment.drop(rows, self.layer, f"{self.down.input_name}.{expert}"))
-            for expert, start, rows in routing.by_expert(hidden_NF)
-        )
-        delta_ND = self._add(segment, self.down.module, dropped, hidden_NF.new_zeros(len(x_ND), x_nD.shape[1]))
-        return routing.combine(hidden_NF), routing.combine(delta_ND)
+    def _expert_lora(self, segment: Segment, linear: LoraLinear, routing: Routing) -> ExpertLora | None:
+        if not segment.has_experts(linear.module):
+            return None
+        a, b = (segment.parameter(self.layer, linear.module, matrix) for matrix in "AB")
+        return ExpertLora(a, b, segment.scaling, routing, linear.magnitudes(segment))
 
-    def _add(self, segment: Segment, module: str, rows: Iterable[tuple[int, int, Tensor]], y: Tensor) -> Tensor:
-        """Each expert's LoRA of `module` added to its rows of y; `rows` are (expert, first row, its input)."""
-        if not segment.has_experts(module):
-            return y
-        return add_lora(y, [Group.of(start, x, segment, self.layer, module, expert) for expert, start, x in rows])
+    def _down(self, y_TD: Tensor, mixtures: Sequence[Part], extras: Sequence[Tensor]) -> Tensor:
+        """What the mixtures' own down projections add to W2 of the hidden states, or put in its place."""
+        shared, split = [], {}
+        for part, extra in zip(mixtures, extras, strict=True):
+            assert part.segment is not None
+            assert part.experts is not None
+            if part.experts.splits_down:
+                split[part.start] = self._split_down(part.segment, part.experts, extra)
+            elif part.experts.down is not None:
+                b = part.segment.parameter(self.layer, self.down.module, "B")
+                shared.append((part.rows, b, extra))
+        if shared:
+            y_TD = _AddDown.apply(self.pass_.anchor, y_TD, shared, *(extra for *_, extra in shared))
+        if not split:
+            return y_TD
+        return torch.cat([split.get(start, y_nD) for start, _, y_nD in self.pass_.batch.split(y_TD)])
+
+    def _split_down(self, segment: Segment, experts: Experts, h_NF: Tensor) -> Tensor:
+        """MixDoRA: Σ_k r_k m_k/‖W2 + s·B_k A_k‖ ∘ (W2 h_k + s·B_k A_k d(h_k)), [n, D]."""
+        a, b = (segment.parameter(self.layer, self.down.module, matrix) for matrix in "AB")
+        magnitudes = self.down.magnitudes(segment)
+        groups, scales = [], []
+        for expert, start, stop in experts.routing.ranges:
+            name = f"{self.down.input_name}.{expert}"
+            input_ = segment.drop(h_NF[start:stop].detach(), self.layer, name)
+            groups.append(Group(start, stop, input_, a.expert(expert), b.expert(expert), segment.scaling))
+            scales.append(dora.Group(start, stop, magnitudes[expert]))
+        y_ND = add_lora(self.pass_.anchor, self.down.frozen(h_NF), h_NF, groups)
+        y_ND = dora.scale(self.pass_.anchor, y_ND, self.down.frozen.bias, scales)
+        return _Combine.apply(y_ND, experts.routing, experts.routing.weights_nK)
+
+
+class _GatedUnit(torch.autograd.Function):
+    """act(gate)·up by segments, since an activation over the pack may depend on who else is in it (§3).
+
+    Returns the hidden states that go through the frozen W2 and one tensor for each mixture (`Experts.forward`).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        x_TD: Tensor,
+        gate_TF: Tensor,
+        up_TF: Tensor,
+        activation: Activation,
+        parts: Sequence[Part],
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        hidden_TF = torch.empty_like(gate_TF)
+        extras = []
+        ctx.activated = {}
+        for part in parts:
+            gate_nF, up_nF, hidden_nF = (tensor[part.rows] for tensor in (gate_TF, up_TF, hidden_TF))
+            if part.experts is not None:
+                extras.append(part.experts.forward(gate_nF, up_nF, hidden_nF))
+                continue
+            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+                leaf_nF = gate_nF.detach().requires_grad_(ctx.needs_input_grad[0])
+                activated_nF = activation(leaf_nF)
+            torch.mul(activated_nF.detach(), up_nF, out=hidden_nF)
+            ctx.activated[part.start] = leaf_nF, activated_nF
+        ctx.x_TD, ctx.up_TF, ctx.parts = x_TD, up_TF, parts
+        ctx.set_materialize_grads(False)
+        return hidden_TF, *extras
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        g_hidden_TF, *g_extras = gradients
+        g_x_TD = torch.zeros_like(ctx.x_TD)
+        g_gate_TF, g_up_TF = torch.empty_like(g_hidden_TF), torch.empty_like(g_hidden_TF)
+        g_weights: list[Tensor | None] = []
+        for part in ctx.parts:
+            g_hidden_nF, g_gate_nF, g_up_nF = (tensor[part.rows] for tensor in (g_hidden_TF, g_gate_TF, g_up_TF))
+            if part.experts is not None:
+                out = InputGradients(g_x_TD[part.rows], g_gate_nF, g_up_nF)
+                g_weights.append(part.experts.backward(g_hidden_nF, g_extras[len(g_weights)], out))
+                continue
+            leaf_nF, activated_nF = ctx.activated[part.start]
+            torch.mul(g_hidden_nF, activated_nF.detach(), out=g_up_nF)
+            g_gate_nF.copy_(torch.autograd.grad(activated_nF, leaf_nF, g_hidden_nF * ctx.up_TF[part.rows])[0])
+        return None, g_x_TD, g_gate_TF, g_up_TF, None, None, *g_weights
+
+
+class _AddDown(torch.autograd.Function):
+    """y[rows] += what `DownLora.forward` gave, through the experts' B [X, D], in place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, y_TD: Tensor, places: Sequence[tuple[slice, Parameter, Tensor]], *lows: Tensor
+    ) -> Tensor:
+        for rows, b, low_nX in places:
+            y_TD[rows].addmm_(low_nX, b.value.flatten(0, 1))
+        ctx.places = places
+        ctx.mark_dirty(y_TD)
+        return y_TD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g_TD,) = gradients
+        g_lows = []
+        for rows, b, low_nX in ctx.places:
+            b.accumulate(low_nX.t() @ g_TD[rows])
+            g_lows.append(g_TD[rows] @ b.value.flatten(0, 1).t())
+        return None, g_TD, None, *g_lows
+
+
+class _Combine(torch.autograd.Function):
+    """`Routing.combine` with its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, routing: Routing, weights_nK: Tensor) -> Tensor:
+        ctx.x_ND, ctx.routing = x_ND, routing
+        return routing.combine(x_ND, x_ND.new_empty(len(weights_nK), x_ND.shape[1]))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        g_x_ND, g_r_N = ctx.routing.combine_backward(gradients[0], ctx.x_ND)
+        return g_x_ND, None, g_r_N[ctx.routing.place_nK]

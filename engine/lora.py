@@ -5,74 +5,65 @@ Legend: T packed tokens, n rows of a group, D input width, O output width, R ran
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine import dora
+from engine.adapter import Parameter
 from engine.passes import Pass
-from engine.segments import Segment
+from engine.segments import Dropped, Segment
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that share one pair A [R, D], B [O, R]: a segment's, or an expert's."""
+    """Rows `start` to `stop` of a pack that share one pair A [R, D], B [R, O]."""
 
-    start: int  # of its rows in the output
-    x_nD: Tensor  # its input, after dropout
-    a_RD: Tensor
-    b_OR: Tensor
+    start: int
+    stop: int
+    input: Dropped  # those rows of the input, without gradient
+    a: Parameter
+    b: Parameter
     scaling: float
 
-    @classmethod
-    def of(
-        cls, start: int, x_nD: Tensor, segment: Segment, layer: int, module: str, expert: int | None = None
-    ) -> "Group":
-        assert segment.adapter is not None
-        a_RD, b_OR = (segment.parameter(layer, module, matrix, expert) for matrix in "AB")
-        return cls(start, x_nD, a_RD, b_OR, segment.adapter.config.scaling)
 
+def add_lora(anchor: Tensor, y_TO: Tensor, x_TD: Tensor, groups: Sequence[Group]) -> Tensor:
+    """y[rows] += s·xA'B for each group, in place; the other rows keep their bits.
 
-def add_lora(y: Tensor, groups: Sequence[Group]) -> Tensor:
-    """y[rows] += s·xA'B' for each group, in place; the other rows keep their bits. Matmuls run in y's dtype.
-
-    Semantics: y [m, O] -> [m, O]; the rows of a group are `start` to `start + n`. A slice, never a mask: what is
-    not a number in one group reaches no other.
+    The gradients of A and B are added to the parameters' own. A slice, never a mask: what is not a number in one
+    group reaches no other.
     """
-    tensors = [tensor for group in groups for tensor in (group.x_nD, group.a_RD, group.b_OR)]
-    places = [(group.start, group.start + len(group.x_nD), group.scaling) for group in groups]
-    return _AddLora.apply(y, places, *tensors) if groups else y
+    return _AddLora.apply(anchor, y_TO, x_TD, groups) if groups else y_TO
 
 
 class _AddLora(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, places: list[tuple[int, int, float]], *tensors: Tensor) -> Tensor:
-        ctx.places = places
+    def forward(ctx: Any, anchor: Tensor, y_TO: Tensor, x_TD: Tensor, groups: Sequence[Group]) -> Tensor:
         lows = []
-        for (start, stop, scaling), x_nD, a_RD, b_OR in zip(
-            places, tensors[::3], tensors[1::3], tensors[2::3], strict=True
-        ):
-            low_nR = F.linear(x_nD, a_RD.to(y.dtype)).mul_(scaling)
-            y[start:stop].addmm_(low_nR, b_OR.to(y.dtype).t())
+        for group in groups:
+            low_nR = F.linear(group.input.x, group.a.value).mul_(group.scaling)
+            y_TO[group.start : group.stop].addmm_(low_nR, group.b.value)
             lows.append(low_nR)
-        ctx.save_for_backward(*tensors, *lows)
-        ctx.mark_dirty(y)
-        return y
+        ctx.groups, ctx.lows, ctx.input_shape = groups, lows, x_TD.shape
+        ctx.mark_dirty(y_TO)
+        return y_TO
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        g, saved = gradients[0], ctx.saved_tensors  # read once: a checkpoint recomputes it when it is read
-        tensors, lows = saved[: 3 * len(ctx.places)], saved[3 * len(ctx.places) :]
-        results: list[Tensor | None] = []
-        for index, ((start, stop, scaling), low_nR) in enumerate(zip(ctx.places, lows, strict=True)):
-            x_nD, a_RD, b_OR = tensors[3 * index : 3 * index + 3]
-            g_nO = g[start:stop]
-            g_low_nR = (g_nO @ b_OR.to(g.dtype)).mul_(scaling)
-            results.append(g_low_nR @ a_RD.to(g.dtype) if ctx.needs_input_grad[2 + 3 * index] else None)
-            results.append((g_low_nR.t() @ x_nD).to(a_RD.dtype))
-            results.append((g_nO.t() @ low_nR).to(b_OR.dtype))
-        return g, None, *results
+        (g_TO,) = gradients
+        g_x_TD = g_TO.new_zeros(ctx.input_shape) if ctx.needs_input_grad[2] else None
+        for group, low_nR in zip(ctx.groups, ctx.lows, strict=True):
+            g_nO = g_TO[group.start : group.stop]
+            g_low_nR = (g_nO @ group.b.value.t()).mul_(group.scaling)
+            group.b.accumulate(low_nR.t() @ g_nO)
+            group.a.accumulate(g_low_nR.t() @ group.input.x)
+            if g_x_TD is not None:
+                rows_nD = g_x_TD[group.start : group.stop]
+                group.input.backward_(torch.mm(g_low_nR, group.a.value, out=rows_nD))
+        return None, g_TO, g_x_TD, None
 
 
 class LoraLinear(nn.Module):
@@ -88,10 +79,33 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[1, T, D] -> [1, T, O]."""
-        batch = self.pass_.batch
-        groups = []
-        for start, segment, x_nD in batch.split(x[0]):
-            if segment is not None and segment.has_lora(self.module):
-                dropped = self.pass_.dropped(x_nD, segment, self.layer, self.input_name)
-                groups.append(Group.of(start, dropped, segment, self.layer, self.module))
-        return add_lora(self.frozen(x)[0], groups)[None]
+        groups, scales = [], []
+        for start, segment, x_nD in self.pass_.batch.split(x[0].detach()):
+            if segment is None or not segment.has_lora(self.module):
+                continue
+            stop = start + len(x_nD)
+            input_ = self.pass_.dropped(x_nD, segment, self.layer, self.input_name)
+            a, b = (segment.parameter(self.layer, self.module, matrix) for matrix in "AB")
+            groups.append(Group(start, stop, input_, a, b, segment.scaling))
+            scales += [dora.Group(start, stop, magnitude) for magnitude in self.magnitudes(segment)]
+        y = add_lora(self.pass_.anchor, self.frozen(x)[0], x[0], groups)
+        return dora.scale(self.pass_.anchor, y, self.frozen.bias, scales)[None]
+
+    def magnitudes(self, segment: Segment) -> list[dora.Magnitude]:
+        """Of each expert of the segment's adapter, or of its one LoRA; none without DoRA."""
+        weights = segment.weights
+        if weights is None or not weights.config.dora:
+            return []
+        key = self.layer, self.module
+        if key not in weights.norms:
+            a, b = (segment.parameter(*key, matrix) for matrix in "AB")
+            weights.norms[key] = dora.norm(self.frozen, self.frozen_norm_O, a, b, weights.config.scaling)
+        m, norm = segment.parameter(*key, "m"), weights.norms[key]
+        if not segment.has_experts(self.module):
+            return [dora.Magnitude.of(m, norm)]
+        return [dora.Magnitude.of(m.expert(expert), norm[expert]) for expert in range(len(norm))]
+
+    @cached_property
+    def frozen_norm_O(self) -> Tensor:
+        """‖W_o‖ of each output, float32: what DoRA's magnitudes begin with."""
+        return dora.row_norm(self.frozen)

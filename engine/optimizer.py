@@ -29,10 +29,13 @@ class AdamW:
         eps: float,
         weight_decay: float,
         max_grad_norm: float,
+        faster: slice | None = None,
+        ratio: float = 1.0,
     ) -> float:
         """One decoupled-decay Adam step on `flat`, in place; returns the gradient's norm before clipping.
 
-        `max_grad_norm` 0 clips nothing. `gradient` is scaled in place.
+        `max_grad_norm` 0 clips nothing. `gradient` is scaled in place. The parameters `faster` have the learning
+        rate times `ratio` (LoRA+).
         """
         norm = float(torch.linalg.vector_norm(gradient))
         if 0 < max_grad_norm < norm:
@@ -42,8 +45,16 @@ class AdamW:
         self.second.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
         correction_1 = 1 - betas[0] ** self.step
         correction_2 = 1 - betas[1] ** self.step
-        if weight_decay:
-            flat.mul_(1 - learning_rate * weight_decay)
         denominator = (self.second.sqrt() / correction_2**0.5).add_(eps)
-        flat.addcdiv_(self.first, denominator, value=-learning_rate / correction_1)
+        for part, rate in _rates(len(flat), learning_rate, faster, ratio):
+            if weight_decay:
+                flat[part].mul_(1 - rate * weight_decay)
+            flat[part].addcdiv_(self.first[part], denominator[part], value=-rate / correction_1)
         return norm
+
+
+def _rates(size: int, learning_rate: float, faster: slice | None, ratio: float) -> list[tuple[slice, float]]:
+    if faster is None or ratio == 1:
+        return [(slice(0, size), learning_rate)]
+    before, after = slice(0, faster.start), slice(faster.stop, size)
+    return [(before, learning_rate), (faster, learning_rate * ratio), (after, learning_rate)]

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
-from engine.segments import Batch, Segment
+from engine.segments import Batch, Dropped, Segment
 
 
 class Pass:
@@ -13,7 +14,8 @@ class Pass:
 
     def __init__(self) -> None:
         self._batch: Batch | None = None
-        self._dropped: dict[tuple[int, int, str], Tensor] = {}
+        self._dropped: dict[tuple[int, int, str], Dropped] = {}
+        self.anchor = torch.zeros(())
 
     @property
     def batch(self) -> Batch:
@@ -24,14 +26,17 @@ class Pass:
     def over(self, batch: Batch) -> Iterator[None]:
         assert self._batch is None, "a pass is already under way"
         self._batch = batch
+        # Adapters' gradients are added by hand, in the backward of functions that autograd must visit even where
+        # their input needs no gradient, as in the first layer: this scalar, given to each, makes it do so.
+        self.anchor = torch.zeros((), requires_grad=torch.is_grad_enabled())
         try:
             yield
         finally:
             self._batch = None
             self._dropped.clear()
 
-    def dropped(self, x: Tensor, segment: Segment, layer: int, input_name: str) -> Tensor:
-        """A segment's rows of an attention input after dropout: q, k and v of a layer ask for the same tensor."""
+    def dropped(self, x: Tensor, segment: Segment, layer: int, input_name: str) -> Dropped:
+        """A segment's rows of an input after dropout: q, k and v of a layer ask for the same tensor."""
         key = (id(segment), layer, input_name)
         if key not in self._dropped:
             if any(other[1:] != key[1:] for other in self._dropped):

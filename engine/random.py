@@ -1,19 +1,24 @@
 """Random numbers as pure functions of a key: nothing depends on what else was drawn, so nothing must be kept.
 
-Draws are made on the CPU's generator and are the same on every device.
+Draws are made on the CPU and are the same on every device.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def generator(*key: object) -> torch.Generator:
     """A fresh generator, seeded by a hash of the key."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+    return torch.Generator().manual_seed(_seed(key))
+
+
+def _seed(key: tuple[object, ...]) -> int:
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little")
 
 
 @dataclass(frozen=True)
@@ -25,13 +30,15 @@ class DropoutKey:
     microbatch: int
     probability: float
 
-    def mask(self, layer: int, input_name: str, like: Tensor) -> Tensor:
-        """A mask of `like`'s shape and dtype: 0 with the probability p (to 1 in 65,536), else 1 / (1 - p).
+    def dropped(self, layer: int, input_name: str, size: int) -> Tensor:
+        """Which of an input's `size` elements are dropped, each with the probability p: int64, ascending.
 
-        Four elements are made of one 64-bit draw: drawing costs as much as a matmul of small rank.
+        Drawn are the gaps between them, which are geometric: at p = 0.05 that is one draw for 20 elements. A draw
+        and a comparison for each element cost as much as all matmuls of small rank.
         """
-        draws = torch.empty((like.numel() + 3) // 4, dtype=torch.int64)
-        draws.random_(-(2**63), None, generator=generator(self.seed, self.step, self.microbatch, layer, input_name))
-        threshold = min(round(self.probability * 65536), 65535) - 32768  # never all of them
-        kept = draws.view(torch.int16)[: like.numel()].view(like.shape) >= threshold
-        return kept.to(like.device).to(like.dtype).mul_(65536 / (32768 - threshold))
+        draws = np.random.Generator(np.random.SFC64(_seed((self.seed, self.step, self.microbatch, layer, input_name))))
+        expected = size * self.probability
+        enough = math.ceil(expected + 8 * math.sqrt(expected) + 16)  # to pass the end but once in 10^15 draws
+        gaps = (draws.standard_exponential(enough) * (-1 / math.log1p(-self.probability))).astype(np.int64) + 1
+        places = gaps.cumsum() - 1
+        return torch.from_numpy(places[: np.searchsorted(places, size)])

@@ -16,7 +16,7 @@ from engine.errors import EngineError
 from engine.optimizer import AdamW
 from engine.run import Run
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)

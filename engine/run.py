@@ -1,12 +1,12 @@
 """A run: one adapter in training with its optimizer and its place in the random sequence. It knows no dataset."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.adapter import Adapter, Leaves
+from engine.adapter import Adapter
 from engine.optimizer import AdamW
 from engine.random import DropoutKey
 
@@ -24,10 +24,6 @@ class Run:
     gradient: Tensor  # float32 [size]
     optimizer: AdamW
     microbatch: int = 0
-    leaves: Leaves = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.leaves = Leaves(self.adapter.layout, self.adapter.flat, self.gradient)
 
     @classmethod
     def fresh(cls, adapter: Adapter, seed: int) -> "Run":

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.adapter import Adapter
+from engine.adapter import Adapter, Weights
 from engine.base_model import BaseModel
 from engine.cache import KeyValueCache
 from engine.loss import CHUNK_ROWS
@@ -73,15 +73,17 @@ class Sample:
 @torch.no_grad()
 def advance(base: BaseModel, samples: list[Sample], num_tokens: int) -> None:
     """Let each unfinished sample grow by up to `num_tokens` tokens; new ones are prefilled first."""
+    adapters = {id(s.adapter): s.adapter for s in samples if s.adapter and not s.finish_reason}
+    weights = {key: Weights.of(adapter, base.dtype) for key, adapter in adapters.items()}
     for group in _by_tokens([s for s in samples if s.cache is None and not s.finish_reason]):
         for sample in group:
             sample.cache = KeyValueCache(base.num_layers, len(sample.prompt) + sample.max_tokens)
-        _step(base, group, [sample.prompt for sample in group])
+        _step(base, weights, group, [sample.prompt for sample in group])
     for _ in range(num_tokens - 1):
         growing = [sample for sample in samples if not sample.finish_reason]
         if not growing:
             break
-        _step(base, growing, [sample.tokens[-1:] for sample in growing])
+        _step(base, weights, growing, [sample.tokens[-1:] for sample in growing])
     for sample in samples:
         if sample.finish_reason:
             sample.cache = None
@@ -106,20 +108,20 @@ def _by_tokens(samples: list[Sample]) -> list[list[Sample]]:
     return groups
 
 
-def _step(base: BaseModel, samples: list[Sample], new_tokens: list[list[int]]) -> None:
+def _step(
+    base: BaseModel, weights: dict[int, Weights], samples: list[Sample], new_tokens: list[list[int]]
+) -> None:
     """Feed each sample its new tokens and let it draw the next one. Samples of one adapter ride as one segment."""
     by_adapter: dict[int, list[int]] = {}
     for index, sample in enumerate(samples):
         by_adapter.setdefault(id(sample.adapter), []).append(index)
     segments, order = [], []
-    for indices in by_adapter.values():
-        adapter = samples[indices[0]].adapter
+    for adapter, indices in by_adapter.items():
         caches = [samples[i].cache for i in indices]
         segments.append(
             Segment(
                 [torch.tensor(new_tokens[i]) for i in indices],
-                adapter,
-                adapter.leaves if adapter else None,
+                weights.get(adapter),
                 caches=[cache for cache in caches if cache is not None],
             )
         )

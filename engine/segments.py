@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from engine.adapter import Adapter, Leaves, parameter_name
+from engine.adapter import Parameter, Weights
 from engine.cache import KeyValueCache
 from engine.random import DropoutKey
 
@@ -20,13 +20,26 @@ MAX_PACKED_TOKENS = 8192
 """The bitwise facts were measured up to here; larger packs are refused on the CPU."""
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """An input of an adapter after dropout, not yet scaled by 1 / (1 - p): that is a factor of the output."""
+
+    x: Tensor
+    places: Tensor | None  # the elements of x that are 0, int64; None: there is no dropout
+
+    def backward_(self, gradient: Tensor) -> Tensor:
+        """The gradient at the input, in place of the one at `x`."""
+        if self.places is not None:
+            gradient.view(-1).index_fill_(0, self.places, 0)
+        return gradient
+
+
 @dataclass
 class Segment:
     """One microbatch of one run in a pass: its sequences, its adapter, and what the layers leave for it."""
 
     sequences: list[Tensor]  # int64 token ids
-    adapter: Adapter | None = None
-    leaves: Leaves | None = None  # the adapter's parameters as this segment's own leaves
+    weights: Weights | None = None  # its adapter's; None: the base alone
     dropout: DropoutKey | None = None  # None: no dropout
     caches: list[KeyValueCache] | None = None  # one a sequence, while sampling
     aux_losses: list[Tensor] = field(default_factory=list)  # scalars, one a layer
@@ -42,21 +55,33 @@ class Segment:
 
     def has_lora(self, module: str) -> bool:
         """Whether one LoRA of this segment's adapter sits beside `module`."""
-        return self.adapter is not None and (module, None) in self.adapter.layout.pairs
+        return self.weights is not None and module in self.weights.layout.lora_modules
 
     def has_experts(self, module: str) -> bool:
         """Whether each expert of this segment's adapter has a LoRA beside `module`."""
-        return self.adapter is not None and (module, 0) in self.adapter.layout.pairs
+        return self.weights is not None and module in self.weights.layout.expert_modules
 
-    def parameter(self, layer: int, module: str, matrix: str, expert: int | None = None) -> Tensor:
-        assert self.leaves is not None
-        return self.leaves.tensors[parameter_name(layer, module, matrix, expert)]
+    @property
+    def is_mixture(self) -> bool:
+        return self.weights is not None and self.weights.config.is_mixture
 
-    def drop(self, x: Tensor, layer: int, input_name: str) -> Tensor:
+    @property
+    def scaling(self) -> float:
+        """s of LoRA, and dropout's 1 / (1 - p)."""
+        assert self.weights is not None
+        kept = 1 - self.dropout.probability if self.dropout else 1.0
+        return self.weights.config.scaling / kept
+
+    def parameter(self, layer: int, module: str, matrix: str) -> Parameter:
+        assert self.weights is not None
+        return self.weights.parameters[layer, module, matrix]
+
+    def drop(self, x: Tensor, layer: int, input_name: str) -> Dropped:
         """This segment's own rows [n, D] with its dropout applied."""
         if self.dropout is None or self.dropout.probability == 0:
-            return x
-        return x * self.dropout.mask(layer, input_name, x)
+            return Dropped(x, None)
+        places = self.dropout.dropped(layer, input_name, x.numel()).to(x.device)
+        return Dropped(x.reshape(-1).index_fill(0, places, 0).view(x.shape), places)
 
 
 @dataclass

@@ -68,6 +68,19 @@ LOADS = {
         ],
         [(0, [9]), (1, [8]), (2, [7]), (3, [6])],
     ),
+    "DoRA beside MixDoRA and MixLoRA": Load(
+        [lora(dora=True), mixlora(dora=True), mixlora(), mixlora(2, 8, 3, dora=True, rslora=True)],
+        [(0, [9, 2]), (1, [8]), (2, [5]), (3, [4, 6])],
+    ),
+    "MixDoRA on some modules": Load(
+        [
+            mixlora(dora=True, target_modules=("gate_proj", "o_proj")),
+            mixlora(dora=True, target_modules=("down_proj",)),
+            mixlora(dora=True, dropout=0.0, target_modules=("up_proj", "down_proj")),
+            lora(dora=True, dropout=0.0, target_modules=("v_proj", "down_proj")),
+        ],
+        [(0, [9]), (1, [8]), (2, [7]), (3, [6]), (1, [5])],
+    ),
     "rsLoRA and no dropout": Load([lora(rslora=True, dropout=0.0), mixlora(dropout=0.0)], [(0, [9]), (1, [8])]),
 }
 

@@ -15,16 +15,25 @@ from engine.run import Microbatch
 from tests.models import tiny_model
 
 
-class PlainLinear(nn.Module):
-    """y = Wx + s·BA d(x)."""
+def adapted(frozen: nn.Linear, scaling: float, parameters: dict[str, Tensor], x: Tensor, dropped: Tensor) -> Tensor:
+    """Wx + s·BA d(x); DoRA scales it, but for the bias, by m/‖W + s·BA‖ with the norm of the matrix itself."""
+    a, b = parameters["A"], parameters["B"]
+    y = x @ frozen.weight.T + scaling * (dropped @ a.T @ b.T)
+    if "m" in parameters:
+        norm = (frozen.weight + scaling * (b @ a)).norm(dim=1).detach()
+        y = parameters["m"] / norm * y
+    return y if frozen.bias is None else y + frozen.bias
 
-    def __init__(self, frozen: nn.Linear, config: AdapterConfig, a: Tensor, b: Tensor, mask: Tensor | None):
+
+class PlainLinear(nn.Module):
+    """One frozen linear module with its adapter."""
+
+    def __init__(self, frozen: nn.Linear, scaling: float, parameters: dict[str, Tensor], mask: Tensor | None):
         super().__init__()
-        self.frozen, self.config, self.a, self.b, self.mask = frozen, config, a, b, mask
+        self.frozen, self.scaling, self.parameters_of, self.mask = frozen, scaling, parameters, mask
 
     def forward(self, x: Tensor) -> Tensor:
-        dropped = x if self.mask is None else x * self.mask
-        return self.frozen(x) + self.config.scaling * (dropped @ self.a.T @ self.b.T)
+        return adapted(self.frozen, self.scaling, self.parameters_of, x, x if self.mask is None else x * self.mask)
 
 
 class PlainExperts(nn.Module):
@@ -34,12 +43,12 @@ class PlainExperts(nn.Module):
         super().__init__()
         self.mlp, self.oracle, self.layer = mlp, oracle, layer
 
-    def lora(self, module: str, expert: int, x: Tensor) -> Tensor:
-        config = self.oracle.config
-        if module not in config.target_modules:
-            return torch.zeros((), dtype=x.dtype)
-        a, b = (self.oracle.parameters[f"{self.layer}.{module}.{expert}.{m}"] for m in "AB")
-        return config.scaling * (b @ (a @ x))
+    def linear(self, module: str, expert: int, x: Tensor, dropped: Tensor) -> Tensor:
+        frozen = getattr(self.mlp, module)
+        if module not in self.oracle.config.target_modules:
+            return frozen(x)
+        parameters = self.oracle.of(f"{self.layer}.{module}.{expert}")
+        return adapted(frozen, self.oracle.config.scaling, parameters, x, dropped)
 
     def forward(self, x: Tensor) -> Tensor:
         config, oracle = self.oracle.config, self.oracle
@@ -61,13 +70,13 @@ class PlainExperts(nn.Module):
             dropped = row if input_mask is None else row * input_mask[token]
             output = torch.zeros_like(row)
             for expert, weight in chosen:
-                gate = self.mlp.gate_proj(row) + self.lora("gate_proj", expert, dropped)
-                up = self.mlp.up_proj(row) + self.lora("up_proj", expert, dropped)
+                gate = self.linear("gate_proj", expert, row, dropped)
+                up = self.linear("up_proj", expert, row, dropped)
                 hidden = self.mlp.act_fn(gate) * up
                 shape = hidden.new_empty(len(rows_of[expert]), len(hidden))
                 mask = oracle.mask(self.layer, f"down_input.{expert}", shape)
                 inner = hidden if mask is None else hidden * mask[rows_of[expert].index(token)]
-                output = output + weight * (self.mlp.down_proj(hidden) + self.lora("down_proj", expert, inner))
+                output = output + weight * self.linear("down_proj", expert, hidden, inner)
             outputs.append(output)
         return torch.stack(outputs)[None]
 
@@ -84,7 +93,16 @@ class Oracle:
         self.model.set_attn_implementation("sdpa")
 
     def mask(self, layer: int, input_name: str, like: Tensor) -> Tensor | None:
-        return self.dropout.mask(layer, input_name, like) if self.dropout and self.dropout.probability else None
+        if self.dropout is None or self.dropout.probability == 0:
+            return None
+        places = self.dropout.dropped(layer, input_name, like.numel())
+        kept = torch.ones(like.numel(), dtype=torch.float64).index_fill(0, places, 0)
+        return kept.view(like.shape) / (1 - self.dropout.probability)
+
+    def of(self, place: str) -> dict[str, Tensor]:
+        """The parameters A, B and, with DoRA, m of `layer.module[.expert]`."""
+        names = {matrix: f"{place}.{matrix}" for matrix in ("A", "B", "m")}
+        return {matrix: self.parameters[name] for matrix, name in names.items() if name in self.parameters}
 
     def install(self, num_tokens: int) -> None:
         inputs = {
@@ -103,8 +121,7 @@ class Oracle:
                 frozen = getattr(owner, name)
                 like = torch.empty(num_tokens, frozen.in_features, dtype=torch.float64)
                 mask = self.mask(index, inputs.get(name, "down_input"), like)
-                a, b = (self.parameters[f"{index}.{name}.{m}"] for m in "AB")
-                setattr(owner, name, PlainLinear(frozen, self.config, a, b, mask))
+                setattr(owner, name, PlainLinear(frozen, self.config.scaling, self.of(f"{index}.{name}"), mask))
             if self.config.is_mixture:
                 layer.mlp = PlainExperts(layer.mlp, self, index)
 

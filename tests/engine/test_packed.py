@@ -29,8 +29,7 @@ def test_a_packed_pass_equals_the_plain_loop_with_real_dropout(engine: Engine, n
     outcomes = engine.forward_backward(microbatches)
     for m, outcome, logprobs in zip(microbatches, outcomes, expected_logprobs, strict=True):
         torch.testing.assert_close(torch.cat(outcome.logprobs), torch.cat(logprobs), rtol=1e-10, atol=1e-10)
-        for parameter, slot in m.run.adapter.layout.slots.items():
-            got = m.run.gradient[slot.start : slot.stop].view(slot.shape)
+        for parameter, got in m.run.adapter.layout.named(m.run.gradient):
             want = expected_gradients[id(m.run)][parameter]
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9, msg=lambda t, p=parameter: f"{p}: {t}")
 

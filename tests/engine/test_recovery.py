@@ -65,15 +65,11 @@ def test_everything_that_a_run_is_comes_back(engine: Engine, tmp_path: Path) -> 
 
 
 def test_a_loaded_run_learns_into_its_own_gradient(engine: Engine, tmp_path: Path) -> None:
-    """Its leaves are views of the gradient that came from the file."""
     engine.save(trained(engine, lora(), 4), tmp_path)
     run = engine.load(tmp_path)
     before = run.gradient.clone()
     microbatch(engine, run, 1)
     assert not torch.equal(run.gradient, before)
-    assert (
-        run.leaves.tensors["0.q_proj.A"].grad.untyped_storage().data_ptr() == run.gradient.untyped_storage().data_ptr()
-    )
 
 
 def test_a_capture_does_not_change_while_training_goes_on(engine: Engine, tmp_path: Path) -> None:
