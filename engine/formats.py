@@ -31,8 +31,8 @@ def tensor_name(name: str, *, mixture: bool) -> str:
     prefix = f"{root}.layers.{layer}.{block}"
     if module == "router":
         return f"{prefix}.moe_gate.weight"
-    middle = f".experts.{expert[0]}" if expert else ""
-    return f"{prefix}.{module}{middle}.lora_{matrix}.weight"
+    place = f"{prefix}.{module}.experts.{expert[0]}" if expert else f"{prefix}.{module}"
+    return f"{place}.lora_magnitude_vector" if matrix == "m" else f"{place}.lora_{matrix}.weight"
 
 
 def disk_config(config: AdapterConfig, *, base_name: str, activation: str) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def disk_config(config: AdapterConfig, *, base_name: str, activation: str) -> di
         "r": config.rank,
         "target_modules": list(config.target_modules),
         "task_type": "CAUSAL_LM",
+        "use_dora": config.dora,
         "use_rslora": config.rslora,
     }
     if config.is_mixture:
@@ -62,8 +63,9 @@ def disk_config(config: AdapterConfig, *, base_name: str, activation: str) -> di
 def tensors(adapter: Adapter) -> dict[str, Tensor]:
     """A copy of the weights in host memory, under their names on disk, sorted."""
     mixture = adapter.config.is_mixture
-    named = {tensor_name(name, mixture=mixture): p.detach().to("cpu", copy=True) for name, p in adapter.named()}
-    return dict(sorted(named.items()))
+    named = {tensor_name(name, mixture=mixture): p for name, p in adapter.named()}
+    copies = {name: p.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, p in named.items()}
+    return dict(sorted(copies.items()))
 
 
 def write(weights: dict[str, Tensor], config: dict[str, Any], folder: Path, card: str | None = None) -> None:
@@ -88,6 +90,7 @@ def read(folder: Path, empty_adapter: Callable[[AdapterConfig], Adapter]) -> Ada
         alpha=values["lora_alpha"],
         dropout=values["lora_dropout"],
         rslora=values.get("use_rslora", False),
+        dora=values.get("use_dora", False),
         target_modules=tuple(values["target_modules"]),
         num_experts=values.get("num_experts"),
         top_k=values.get("top_k"),
@@ -120,8 +123,8 @@ def export(source: Path, target: Path, layout: str) -> None:
     if layout == "mixlora":
         if values["lora_alpha"] != int(values["lora_alpha"]):
             raise EngineError(f"The mixlora package reads only a whole alpha, this one is {values['lora_alpha']}.")
-        if values["use_rslora"]:
-            raise EngineError("rsLoRA adapters are not written in the format mixlora; take native.")
+        if values["use_dora"]:  # its `apply_dora` has no magnitudes to load
+            raise EngineError("The mixlora package does not keep the magnitudes of MixDoRA; take native.")
         values["lora_alpha"] = int(values["lora_alpha"])
         values["lora_dropout"] = float(values["lora_dropout"]) or _SMALLEST_DROPOUT
         torch.save(dict(sorted(load_file(source / WEIGHTS).items())), target / "adapter_model.bin")

@@ -108,9 +108,7 @@ def _by_tokens(samples: list[Sample]) -> list[list[Sample]]:
     return groups
 
 
-def _step(
-    base: BaseModel, weights: dict[int, Weights], samples: list[Sample], new_tokens: list[list[int]]
-) -> None:
+def _step(base: BaseModel, weights: dict[int, Weights], samples: list[Sample], new_tokens: list[list[int]]) -> None:
     """Feed each sample its new tokens and let it draw the next one. Samples of one adapter ride as one segment."""
     by_adapter: dict[int, list[int]] = {}
     for index, sample in enumerate(samples):

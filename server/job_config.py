@@ -42,7 +42,12 @@ class AdapterConfig(StrictModel):
         Literal["mixlora", "lora"] | None,
         Field(description="mixlora (default): experts in the feed-forward, chosen by a router. lora: no router."),
     ] = None
-    dora: Annotated[bool | None, Field(description="Weight-decomposed adapters. Not supported yet.")] = None
+    dora: Annotated[
+        bool | None,
+        Field(
+            description="Also train a magnitude for each output, of each expert with mixlora (MixDoRA). Default false."
+        ),
+    ] = None
     rslora: Annotated[bool | None, Field(description="Scale by alpha / √rank. Default false.")] = None
     rank: Annotated[int | None, Field(ge=1, description="Default 16.")] = None
     alpha: Annotated[int | float | None, Field(gt=0, le=1e6, description="Default 2 * rank.")] = None
@@ -81,7 +86,9 @@ class TrainingConfig(StrictModel):
         ),
     ] = None
     learning_rate: Annotated[float | None, Field(gt=0, le=10, description="Peak. Default 2e-4.")] = None
-    loraplus_ratio: Annotated[Any, Field(description="Not supported yet.")] = None
+    loraplus_ratio: Annotated[
+        float | None, Field(gt=0, le=1e4, description="LoRA+: every B has the learning rate times this. Default 1.")
+    ] = None
     schedule: Annotated[
         Literal["linear", "constant", "cosine"] | None,
         Field(description="After the warm-up. Default linear."),

@@ -18,10 +18,11 @@ FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 PRIORITIES = {"low": 1, "normal": 4, "high": 16}
 MIXLORA_ONLY = ("num_experts", "top_k", "router_aux_loss_coef")
 
-ADAPTER_DEFAULTS: dict[str, Any] = {"rslora": False, "rank": 16, "dropout": 0.05}
+ADAPTER_DEFAULTS: dict[str, Any] = {"dora": False, "rslora": False, "rank": 16, "dropout": 0.05}
 MIXLORA_DEFAULTS: dict[str, Any] = {"num_experts": 8, "top_k": 2, "router_aux_loss_coef": 0.001}
 TRAINING_DEFAULTS: dict[str, Any] = {
     "learning_rate": 2e-4,
+    "loraplus_ratio": 1.0,
     "schedule": "linear",
     "warmup_ratio": 0.03,
     "weight_decay": 0.0,
@@ -50,8 +51,6 @@ def refuse_unsupported(config: JobConfig) -> None:
     asked = {
         "init_from": config.init_from is not None,
         "dataset": isinstance(config.dataset, list),
-        "adapter.dora": bool(config.adapter.dora),
-        "training.loraplus_ratio": config.training.loraplus_ratio is not None,
         "training.early_stopping": config.training.early_stopping is not None,
     }
     for param, is_asked in asked.items():
@@ -69,7 +68,7 @@ def resolve_adapter(config: AdapterConfig, base: Base, preset: str | None) -> di
     method = config.method or "mixlora"
     paper = PAPER_ADAPTER[method] if preset == "paper" else {}
     defaults = {**ADAPTER_DEFAULTS, **(MIXLORA_DEFAULTS if method == "mixlora" else {}), **paper}
-    given = config.model_dump(exclude_none=True, exclude={"dora", "method"})
+    given = config.model_dump(exclude_none=True, exclude={"method"})
     if method == "lora" and (odd := [name for name in MIXLORA_ONLY if name in given]):
         raise _refused(odd[0], "field_needs_mixlora", "it belongs to method 'mixlora', and the method is 'lora'")
     values = {**defaults, **given}
@@ -85,6 +84,7 @@ def resolve_adapter(config: AdapterConfig, base: Base, preset: str | None) -> di
         "rank": values["rank"],
         "alpha": values.get("alpha", 2 * values["rank"]),
         "dropout": values["dropout"],
+        "dora": values["dora"],
         "rslora": values["rslora"],
         "target_modules": targets,
         **{name: values.get(name) for name in MIXLORA_ONLY},
@@ -156,6 +156,7 @@ def resolve_training(
         "max_steps": config.max_steps,
         "batch_size": batch_size,
         "learning_rate": values["learning_rate"],
+        "loraplus_ratio": values["loraplus_ratio"],
         "schedule": values["schedule"],
         "warmup_steps": math.ceil(values["warmup_ratio"] * total_steps),
         "warmup_ratio": values["warmup_ratio"],
@@ -185,10 +186,12 @@ def num_parameters(adapter: dict[str, Any], base: Base) -> int:
     """Trained parameters of a resolved adapter."""
     experts = adapter["num_experts"] or 1
     in_experts = FEED_FORWARD if adapter["method"] == "mixlora" else ()
-    per_layer = sum(
-        adapter["rank"] * sum(base.targets[target]) * (experts if target in in_experts else 1)
-        for target in adapter["target_modules"]
-    )
+    per_layer = 0
+    for target in adapter["target_modules"]:
+        out_width, in_width = base.targets[target]
+        magnitudes = out_width if adapter["dora"] else 0
+        pairs = experts if target in in_experts else 1
+        per_layer += pairs * (adapter["rank"] * (out_width + in_width) + magnitudes)
     if adapter["method"] == "mixlora":
         per_layer += experts * _hidden(base)
     return base.num_layers * per_layer

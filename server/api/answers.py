@@ -91,8 +91,8 @@ def loads_in(config: Mapping[str, Any]) -> list[str]:
     """The programs that can use an adapter of this config: ours, and one whose files it can be made into."""
     if config["method"] == "lora":
         return ["mixloom", "peft"]
-    if config["rslora"] or config["alpha"] != int(config["alpha"]):
-        return ["mixloom"]  # the mixlora package scales by a whole alpha / rank
+    if config["dora"] or config["alpha"] != int(config["alpha"]):
+        return ["mixloom"]  # the mixlora package keeps no magnitudes, and reads only a whole alpha
     return ["mixloom", "mixlora"]
 
 

@@ -119,6 +119,7 @@ class JobProgram:
             learning_rate=rate,
             weight_decay=self.training["weight_decay"],
             max_grad_norm=self.training["max_grad_norm"],
+            loraplus_ratio=self.training["loraplus_ratio"],
         )
         step, tokens = self.cursor.step + 1, self.cursor.tokens + self._num_tokens
         per_epoch = curriculum.steps_per_epoch(len(self.train), self.training["batch_size"])

@@ -294,6 +294,7 @@ def _prices(engine: Engine, run: Run) -> Prices:
     if config.is_mixture:
         assert config.num_experts is not None
         assert config.top_k is not None
-        in_experts = sum(s.stop - s.start for n, s in run.adapter.layout.slots.items() if n.count(".") == 3)
+        layout = run.adapter.layout
+        in_experts = sum(s.stop - s.start for s in layout.slots.values() if s.module in layout.expert_modules)
         active = size - in_experts + in_experts * config.top_k // config.num_experts
     return Prices(base_parameters=engine.base.num_parameters, adapter_parameters=size, active_parameters=active)

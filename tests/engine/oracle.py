@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.adapter import Adapter
-from engine.config import AdapterConfig
 from engine.random import DropoutKey
 from engine.run import Microbatch
 from tests.models import tiny_model

@@ -126,7 +126,7 @@ def test_fault_3_gradients_are_finite_differences_with_dropout(
     run.gradient.zero_()
     objective(precise_engine, run, row, flat)
     gradient = run.gradient.clone()
-    slots = [slot for name, slot in run.adapter.layout.slots.items() if name.endswith(f".{matrix}")]
+    slots = [slot for slot in run.adapter.layout.slots.values() if slot.matrix == matrix]
     for seed in range(3):
         direction = torch.zeros_like(flat)
         draw = torch.Generator().manual_seed(seed)
@@ -137,7 +137,11 @@ def test_fault_3_gradients_are_finite_differences_with_dropout(
         assert (up - down) / 2 == pytest.approx(float(gradient @ step), rel=1e-6)
 
 
-@pytest.mark.parametrize("config", [lora(), mixlora()], ids=["LoRA", "MixLoRA"])
+@pytest.mark.parametrize(
+    "config",
+    [lora(), mixlora(), lora(dora=True), mixlora(dora=True)],
+    ids=["LoRA", "MixLoRA", "DoRA", "MixDoRA"],
+)
 def test_fault_4_all_that_is_trained_is_saved(engine: Engine, config: AdapterConfig, tmp_path: Path) -> None:
     run = engine.create_run(config, seed=0)
     before = run.adapter.flat.clone()

@@ -19,6 +19,8 @@ CONFIGS = {
     "LoRA": lora(),
     "rsLoRA": lora(8, rslora=True, alpha=3.5, dropout=0.0),
     "MixLoRA": mixlora(2, 3, 2),
+    "DoRA": lora(2, dora=True),
+    "MixDoRA": mixlora(2, 3, 2, dora=True),
     "MixLoRA on two modules": mixlora(2, 3, 1, target_modules=("o_proj", "up_proj"), router_aux_loss_coef=0.0),
 }
 
@@ -75,6 +77,7 @@ def test_the_config_has_what_other_programs_ask_for(engine: Engine, tmp_path: Pa
         "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         "task_type": "CAUSAL_LM",
         "top_k": 2,
+        "use_dora": False,
         "use_rslora": False,
     }
 
@@ -85,7 +88,7 @@ def test_the_same_weights_are_the_same_bytes(engine: Engine, config: AdapterConf
     for name in (formats.WEIGHTS, formats.CONFIG):
         assert (one / name).read_bytes() == (other / name).read_bytes()
     exported = [tmp_path / "three", tmp_path / "four"]
-    layout = "mixlora" if config.is_mixture else "peft"
+    layout = "native" if config.dora else "mixlora" if config.is_mixture else "peft"
     for source, target in zip((one, other), exported, strict=True):
         target.mkdir()
         formats.export(source, target, layout)
@@ -130,9 +133,9 @@ def test_files_that_do_not_fit_their_config_are_refused(engine: Engine, damage: 
         (mixlora(), "peft", "PEFT has no MixLoRA; take the format mixlora"),
         (lora(), "mixlora", "a LoRA adapter, which the mixlora package does not read; take the format peft"),
         (mixlora(alpha=2.5), "mixlora", "reads only a whole alpha, this one is 2.5"),
-        (mixlora(rslora=True), "mixlora", "rsLoRA adapters are not written in the format mixlora; take native"),
+        (mixlora(dora=True), "mixlora", "does not keep the magnitudes of MixDoRA; take native"),
     ],
-    ids=["MixLoRA for PEFT", "LoRA for mixlora", "alpha 2.5", "rsLoRA"],
+    ids=["MixLoRA for PEFT", "LoRA for mixlora", "alpha 2.5", "MixDoRA"],
 )
 def test_a_format_that_does_not_fit_is_refused(
     engine: Engine, config: AdapterConfig, layout: str, sentence: str, tmp_path: Path

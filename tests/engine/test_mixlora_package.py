@@ -23,6 +23,7 @@ CONFIGS = {
     "top 1": mixlora(4, 4, 1, dropout=0.0),
     "all of 3 experts": mixlora(2, 3, 3, dropout=0.0, router_aux_loss_coef=0.0),
     "feed-forward only": mixlora(dropout=0.0, target_modules=("gate_proj", "up_proj", "down_proj")),
+    "rsLoRA": mixlora(dropout=0.0, rslora=True),
     "two modules": mixlora(dropout=0.0, target_modules=("v_proj", "down_proj")),
 }
 FAMILIES = ["llama", "mistral", "qwen2", "gemma", "gemma2"]

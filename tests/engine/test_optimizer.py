@@ -74,3 +74,24 @@ def test_a_gradient_that_is_not_a_number_shows_in_the_norm() -> None:
         max_grad_norm=1.0,
     )
     assert math.isnan(norm)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_a_part_with_a_rate_of_its_own_is_a_parameter_group_of_torch(weight_decay: float) -> None:
+    """LoRA+: clipping and moments stay common, the rate and so the decay are the part's."""
+    draw = torch.Generator().manual_seed(0)
+    flat = torch.randn(SIZE, generator=draw, dtype=torch.float64)
+    ours, part = AdamW.zeros_like(flat), slice(100, 350)
+    pieces = [flat[:100], flat[part], flat[350:]]
+    theirs = [piece.clone().requires_grad_() for piece in pieces]
+    groups = [{"params": [theirs[0], theirs[2]]}, {"params": [theirs[1]], "lr": 0.16}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01, weight_decay=weight_decay)
+    for _ in range(STEPS):
+        gradient = torch.randn(SIZE, generator=draw, dtype=torch.float64)
+        for parameter, piece in zip(theirs, (gradient[:100], gradient[part], gradient[350:]), strict=True):
+            parameter.grad = piece.clone()
+        torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+        optimizer.step()
+        settings = {"learning_rate": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": weight_decay}
+        ours.update(flat, gradient, **settings, max_grad_norm=1.0, faster=part, ratio=16.0)
+    torch.testing.assert_close(flat, torch.cat(theirs).detach(), rtol=1e-12, atol=1e-12)

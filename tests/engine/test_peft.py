@@ -22,6 +22,7 @@ STEPS, RATE = 10, 2e-3
 CONFIGS = {
     "all modules": lora(8, dropout=0.0),
     "rsLoRA on q and v": lora(4, dropout=0.0, rslora=True, target_modules=("q_proj", "v_proj")),
+    "DoRA": lora(8, dropout=0.0, dora=True),
 }
 
 
@@ -96,8 +97,9 @@ def test_ten_losses_on_smollm2_are_those_of_peft_from_the_same_start(smollm2: En
         lora(8, dropout=0.1),
         lora(4, rslora=True),
         lora(2, alpha=3.5, target_modules=("o_proj", "down_proj")),
+        lora(4, dora=True),
     ],
-    ids=["all modules", "rsLoRA", "two modules, alpha 3.5"],
+    ids=["all modules", "rsLoRA", "two modules, alpha 3.5", "DoRA"],
 )
 def test_unmodified_peft_gives_our_logprobs_for_our_files(
     engine: Engine, config: AdapterConfig, tmp_path: Path

@@ -106,7 +106,7 @@ def changed(folder: Path, **values: object) -> None:
 def test_a_recovery_point_of_another_schema_is_refused(engine: Engine, tmp_path: Path) -> None:
     engine.save(trained(engine, lora(), 3), tmp_path)
     changed(tmp_path, schema=99)
-    with pytest.raises(EngineError, match="this recovery point has schema 99, this engine reads 1"):
+    with pytest.raises(EngineError, match="this recovery point has schema 99, this engine reads 2"):
         engine.load(tmp_path)
 
 

@@ -77,6 +77,7 @@ def add_adapter(services: Services, job_id: str, step: int, **values: Any) -> st
         "peft_type": "MIXLORA" if adapter["method"] == "mixlora" else "LORA",
         "lora_alpha": adapter["alpha"],
         "lora_dropout": adapter["dropout"],
+        "use_dora": adapter["dora"],
         "use_rslora": adapter["rslora"],
     }
     key = f"adapters/{id_}"

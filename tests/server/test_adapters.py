@@ -39,7 +39,9 @@ def test_an_adapter_says_what_it_is_and_where_it_comes_from(alice: Caller, job: 
     ("config", "programs"),
     [
         ({}, ["mixloom", "mixlora"]),
-        ({"rslora": True}, ["mixloom"]),
+        ({"rslora": True}, ["mixloom", "mixlora"]),
+        ({"dora": True}, ["mixloom"]),
+        ({"method": "lora", "dora": True}, ["mixloom", "peft"]),
         ({"alpha": 2.5}, ["mixloom"]),
         ({"alpha": 2.0}, ["mixloom", "mixlora"]),
         ({"method": "lora", "rslora": True}, ["mixloom", "peft"]),
@@ -93,7 +95,7 @@ def test_the_archive_is_uncompressed_and_the_same_each_time(alice: Caller, adapt
 
 @pytest.mark.parametrize(
     ("config", "format"),
-    [({"method": "lora"}, "mixlora"), ({}, "peft"), ({"rslora": True}, "mixlora"), ({"alpha": 2.5}, "mixlora")],
+    [({"method": "lora"}, "mixlora"), ({}, "peft"), ({"dora": True}, "mixlora"), ({"alpha": 2.5}, "mixlora")],
 )
 def test_a_format_that_cannot_hold_the_adapter_is_refused(
     config: dict[str, object], format: str, alice: Caller, services: Services

@@ -127,7 +127,7 @@ FIELDS: dict[str, Any] = {
     "training.early_stopping": {"patience": 2},
 }
 REFUSED = {"base": "unknown_base", "from": "not_found"}
-NOT_YET = {"dataset", "init_from", "adapter.dora", "training.loraplus_ratio", "training.early_stopping"}
+NOT_YET = {"dataset", "init_from", "training.early_stopping"}
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

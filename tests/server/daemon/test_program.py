@@ -28,6 +28,7 @@ MIXTURE = AdapterConfig(
 TRAINING: dict[str, Any] = {
     "batch_size": 4,
     "learning_rate": 1e-3,
+    "loraplus_ratio": 1.0,
     "schedule": "linear",
     "warmup_steps": 1,
     "weight_decay": 0.0,
