@@ -10,7 +10,7 @@ from pathlib import Path
 from mixloom.cli.bars import display, outcome
 from mixloom.cli.output import INTERRUPTED, note, print_table, say, stdout
 from mixloom.client import Client
-from mixloom.demo.measure import accuracy, answer
+from mixloom.demo.measure import Exam, accuracies, answer
 from mixloom.demo.server import DemoFailed, DemoServer, serving
 from mixloom.demo.tasks import TASKS, Row, majority_accuracy
 from mixloom.errors import MixloomError
@@ -141,25 +141,19 @@ def _train(demo_jobs: list[DemoJob]) -> None:
 
 def _measure(demo_jobs: list[DemoJob]) -> None:
     """Ask the base (once a task) and each adapter all held-out rows."""
-    of_base: dict[str, float] = {}
-    for demo_job in demo_jobs:
-        if demo_job.task not in of_base:
-            of_base[demo_job.task] = _ask(demo_job, "base")
+    of_tasks = {demo_job.task: demo_job for demo_job in demo_jobs}
+    asked = [(demo_job, "base") for demo_job in of_tasks.values()]
+    asked += [(demo_job, demo_job.job["id"]) for demo_job in demo_jobs]
+    exams = [Exam(one.client, model, one.held_out_rows, TASKS[one.task].max_tokens) for one, model in asked]
+    with stdout.status("The base and the adapters answer") as status:
+        shares = accuracies(
+            exams, lambda done: status.update(f"The base and the adapters have answered {done} held-out rows")
+        )
+    of_base = dict(zip(of_tasks, shares, strict=False))
+    for demo_job, share in zip(demo_jobs, shares[len(of_tasks) :], strict=True):
         demo_job.base_accuracy = of_base[demo_job.task]
         demo_job.majority_accuracy = majority_accuracy(demo_job.train_rows, demo_job.held_out_rows)
-        demo_job.accuracy = _ask(demo_job, demo_job.job["id"])
-
-
-def _ask(demo_job: DemoJob, model: str) -> float:
-    who = "the base" if model == "base" else demo_job.name
-    with stdout.status(f"{who} answers") as status:
-        return accuracy(
-            demo_job.client,
-            model,
-            demo_job.held_out_rows,
-            TASKS[demo_job.task].max_tokens,
-            lambda done: status.update(f"{who} has answered {done} of {HELD_OUT_ROWS} held-out {demo_job.task}"),
-        )
+        demo_job.accuracy = share
 
 
 def _download(demo_jobs: list[DemoJob], folder: Path) -> None:

@@ -21,7 +21,8 @@ from server.settings import Settings
 from server.store import LocalStore
 
 log = logging.getLogger("mixloom.daemon")
-SLICE_TOKENS = 32
+SLICE_TOKENS = 8
+"""Few enough for a request that has just come not to wait long for the others' slice to end."""
 KEPT_ADAPTERS = 16
 MAX_CREDIT_SECONDS = 30.0
 _UNREADABLE = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mixloom import Client
-from mixloom.demo.measure import accuracy
+from mixloom.demo.measure import Exam, accuracies
 from mixloom.demo.tasks import TASKS, Row, majority_accuracy
 from tests.e2e.server import Server
 from tests.models import smollm2_folder
@@ -48,10 +48,9 @@ def test_right_completions_reach_the_bar_and_shuffled_ones_do_not(client: Client
     completions = [row["completion"] for row in rows]
     random.Random(1).shuffle(completions)
     shuffled = [{**row, "completion": text} for row, text in zip(rows, completions, strict=True)]
-    base = accuracy(client, "base", held_out, TASK.max_tokens)
     ids = [submit(client, some, tmp_path / f"{n}.jsonl") for n, some in enumerate((rows, shuffled))]
     assert [client.jobs.wait(id_, seconds=0.2)["status"] for id_ in ids] == ["succeeded"] * 2
-    right, wrong = (accuracy(client, id_, held_out, TASK.max_tokens) for id_ in ids)
+    base, right, wrong = accuracies([Exam(client, model, held_out, TASK.max_tokens) for model in ("base", *ids)])
     print(f"base {base:.0%}, right {right:.0%}, shuffled {wrong:.0%}, majority {majority_accuracy(rows, held_out):.0%}")
     assert right >= base + BAR
     assert wrong < base + BAR
