@@ -84,7 +84,8 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         g_TO = gradients[0].clone()
-        for group, z_nO in zip(ctx.groups, ctx.zs, strict=True):
+        kept, ctx.groups, ctx.zs = zip(ctx.groups, ctx.zs, strict=True), None, None
+        for group, z_nO in kept:
             rows_nO = g_TO[group.start : group.stop]
             rows_nO.copy_(group.magnitude.backward(rows_nO, z_nO))
         return None, g_TO, None, None

@@ -169,16 +169,17 @@ class _GatedUnit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         g_hidden_TF, *g_extras = gradients
+        parts, ctx.parts = ctx.parts, None  # a pass lets go of what it kept while it goes back
         g_x_TD = torch.zeros_like(ctx.x_TD)
         g_gate_TF, g_up_TF = torch.empty_like(g_hidden_TF), torch.empty_like(g_hidden_TF)
         g_weights: list[Tensor | None] = []
-        for part in ctx.parts:
+        for part in parts:
             g_hidden_nF, g_gate_nF, g_up_nF = (tensor[part.rows] for tensor in (g_hidden_TF, g_gate_TF, g_up_TF))
             if part.experts is not None:
                 out = InputGradients(g_x_TD[part.rows], g_gate_nF, g_up_nF)
                 g_weights.append(part.experts.backward(g_hidden_nF, g_extras[len(g_weights)], out))
                 continue
-            leaf_nF, activated_nF = ctx.activated[part.start]
+            leaf_nF, activated_nF = ctx.activated.pop(part.start)
             torch.mul(g_hidden_nF, activated_nF.detach(), out=g_up_nF)
             g_gate_nF.copy_(torch.autograd.grad(activated_nF, leaf_nF, g_hidden_nF * ctx.up_TF[part.rows])[0])
         return None, g_x_TD, g_gate_TF, g_up_TF, None, None, *g_weights

@@ -55,7 +55,8 @@ class _AddLora(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (g_TO,) = gradients
         g_x_TD = g_TO.new_zeros(ctx.input_shape) if ctx.needs_input_grad[2] else None
-        for group, low_nR in zip(ctx.groups, ctx.lows, strict=True):
+        kept, ctx.groups, ctx.lows = zip(ctx.groups, ctx.lows, strict=True), None, None
+        for group, low_nR in kept:
             g_nO = g_TO[group.start : group.stop]
             g_low_nR = (g_nO @ group.b.value.t()).mul_(group.scaling)
             group.b.accumulate(low_nR.t() @ g_nO)

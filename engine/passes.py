@@ -32,6 +32,8 @@ class Pass:
         try:
             yield
         finally:
+            for segment in batch.segments:  # else a cycle through autograd's nodes keeps the pass in memory for ever
+                segment.aux_losses.clear()
             self._batch = None
             self._dropped.clear()
 

@@ -1,19 +1,23 @@
 """The five operations: what they share, and what each says of itself."""
 
+import gc
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from engine.adapter import Weights
 from engine.config import AdapterConfig
 from engine.engine import Engine
+from engine.experts import Experts
 from engine.run import Microbatch, Row
+from engine.segments import Segment
 from server.daemon.program import Cursor, JobProgram
 from server.tokens import TokenRow, TokenRows
 from tests.engine.client import train_by_hand
 from tests.engine.gangs import fingerprint
-from tests.engine.loads import lora, mixlora, random_row, shake
+from tests.engine.loads import LOADS, build, lora, mixlora, random_row, shake
 from tests.models import VOCABULARY
 
 TRAINING: dict[str, Any] = {
@@ -145,3 +149,21 @@ def test_a_run_counts_its_microbatches_and_its_steps(engine: Engine) -> None:
 def test_a_run_weighs_its_parameters_gradient_and_moments(engine: Engine) -> None:
     run = engine.create_run(lora(), seed=0)
     assert run.bytes == 4 * 4 * run.adapter.layout.size
+
+
+@pytest.mark.parametrize("name", ["four different", "DoRA beside MixDoRA and MixLoRA"])
+def test_a_pass_leaves_nothing_in_memory(engine: Engine, name: str) -> None:
+    """Not even until the next garbage collection: activations are the largest thing there is."""
+
+    def kept() -> int:
+        return sum(isinstance(thing, Experts | Segment | Weights) for thing in gc.get_objects())
+
+    microbatches = build(LOADS[name], engine)
+    gc.collect()
+    before = kept()
+    gc.disable()
+    try:
+        engine.forward_backward(microbatches)
+        assert kept() == before
+    finally:
+        gc.enable()
