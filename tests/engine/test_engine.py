@@ -23,6 +23,7 @@ from tests.models import VOCABULARY
 TRAINING: dict[str, Any] = {
     "batch_size": 5,
     "learning_rate": 0.01,
+    "loraplus_ratio": 1.0,
     "schedule": "linear",
     "warmup_steps": 2,
     "weight_decay": 0.01,
