@@ -91,7 +91,7 @@ class Supervisor:
         return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
 
     def _wait_for_undrain(self) -> None:
-        database = Database(self.settings.database_path)
+        database = Database(self.settings.database)
         while not self._stopping.wait(POLL_SECONDS):
             with database.read() as session:
                 drain = drains.open_drain(session)

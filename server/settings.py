@@ -11,6 +11,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 CLIENT_VARIABLES = {"MIXLOOM_URL", "MIXLOOM_API_KEY"}
 """Read by the client and the CLI, not here."""
@@ -22,6 +24,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MIXLOOM_", toml_file="mixloom.toml", extra="forbid")
 
     data_dir: Path = Field(Path("mixloom-data"), description="Where everything that must survive is kept.")
+    database_url: str | None = Field(
+        None,
+        description="PostgreSQL instead of SQLite in the data directory: postgresql://USER@HOST/NAME.",
+        repr=False,
+    )
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port that the API listens on; 0 takes a free one.")
     base: str = Field("smollm2-135m", description="Base model: a hub name, a local directory or a GGUF file.")
@@ -64,6 +71,17 @@ class Settings(BaseSettings):
             raise ValueError(f"MIXLOOM_ADMIN_KEY must have 32 characters or more, it has {len(value)}")
         return value
 
+    @field_validator("database_url")
+    @classmethod
+    def _postgresql(cls, value: str | None) -> str | None:
+        try:
+            is_right = value is None or make_url(value).drivername == "postgresql"
+        except (ArgumentError, ValueError):  # neither's words are fit to be shown: they hold the password
+            is_right = False
+        if not is_right:
+            raise ValueError("it must be like postgresql://USER@HOST/NAME, or be left out for SQLite in the data_dir")
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -77,8 +95,11 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     @property
-    def database_path(self) -> Path:
-        return self.data_dir / "mixloom.db"
+    def database(self) -> URL:
+        """Where the tables are, as SQLAlchemy names it."""
+        if self.database_url is None:
+            return URL.create("sqlite", database=str(self.data_dir / "mixloom.db"))
+        return make_url(self.database_url).set(drivername="postgresql+psycopg")
 
     def with_sources(self, flags: dict[str, Any]) -> list[tuple[str, Any, str, str]]:
         """(name, value, source, description) of every setting, for `mixloom config`."""
@@ -91,6 +112,10 @@ class Settings(BaseSettings):
                 source = f"MIXLOOM_{name.upper()}"
             else:
                 source = "mixloom.toml" if name in toml else "default"
-            value = "(set)" if name == "admin_key" and self.admin_key else getattr(self, name)
+            value = getattr(self, name)
+            if name == "admin_key" and value:
+                value = "(set)"
+            if name == "database_url" and value:
+                value = make_url(value).render_as_string(hide_password=True)
             rows.append((name, value, source, info.description or ""))
         return rows

@@ -1,10 +1,17 @@
-"""What a run leaves out for being slow or needing a GPU is said by name, before pytest's closing line."""
+"""What a run leaves out for being slow or needing a GPU is said by name, before pytest's closing line.
+
+And the one PostgreSQL of a run.
+"""
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from tests import postgresql as package
+from tests.postgresql import PostgreSQL
 
 LEFT_OUT = pytest.StashKey[set[str]]()
 """Ids of tests, each with its reasons."""
@@ -38,3 +45,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         tests = Counter(re.sub(r"\[.*\]", "", name) for name in config.stash[LEFT_OUT])
         for name, num_cases in sorted(tests.items()):
             terminalreporter.line(name if num_cases == 1 else f"{name}  {num_cases} cases")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A server that tests share: each asks it for a database of its own."""
+    if package.MISSING:
+        pytest.skip(package.MISSING)
+    server = PostgreSQL()
+    yield server
+    server.end()

@@ -6,8 +6,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
+from server.db.session import is_outage
 from server.errors import Detail, MixloomError
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(MixloomError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(DBAPIError, _database)
 
 
 def request_id_of(request: Request) -> str | None:
@@ -111,6 +114,25 @@ def _http(request: Request, error: Exception) -> JSONResponse:
             known.format(**place) if known else error.detail,
             error.status_code,
             headers=dict(error.headers or {}),
+        ),
+    )
+
+
+def _database(request: Request, error: Exception) -> JSONResponse:
+    """503 while the database cannot be reached, or is too busy; whatever else it says is our mistake."""
+    assert isinstance(error, DBAPIError)
+    if not is_outage(error):
+        return internal_error(request, error)
+    log.warning(
+        "database_unavailable", extra={"fields": {"request_id": request_id_of(request), "reason": str(error.orig)}}
+    )
+    return _answer(
+        request,
+        MixloomError(
+            "database_unavailable",
+            "The database cannot be reached or is too busy. See whether what you asked for happened, then try again.",
+            503,
+            headers={"Retry-After": "5"},
         ),
     )
 

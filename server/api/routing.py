@@ -41,7 +41,10 @@ def new_router(*, prefix: str = "", tag: str) -> APIRouter:
 
 
 def refuse_unknown(request: Request) -> None:
-    """For every route: a query parameter that its OpenAPI does not name is 422; so is `Idempotency-Key`."""
+    """For every route: a query parameter that its OpenAPI does not name is 422; so is `Idempotency-Key`.
+
+    And what no text column can hold: in a parameter it is 422, in a path there is no such object.
+    """
     if "idempotency-key" in request.headers and request.method == "POST":
         raise not_supported_yet("Idempotency-Key")
     path = request.scope["route"].path_format
@@ -52,3 +55,8 @@ def refuse_unknown(request: Request) -> None:
             has = ", ".join(sorted(known)) or "none"
             message = f"{request.method} {path} has no query parameter '{name}'. It has: {has}."
             raise MixloomError("unknown_parameter", message, 422, name)
+    for name, value in request.query_params.items():
+        if flaw := strict_json.flaw(value):
+            raise MixloomError("invalid_request", f"'{name}' {flaw}. Leave it out.", 422, name)
+    if any(strict_json.flaw(value) for value in request.path_params.values()):
+        raise MixloomError("not_found", "There is no such object: its name holds what is no character.", 404)

@@ -219,12 +219,12 @@ class Loop:
             else:
                 self.roster.fail(resident, "diverged", _DIVERGED.format(step=report.step))
         with self.books.write() as session:
-            self._charge(session, decision, gang)
-            for resident, report in metrics:
+            for resident, report in sorted(metrics, key=lambda metric: metric[0].job.id):
                 values = self._metric(resident, report) | {"gang": self.num_gangs, "gang_jobs": len(gang)}
                 runs.add_metric(session, resident.job.id, values, report.expert_loads)
             for resident, step, loss in losses:
                 runs.set_valid_loss(session, resident.job.id, step, loss)
+            self._charge(session, decision, gang)
             daemons.update_daemon(session, self.books.epoch, floor=decision.floor, detail=self._detail())
         self.floor, self.backlogged = decision.floor, decision.backlogged
         for resident in [*(metric[0] for metric in metrics), *(row[0] for row in losses)]:

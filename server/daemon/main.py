@@ -26,7 +26,7 @@ from server.daemon.publish import base_row, publish_tokenizer
 from server.daemon.roster import Roster
 from server.daemon.sampler import Sampler
 from server.daemon.writer import Writer
-from server.db import daemons, datasets, jobs, operations, recovery_points, runs
+from server.db import bases, daemons, datasets, jobs, operations, recovery_points, runs
 from server.db.daemons import Fenced
 from server.db.migrate import upgrade
 from server.db.session import Database
@@ -60,9 +60,11 @@ def main(settings: Settings, *, supervised: bool) -> int:
 
 
 def _live(settings: Settings) -> int:
-    database, store = Database(settings.database_path), LocalStore(settings.data_dir)
+    database, store = Database(settings.database), LocalStore(settings.data_dir)
     books = begin(database)
-    threading.Thread(target=_heartbeat, args=(books,), daemon=True).start()
+    ended = threading.Event()
+    heart = threading.Thread(target=_heartbeat, args=(books, ended), daemon=True)
+    heart.start()
     collect_orphans(books, store)
     base, probed, source = _load_base(settings)
     folder_key = publish_tokenizer(store, base, source, settings)
@@ -72,10 +74,12 @@ def _live(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, _stopper(loop))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which tells us
     with books.write() as session:
-        session.merge(base_row(base, source=source, folder_key=folder_key, probed=probed))
+        bases.publish(session, base_row(base, source=source, folder_key=folder_key, probed=probed))
         daemons.update_daemon(session, books.epoch, base_hash=base.hash, state="ready")
     log.info("ready", extra={"fields": {"base": base.name, "dtype": str(base.dtype), "epoch": books.epoch}})
     loop.run()
+    ended.set()
+    heart.join()
     with books.write() as session:
         daemons.update_daemon(session, books.epoch, state="stopped", ended_at=time.time())
     log.info("stopped", extra={"fields": {"epoch": books.epoch}})
@@ -120,9 +124,9 @@ def _stopper(loop: Loop) -> Callable[[int, FrameType | None], None]:
     return stop
 
 
-def _heartbeat(books: Books) -> None:
+def _heartbeat(books: Books, ended: threading.Event) -> None:
     """Say every two seconds that this life goes on; a fenced one ends at once."""
-    while True:
+    while not ended.wait(HEARTBEAT_SECONDS):
         try:
             with books.write() as session:
                 daemons.update_daemon(session, books.epoch)
@@ -132,7 +136,6 @@ def _heartbeat(books: Books) -> None:
         except SQLAlchemyError:
             log.exception("no_heartbeat")  # nobody would know that it lives: the supervisor starts another
             os._exit(1)
-        time.sleep(HEARTBEAT_SECONDS)
 
 
 def _end_with_parent() -> None:

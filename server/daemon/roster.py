@@ -107,6 +107,7 @@ class Roster:
 
         def publish(files: dict[str, str]) -> None:
             with self.books.write() as session:
+                runs.lock_job(session, resident.job.id)
                 old = recovery_points.publish(
                     session,
                     run_id=resident.run_id,
@@ -190,12 +191,13 @@ class Roster:
         job, data = resident.job, {"step": row.step, "adapter_id": row.id, "sha256": row.sha256}
         with self.books.write() as session:
             added = False
+            exists = runs.lock_job(session, job.id) is not None
             if row.final:
                 values = {"adapter_id": row.id, "finished_at": time.time(), "requested": None}
                 if runs.move(session, job.id, JobStatus.SUCCEEDED, **values):
                     added = runs.add_adapter(session, row)
                     events.record(session, job, "succeeded", "The job is done; its adapter can be downloaded.", data)
-            elif runs.wishes(session, [job.id]):
+            elif exists:
                 added = runs.add_adapter(session, row)
                 if added:
                     events.record(session, job, "checkpoint", f"Checkpoint of step {row.step}.", data)
@@ -276,8 +278,9 @@ class Roster:
         """Its job waits again, or is paused if its tenant asked for that; one that has ended stays so."""
         job, step = resident.job, resident.saved.step
         with self.books.write() as session:
-            _, requested = runs.wishes(session, [job.id]).get(job.id, ("", None))
-            target, word = (JobStatus.PAUSED, "paused") if requested == "pause" else (JobStatus.QUEUED, "waiting")
+            now = runs.lock_job(session, job.id)
+            is_paused = now is not None and now.requested == "pause"
+            target, word = (JobStatus.PAUSED, "paused") if is_paused else (JobStatus.QUEUED, "waiting")
             if runs.move(session, job.id, target, requested=None):
                 message = f"The job is {word}, saved at step {step}."
                 events.record(session, job, word, message, {"step": step})

@@ -3,6 +3,7 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from server.db.session import one_at_a_time
 from server.db.tables import Base, Daemon
 from server.errors import MixloomError
 
@@ -12,6 +13,12 @@ def find_base(session: Session) -> Base | None:
     return session.scalar(
         select(Base).join(Daemon, Daemon.base_hash == Base.hash).order_by(Daemon.epoch.desc()).limit(1)
     )
+
+
+def publish(session: Session, base: Base) -> None:
+    """Add a base, or bring its row up to date."""
+    one_at_a_time(session, "bases")
+    session.merge(base)
 
 
 def current_base(session: Session) -> Base:

@@ -2,7 +2,7 @@
 
 import time
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from server.db.pages import Page, fetch_page
@@ -53,8 +53,9 @@ def begin_epoch(session: Session, pid: int) -> int:
 
 
 def check_epoch(session: Session, epoch: int) -> None:
-    """Raises `Fenced` unless `epoch` is the newest. Inside a write's transaction it guards all of the write."""
-    if session.scalar(select(func.max(Daemon.epoch))) != epoch:
+    """Raises `Fenced` once another life has begun. It locks this life's row, so that it guards all of the write."""
+    life = select(Daemon.ended_at).where(Daemon.epoch == epoch).with_for_update(key_share=True)
+    if session.execute(life).scalar_one() is not None:
         raise Fenced(f"epoch {epoch} has been overtaken")
 
 

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from server.db import events
 from server.db.pages import Page, fetch_page
+from server.db.session import one_at_a_time
 from server.db.tables import Adapter, Job, RecoveryPoint, Run
 from server.errors import MixloomError, not_found
 from server.ids import new_id
@@ -21,6 +22,7 @@ def _of_tenant(tenant_id: str) -> Select[Any]:
 
 def add_job(session: Session, job: Job) -> None:
     """Put a new job behind all others, with the run that will train it."""
+    one_at_a_time(session, "jobs")
     job.number = (session.scalar(select(func.max(Job.number))) or 0) + 1
     session.add(job)
     session.flush()
@@ -30,7 +32,16 @@ def add_job(session: Session, job: Job) -> None:
 
 def get_job(session: Session, tenant_id: str, job_id: str) -> Job:
     """Raises 404 for a job that is not this tenant's."""
-    job: Job | None = session.scalar(_of_tenant(tenant_id).where(Job.id == job_id))
+    return _found(session, _of_tenant(tenant_id).where(Job.id == job_id), job_id)
+
+
+def lock_job(session: Session, tenant_id: str, job_id: str) -> Job:
+    """As `get_job`; nobody else changes the job until this transaction ends."""
+    return _found(session, _of_tenant(tenant_id).where(Job.id == job_id).with_for_update(), job_id)
+
+
+def _found(session: Session, statement: Select[Any], job_id: str) -> Job:
+    job: Job | None = session.scalar(statement)
     if job is None:
         raise not_found("job", job_id)
     return job
@@ -89,7 +100,8 @@ def cancel(session: Session, job: Job) -> None:
 
 def cancel_all(session: Session, tenant_id: str) -> None:
     """End every job of a tenant that has not ended."""
-    for job in session.scalars(_of_tenant(tenant_id).where(Job.status.in_(sources(JobStatus.CANCELLED)))):
+    unfinished = _of_tenant(tenant_id).where(Job.status.in_(sources(JobStatus.CANCELLED)))
+    for job in session.scalars(unfinished.order_by(Job.id).with_for_update()):
         _cancel_where(session, job)
 
 

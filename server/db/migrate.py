@@ -1,4 +1,4 @@
-"""Brings the database to this version's tables: under a lock, after a copy, in one transaction."""
+"""Brings the database to this version's tables: under a lock, SQLite after a copy, in one transaction."""
 
 import fcntl
 import sqlite3
@@ -10,11 +10,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 import migrations
 from server.data_dir import ensure_data_dir
-from server.db.session import Database
+from server.db.session import Database, one_at_a_time
 from server.errors import MixloomError
 from server.settings import Settings
 
@@ -22,20 +23,28 @@ from server.settings import Settings
 def upgrade(settings: Settings) -> None:
     """Apply what is missing. Any number of processes may call it at once; one does the work, the others wait.
 
-    Raises `data_dir_not_writable`, or `database_too_new` when a later version of the code has been here.
+    Raises `data_dir_not_writable`, `database_unreachable`, `postgres_not_installed`, or `database_too_new` when a
+    later version of the code has been here.
     """
     ensure_data_dir(settings)
-    with _locked(settings.data_dir), Database(settings.database_path).engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-        pending = _pending(current, settings.database_path)
-        if not pending:
+    database = Database(settings.database)
+    with _locked(settings.data_dir):
+        try:
+            current = _revision(database)
+        except OperationalError as error:
+            raise _unreachable(database, error) from error
+        if not _pending(current, database):
             return
-        if current is not None:
-            _copy(settings.database_path, current)
-        connection.rollback()
-        connection.execute(text("BEGIN IMMEDIATE"))
-        command.upgrade(_config(connection), "head")
-        connection.commit()
+        if current is not None and database.path is not None:
+            _copy(database.path, current)
+        with database.write() as session:
+            one_at_a_time(session, "migrations")
+            command.upgrade(_config(session.connection()), "head")
+
+
+def _revision(database: Database) -> str | None:
+    with database.engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -45,7 +54,7 @@ def _config(connection: Connection | None = None) -> Config:
     return config
 
 
-def _pending(current: str | None, path: Path) -> list[str]:
+def _pending(current: str | None, database: Database) -> list[str]:
     scripts = ScriptDirectory.from_config(_config())
     known = [script.revision for script in scripts.walk_revisions()]  # newest first
     if current is None:
@@ -53,11 +62,21 @@ def _pending(current: str | None, path: Path) -> list[str]:
     if current not in known:
         raise MixloomError(
             "database_too_new",
-            f"The database {path} was written by a newer version (its revision is {current}, the newest "
-            f"known here is {known[0]}). Start that one, or restore the copy it made beside the database.",
+            f"The database {database.name} was written by a newer version (its revision is {current}, the newest "
+            f"known here is {known[0]}). Start that one, or restore a copy from before it.",
             500,
         )
     return known[: known.index(current)]
+
+
+def _unreachable(database: Database, error: OperationalError) -> MixloomError:
+    said = str(error.orig).strip().splitlines()[0]
+    return MixloomError(
+        "database_unreachable",
+        f"The database {database.name} cannot be reached ({said}). Start it, or mend MIXLOOM_DATABASE_URL.",
+        500,
+        "database_url",
+    )
 
 
 def _copy(path: Path, revision: str) -> None:
@@ -70,6 +89,7 @@ def _copy(path: Path, revision: str) -> None:
 
 @contextmanager
 def _locked(data_dir: Path) -> Iterator[None]:
+    """One process of this machine at a time; those of others wait inside PostgreSQL."""
     with (data_dir / "migrate.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

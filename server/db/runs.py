@@ -52,6 +52,14 @@ def wishes(session: Session, job_ids: Iterable[str]) -> dict[str, tuple[str, str
     return {id_: (status, requested) for id_, status, requested in session.execute(statement)}
 
 
+def lock_job(session: Session, job_id: str) -> Job | None:
+    """The job as it is, if it still exists; nobody else changes it until this transaction ends.
+
+    Who changes more than one row takes jobs before runs before tenants, each in the order of their ids.
+    """
+    return session.get(Job, job_id, with_for_update=True, populate_existing=True)
+
+
 def counters(session: Session, run_ids: Iterable[str]) -> dict[str, float]:
     """The counter of each run among its tenant's own."""
     statement = select(Run.id, Run.counter).where(Run.id.in_(list(run_ids)))
@@ -70,12 +78,13 @@ def release_all(session: Session) -> None:
 
 def claim(session: Session, run_id: str, epoch: int, fingerprint: Mapping[str, Any]) -> tuple[Job, Run] | None:
     """Lease a queued run and show its job as preparing; None if it is not queued, or not there, any more."""
-    run = session.get(Run, run_id)
-    if run is None or not move(session, run.job_id, JobStatus.PREPARING):
+    job_id = session.scalar(select(Run.job_id).where(Run.id == run_id))
+    if job_id is None or not move(session, job_id, JobStatus.PREPARING):
         return None
+    run = session.get_one(Run, run_id)
     run.lease_epoch = epoch
     run.attempts += 1
-    job = session.get_one(Job, run.job_id, populate_existing=True)
+    job = session.get_one(Job, job_id, populate_existing=True)
     if run.fingerprint is None:
         run.fingerprint = dict(fingerprint)
     elif run.fingerprint != dict(fingerprint) and job.exact:
@@ -90,12 +99,12 @@ def rewind(session: Session, job: Job, run: Run, *, step: int, tokens: int, cost
     session.execute(delete(Metric).where(Metric.job_id == job.id, Metric.step > step))
     session.execute(delete(ExpertLoads).where(ExpertLoads.job_id == job.id, ExpertLoads.step > step))
     lost = run.cost_charged - cost_charged
+    session.execute(update(Job).where(Job.id == job.id).values(step=step, tokens=tokens))
     share = select(Tenant.share).where(Tenant.id == run.tenant_id).scalar_subquery()
-    session.execute(update(Tenant).where(Tenant.id == run.tenant_id).values(counter=Tenant.counter - lost / share))
     session.execute(
         update(Run).where(Run.id == run.id).values(cost_charged=cost_charged, counter=Run.counter - lost / job.weight)
     )
-    session.execute(update(Job).where(Job.id == job.id).values(step=step, tokens=tokens))
+    session.execute(update(Tenant).where(Tenant.id == run.tenant_id).values(counter=Tenant.counter - lost / share))
 
 
 def move(session: Session, job_id: str, target: JobStatus, **values: object) -> bool:
@@ -122,13 +131,13 @@ def add_charges(
     costs: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Write a plan's increments; `costs` are the token-equivalents charged to each run."""
-    for tenant_id in lifts.keys() | charges.keys():
-        rise = lifts.get(tenant_id, 0.0) + charges.get(tenant_id, 0.0)
-        session.execute(update(Tenant).where(Tenant.id == tenant_id).values(counter=Tenant.counter + rise))
-    for run_id in run_lifts.keys() | run_charges.keys() | costs.keys():
+    for run_id in sorted(run_lifts.keys() | run_charges.keys() | costs.keys()):
         rise = run_lifts.get(run_id, 0.0) + run_charges.get(run_id, 0.0)
         cost = Run.cost_charged + costs.get(run_id, 0)
         session.execute(update(Run).where(Run.id == run_id).values(counter=Run.counter + rise, cost_charged=cost))
+    for tenant_id in sorted(lifts.keys() | charges.keys()):
+        rise = lifts.get(tenant_id, 0.0) + charges.get(tenant_id, 0.0)
+        session.execute(update(Tenant).where(Tenant.id == tenant_id).values(counter=Tenant.counter + rise))
 
 
 def set_backlogged(session: Session, tenant_ids: frozenset[str]) -> None:

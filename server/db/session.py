@@ -1,46 +1,106 @@
-"""Connections: short reads, and writes that take SQLite's one write lock at once."""
+"""Connections to SQLite or PostgreSQL: reads that see one moment, writes that commit all or nothing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import URL, Engine, create_engine, event, func, select
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 from sqlalchemy.orm import Session
 
+from server.errors import MixloomError
+
 BUSY_SECONDS = 30
+IDLE_SECONDS = 5
+"""PostgreSQL ends a transaction whose owner says nothing for so long: a process that was stopped holds no lock."""
 
 
 class Database:
-    """One SQLite file in WAL mode. `read()` sees one snapshot; `write()` commits all or nothing."""
+    """The tables behind a URL. The statements in this folder are the same for both kinds of database.
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.engine = create_engine(
-            f"sqlite:///{path}",
-            connect_args={"timeout": BUSY_SECONDS},
-            hide_parameters=True,  # an error's text goes into the log, and the values are a tenant's
-        )
-        event.listen(self.engine, "connect", _configure)
+    SQLite lets one write at a time. On PostgreSQL writes run side by side (READ COMMITTED): what a statement decides
+    by, it has locked before, the row with `with_for_update` or a whole noun with `one_at_a_time`.
+    """
+
+    def __init__(self, url: URL):
+        self.url = url
+        self._is_postgresql = url.get_backend_name() == "postgresql"
+        if self._is_postgresql:
+            self.engine = _postgresql(url)
+            self._reading: Engine = self.engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+            self._writing: Engine = self.engine
+        else:
+            self.engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True)
+            event.listen(self.engine, "connect", _configure_sqlite)
+            event.listen(self.engine, "begin", _begin_sqlite)
+            # BEGIN IMMEDIATE takes the one write lock at once: no upgrade of a lock, no deadlock.
+            self._reading = self.engine
+            self._writing = self.engine.execution_options(begin="BEGIN IMMEDIATE")
+
+    @property
+    def name(self) -> str:
+        """For people: without a password."""
+        return self.url.render_as_string(hide_password=True) if self.path is None else str(self.path)
+
+    @property
+    def path(self) -> Path | None:
+        """SQLite's file."""
+        return None if self._is_postgresql else Path(str(self.url.database))
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session for reading; nothing in it is written. What was read stays readable after it."""
-        with Session(self.engine, expire_on_commit=False) as session:
-            session.execute(text("BEGIN"))
+        with Session(self._reading, expire_on_commit=False) as session:
             yield session  # closing rolls back, and does not expire what was read
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session that commits at the end of the block. BEGIN IMMEDIATE: no lock upgrade, no deadlock."""
-        with Session(self.engine, expire_on_commit=False) as session:
-            session.execute(text("BEGIN IMMEDIATE"))
+        """A session that commits at the end of the block."""
+        with Session(self._writing, expire_on_commit=False) as session:
             yield session
             session.commit()
 
 
-def _configure(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # BEGIN is ours, above
+def is_outage(error: DBAPIError) -> bool:
+    """Whether the database could not be reached, or broke off what was under way: the same may work later."""
+    return error.connection_invalidated or isinstance(error, OperationalError | InternalError)
+
+
+def one_at_a_time(session: Session, noun: str) -> None:
+    """Until this transaction ends, no other that says the same passes here. Every write to SQLite is so anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(noun))))
+
+
+def _postgresql(url: URL) -> Engine:
+    try:
+        return create_engine(
+            url,
+            hide_parameters=True,  # an error's text goes into the log, and the values are a tenant's
+            pool_pre_ping=True,  # a restart of the database breaks no later request
+            connect_args={
+                "connect_timeout": 10,
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 20_000,
+                "options": f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s -c lock_timeout={BUSY_SECONDS}s",
+            },
+        )
+    except ModuleNotFoundError as error:
+        raise MixloomError(
+            "postgres_not_installed",
+            f"database_url names PostgreSQL, and {error.name} is not installed: pip install 'mixloom[postgres]'.",
+            500,
+            "database_url",
+        ) from None
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # BEGIN is ours, below
     cursor = connection.cursor()
     for pragma in (
         "journal_mode=WAL",
@@ -50,3 +110,7 @@ def _configure(connection: Any, _record: Any) -> None:
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _begin_sqlite(connection: Any) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))

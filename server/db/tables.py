@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, String, Text, text
+from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -12,7 +12,7 @@ class Table(DeclarativeBase):
         list[Any]: JSON,
         str: String,
         float: Float,
-        int: Integer,
+        int: BigInteger().with_variant(Integer, "sqlite"),  # there each holds 64 bits
         bool: Boolean,
     }
 

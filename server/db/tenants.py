@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.db.pages import Page, fetch_page
+from server.db.session import one_at_a_time
 from server.db.tables import Tenant
 from server.errors import MixloomError
 from server.ids import new_id
@@ -56,5 +57,6 @@ def delete_tenant(session: Session, tenant: Tenant) -> None:
 
 
 def _refuse_taken(session: Session, name: str) -> None:
+    one_at_a_time(session, "tenants")
     if session.scalar(_SCOPE.where(Tenant.name == name)) is not None:
         raise MixloomError("name_taken", f"There is a tenant named '{name}' already. Choose another name.", 422, "name")

@@ -1,4 +1,4 @@
-"""The real app over a real database in a temporary directory, with a base as a daemon would publish it."""
+"""The real app over a real database of each kind, with a base as a daemon would publish it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from server.api.app import create_app, open_services
 from server.api.services import Services
-from server.db.tables import Base, Daemon
+from server.db.migrate import upgrade
+from server.db.session import Database
+from server.db.tables import Base, Daemon, Table
 from server.settings import Settings
+from tests.postgresql import PostgreSQL
 from tests.tiny import write_tiny_tokenizer
 
 ADMIN_KEY = "an-admin-key-of-more-than-32-characters"
@@ -37,9 +41,42 @@ class Caller(TestClient):
         self.key = key
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What touches the database runs on both kinds, unless its mark says that one is enough."""
+    if "database_url" in metafunc.fixturenames:
+        marked = metafunc.definition.get_closest_marker("databases")
+        metafunc.parametrize("database_url", marked.args if marked else ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def emptied(postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
+    """Empties the one PostgreSQL database of all tests here: to make a new one takes longer than most tests."""
+    url = postgresql.new_database()
+    settings = Settings(data_dir=tmp_path_factory.mktemp("emptied"), database_url=url)
+    upgrade(settings)
+    engine = Database(settings.database).engine
+    names = ", ".join(table.name for table in Table.metadata.sorted_tables)
+
+    def empty() -> str:
+        with engine.begin() as connection:
+            connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY"))
+        return url
+
+    return empty
+
+
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", admin_key=ADMIN_KEY)
+def database_url(request: pytest.FixtureRequest) -> str | None:
+    """Of an empty database; None is SQLite in the data directory."""
+    if request.param == "sqlite":
+        return None
+    url: str = request.getfixturevalue("emptied")()
+    return url
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str | None) -> Settings:
+    return Settings(data_dir=tmp_path / "data", admin_key=ADMIN_KEY, database_url=database_url)
 
 
 @pytest.fixture(scope="session")
@@ -49,10 +86,11 @@ def routes(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
 
 
 @pytest.fixture
-def app(routes: FastAPI, settings: Settings) -> FastAPI:
+def app(routes: FastAPI, settings: Settings) -> Iterator[FastAPI]:
     """The app over an empty database of this test's own."""
     routes.state.services = open_services(settings)
-    return routes
+    yield routes
+    routes.state.services.database.engine.dispose()
 
 
 @pytest.fixture

@@ -218,6 +218,10 @@ def test_a_body_without_a_length_is_counted_as_it_comes(admin: Caller) -> None:
         ("get", "/{path}", 404, "unknown_route"),
         ("delete", "/jobs", 405, "method_not_allowed"),
         ("get", "/me?verbose=1", 422, "unknown_parameter"),
+        ("get", "/jobs?name=a%00b", 422, "invalid_request"),
+        ("get", "/jobs?metadata[team]=%00", 422, "invalid_request"),
+        ("get", "/jobs/job_%00", 404, "not_found"),
+        ("delete", "/adapters/%00", 404, "not_found"),
     ],
 )
 def test_a_wrong_address_is_an_error_of_the_same_shape(

@@ -1,15 +1,15 @@
 """The database is what the tables say, whoever opens it first."""
 
 import multiprocessing
-import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import URL, Connection, inspect, text
 
 from server.admin_key import ensure_admin_key
 from server.db import migrate
@@ -20,32 +20,66 @@ from server.settings import Settings
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data")
+def database_url(request: pytest.FixtureRequest) -> str | None:
+    """Of a database without tables."""
+    url: str | None = None if request.param == "sqlite" else request.getfixturevalue("postgresql").new_database()
+    return url
 
 
-def revision_of(path: Path) -> str:
-    with closing(sqlite3.connect(path)) as connection:
-        return str(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0])
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str | None) -> Settings:
+    return Settings(data_dir=tmp_path / "data", database_url=database_url)
 
 
-def test_migrations_and_tables_give_the_same_database(settings: Settings) -> None:
+@contextmanager
+def connected(url: URL) -> Iterator[Connection]:
+    """A connection that leaves none in a pool."""
+    engine = Database(url).engine
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+def revision_of(url: URL) -> str:
+    with connected(url) as connection:
+        return str(connection.scalar(text("SELECT version_num FROM alembic_version")))
+
+
+def schema(url: URL) -> dict[str, Any]:
+    """All that the database itself knows of each table."""
+    with connected(url) as connection:
+        seen = inspect(connection)
+        return {
+            table: {
+                "columns": [{**column, "type": repr(column["type"])} for column in seen.get_columns(table)],
+                "key": seen.get_pk_constraint(table)["constrained_columns"],
+                "foreign": by_column(seen.get_foreign_keys(table), "constrained_columns"),
+                "unique": by_column(seen.get_unique_constraints(table), "column_names"),
+                "indexes": by_column(seen.get_indexes(table), "column_names"),
+            }
+            for table in Table.metadata.tables
+        }
+
+
+def by_column(found: list[Any], key: str) -> list[Any]:
+    plain = (
+        {**one, "dialect_options": {k: str(v) for k, v in one.get("dialect_options", {}).items()}} for one in found
+    )
+    return sorted(plain, key=lambda one: str(one[key]))
+
+
+def test_migrations_and_tables_give_the_same_database(settings: Settings, request: pytest.FixtureRequest) -> None:
     migrate.upgrade(settings)
-    with Database(settings.database_path).engine.connect() as connection:
+    with connected(settings.database) as connection:
         context = MigrationContext.configure(connection, opts={"compare_server_default": True})
         assert compare_metadata(context, Table.metadata) == []
-
-
-def test_columns_have_the_same_types_and_nulls_in_both(settings: Settings, tmp_path: Path) -> None:
-    migrate.upgrade(settings)
-    fresh = Database(tmp_path / "fresh.db")
-    Table.metadata.create_all(fresh.engine)
-    for table in Table.metadata.tables:
-        columns = []
-        for path in (settings.database_path, fresh.path):
-            with closing(sqlite3.connect(path)) as connection:
-                columns.append(connection.execute(f"PRAGMA table_info({table})").fetchall())
-        assert columns[0] == columns[1]
+    url = None if settings.database_url is None else request.getfixturevalue("postgresql").new_database()
+    fresh = settings.model_copy(update={"data_dir": settings.data_dir.with_name("fresh"), "database_url": url})
+    fresh.data_dir.mkdir()
+    with connected(fresh.database) as connection:
+        Table.metadata.create_all(connection)
+        connection.commit()
+    assert schema(settings.database) == schema(fresh.database)
 
 
 def test_an_upgraded_database_is_left_as_it_is(settings: Settings) -> None:
@@ -55,30 +89,32 @@ def test_an_upgraded_database_is_left_as_it_is(settings: Settings) -> None:
     assert sorted(path.name for path in settings.data_dir.iterdir()) == before
 
 
+@pytest.mark.databases("sqlite")
 def test_a_copy_is_made_before_an_existing_database_changes(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of SQLite: PostgreSQL has its own tools for that, and its own place."""
     migrate.upgrade(settings)
-    first = revision_of(settings.database_path)
+    first = revision_of(settings.database)
     later = later_version(tmp_path, first, "CREATE TABLE later (id INTEGER)")
     monkeypatch.setattr(migrate.migrations, "__file__", str(later))
     migrate.upgrade(settings)
-    copy = settings.data_dir / f"mixloom.db.before-{first}"
-    assert (revision_of(copy), revision_of(settings.database_path)) == (first, "later")
+    copy = URL.create("sqlite", database=str(settings.data_dir / f"mixloom.db.before-{first}"))
+    assert (revision_of(copy), revision_of(settings.database)) == (first, "later")
 
 
 def test_a_migration_that_fails_changes_nothing(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     migrate.upgrade(settings)
-    first = revision_of(settings.database_path)
+    first = revision_of(settings.database)
     later = later_version(tmp_path, first, "CREATE TABLE later (id INTEGER)", "not SQL")
     monkeypatch.setattr(migrate.migrations, "__file__", str(later))
     with pytest.raises(Exception, match="syntax error"):
         migrate.upgrade(settings)
-    assert revision_of(settings.database_path) == first
-    with closing(sqlite3.connect(settings.database_path)) as connection:
-        assert connection.execute("SELECT name FROM sqlite_master WHERE name = 'later'").fetchall() == []
+    assert revision_of(settings.database) == first
+    with connected(settings.database) as connection:
+        assert "later" not in inspect(connection).get_table_names()
 
 
 def later_version(tmp_path: Path, first: str, *statements: str) -> Path:
@@ -97,22 +133,25 @@ def later_version(tmp_path: Path, first: str, *statements: str) -> Path:
 
 def test_a_newer_database_is_refused(settings: Settings) -> None:
     migrate.upgrade(settings)
-    with Database(settings.database_path).engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = 'from the future'"))
+    with Database(settings.database).write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = 'from the future'"))
     with pytest.raises(MixloomError, match="newer version") as caught:
         migrate.upgrade(settings)
     assert caught.value.code == "database_too_new"
 
 
-def test_processes_that_start_at_once_share_the_work(settings: Settings) -> None:
+def test_processes_that_start_at_once_share_the_work(settings: Settings, tmp_path: Path) -> None:
+    """On PostgreSQL they may be those of several machines, which no lock of a file holds up."""
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=migrate.upgrade, args=(settings,)) for _ in range(3)]
+    folders = [settings.data_dir if settings.database_url is None else tmp_path / f"machine-{n}" for n in range(3)]
+    alike = [settings.model_copy(update={"data_dir": folder}) for folder in folders]
+    processes = [context.Process(target=migrate.upgrade, args=(one,)) for one in alike]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert revision_of(settings.database_path)
+    assert revision_of(settings.database)
 
 
 @pytest.mark.parametrize("start", [migrate.upgrade, ensure_admin_key])
@@ -122,3 +161,13 @@ def test_a_data_directory_that_cannot_be_written_is_named(start: Callable[[Setti
         start(Settings(data_dir=tmp_path / "file" / "data"))
     assert caught.value.code == "data_dir_not_writable"
     assert str(tmp_path / "file" / "data") in caught.value.message
+
+
+def test_a_database_that_cannot_be_reached_is_named_without_its_password(tmp_path: Path) -> None:
+    pytest.importorskip("psycopg")
+    url = "postgresql://someone:secret@127.0.0.1:1/tables"
+    with pytest.raises(MixloomError, match="cannot be reached") as caught:
+        migrate.upgrade(Settings(data_dir=tmp_path, database_url=url))
+    assert caught.value.code == "database_unreachable"
+    assert "127.0.0.1:1" in caught.value.message
+    assert "secret" not in caught.value.message

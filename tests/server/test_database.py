@@ -1,0 +1,112 @@
+"""What the rest relies on, whichever database it is: reads of one moment, writes whole or not at all, and outages."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
+
+from server.api.services import Services
+from server.db import jobs, session, tenants
+from server.db.session import Database, is_outage
+from server.db.tables import Job, Tenant
+from server.settings import Settings
+from tests.postgresql import PostgreSQL
+from tests.server.conftest import Caller
+from tests.server.making import submit
+
+HELD_SECONDS = 0.3
+
+
+def names(services: Services) -> set[str]:
+    with services.database.read() as reading:
+        return set(reading.scalars(select(Tenant.name)))
+
+
+def test_a_read_sees_one_moment_however_long_it_lasts(services: Services) -> None:
+    with services.database.read() as reading:
+        assert reading.scalars(select(Tenant.name)).all() == []
+        with services.database.write() as writing:
+            tenants.add_tenant(writing, "later", 1.0)
+        assert reading.scalars(select(Tenant.name)).all() == []
+    assert names(services) == {"later"}
+
+
+def test_a_write_that_fails_half_way_leaves_nothing(services: Services) -> None:
+    def fail() -> None:
+        with services.database.write() as writing:
+            tenants.add_tenant(writing, "half", 1.0)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert names(services) == set()
+
+
+def test_a_read_writes_nothing(services: Services) -> None:
+    with services.database.read() as reading:
+        reading.add(Tenant(id="ten_x", name="x", share=1.0, created_at=0.0, deleted_at=None))
+    assert names(services) == set()
+
+
+@pytest.mark.usefixtures("base")
+def test_jobs_that_are_submitted_at_once_have_numbers_of_their_own(alice: Caller, services: Services) -> None:
+    first = submit(alice)["id"]
+    under_way = threading.Event()
+
+    def add(id_: str) -> int:
+        with services.database.write() as writing:
+            old = writing.get_one(Job, first)
+            copied = {column.name: getattr(old, column.name) for column in Job.__table__.columns}
+            jobs.add_job(writing, Job(**{**copied, "id": id_}))
+            under_way.set()
+            time.sleep(HELD_SECONDS)  # the other one has begun meanwhile
+            return writing.get_one(Job, id_).number
+
+    with ThreadPoolExecutor(2) as pool:
+        second = pool.submit(add, "job_second")
+        under_way.wait()
+        third = pool.submit(add, "job_third")
+        assert (second.result(), third.result()) == (2, 3)
+
+
+@pytest.mark.databases("postgresql")
+def test_a_writer_that_is_stopped_in_the_middle_holds_nobody_up(
+    settings: Settings, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "IDLE_SECONDS", 1)
+    stopped = Database(settings.database)
+    with services.database.write() as writing:
+        tenant = tenants.add_tenant(writing, "alice", 1.0)
+
+    def write_late() -> None:
+        with stopped.write() as late:
+            late.get_one(Tenant, tenant.id).share = 2.0
+            late.flush()
+            with services.database.write() as writing:
+                writing.get_one(Tenant, tenant.id).share = 3.0
+
+    with pytest.raises(DBAPIError) as caught:
+        write_late()
+    assert is_outage(caught.value)
+    stopped.engine.dispose()
+    with services.database.read() as reading:
+        assert reading.get_one(Tenant, tenant.id).share == 3.0
+
+
+@pytest.mark.databases("postgresql")
+def test_while_the_database_is_gone_it_is_said_and_after_that_all_is_well(
+    admin: Caller, alice: Caller, postgresql: PostgreSQL
+) -> None:
+    assert alice.get("/jobs").status_code == 200
+    postgresql.stop_at_once()
+    try:
+        gone = alice.get("/jobs")
+        assert (gone.status_code, gone.json()["error"]["code"]) == (503, "database_unavailable")
+        assert "Retry-After" in gone.headers
+        assert admin.get("/readyz").json()["reasons"] == ["The database does not answer: OperationalError."]
+    finally:
+        postgresql.start()
+    assert alice.get("/jobs").status_code == 200
