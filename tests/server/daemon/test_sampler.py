@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from server.api.services import Services
+from server.daemon.sampler import SLICE_TOKENS
 from server.db import operations
 from server.db.tables import Base, Operation
 from server.ids import new_id
@@ -89,7 +90,7 @@ def test_what_was_under_way_when_a_daemon_died_is_done_by_the_next_one(
     id_ = ask(PROMPT)
     life.loop.turn()
     assert operation(services, id_).status == "running"
-    assert len(result(services, id_)[0]) == 32
+    assert len(result(services, id_)[0]) == SLICE_TOKENS
     finish(new_life(), id_)
     assert result(services, id_) == result(services, alone)
 
