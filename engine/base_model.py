@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -143,6 +144,7 @@ class Fingerprint:
 
     torch: str
     transformers: str
+    numpy: str
     dtype: str
     device: str
     capability: str
@@ -156,6 +158,7 @@ class Fingerprint:
         return cls(
             torch=torch.__version__,
             transformers=transformers.__version__,
+            numpy=np.__version__,
             dtype=str(base.dtype).removeprefix("torch."),
             device=base.device.type,
             capability=torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),

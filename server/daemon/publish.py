@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.base_model import BaseModel, Fingerprint
 from engine.errors import EngineError
+from engine.exactness import failing_facts
 from server.db.tables import Base
 from server.settings import Settings
 from server.store import LocalStore
@@ -64,6 +65,10 @@ def base_row(base: BaseModel, *, source: Path, folder_key: str, probed: dict[str
         num_layers=base.num_layers,
         targets={module: list(shape) for module, shape in base.shapes.items()},
         fingerprint=asdict(Fingerprint.of(base)),
-        probe={"gigaflops": probed, "exact": "bitwise" if base.device.type == "cpu" else "to rounding"},
+        probe={
+            "gigaflops": probed,
+            "exact": "to rounding" if (failing := failing_facts(base)) else "bitwise",
+            "failing_facts": failing,
+        },
         published_at=time.time(),
     )

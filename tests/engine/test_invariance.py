@@ -31,10 +31,13 @@ JOBS = [
         VOCABULARY,
     ),
     random_job(mixlora(2, 3, 1, dropout=0.3), 4, [[[50, 45]], [[5, 1]], [[6]]], VOCABULARY),
+    random_job(lora(4, dora=True), 7, [[[23], [8]], [[12, 5]]], VOCABULARY),
+    random_job(mixlora(4, 4, 2, dora=True, rslora=True), 8, [[[31]], [[6, 9], [14]]], VOCABULARY),
+    random_job(mixlora(4, target_modules=("gate_proj", "down_proj")), 9, [[[18, 3]], [[27]]], VOCABULARY),
 ]
 companies = st.randoms(use_true_random=False)
 few = settings(
-    max_examples=6,
+    max_examples=4,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # to shrink what trains would take minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -1,0 +1,86 @@
+"""Whether this machine keeps the facts that company invariance rests on, for this base (docs/design.md §3).
+
+Each fact says that a part of a pass has the same bits alone and among others. They are tried at the base's own
+widths, since where a thread's part ends depends on them.
+
+Legend: n rows of a pack, D input width, O output width, R rank.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.base_model import BaseModel
+from engine.segments import ROW_MULTIPLE
+
+PACKED_ROWS = 20 * ROW_MULTIPLE
+RANK = 8
+
+
+def failing_facts(base: BaseModel) -> list[str]:
+    """The names of the facts that do not hold; none on CUDA is claimed to."""
+    if base.device.type != "cpu":
+        return list(FACTS)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        return [name for name, holds in FACTS.items() if not all(holds(linear, draw) for linear in _widths(base))]
+
+
+def _widths(base: BaseModel) -> Iterator[nn.Linear]:
+    """One frozen linear module of each shape."""
+    seen = set()
+    for (_, module), linear in base.linears.items():
+        if base.shapes[module] not in seen:
+            seen.add(base.shapes[module])
+            yield linear.frozen
+
+
+def _rows_of_frozen_matmuls(frozen: nn.Linear, draw: torch.Generator) -> bool:
+    """Rows in whole multiples come out the same from a short and from a long pack, forward and backward."""
+    weight_OD = frozen.weight
+    x_nD, g_nO = (
+        torch.randn(PACKED_ROWS, width, generator=draw).to(weight_OD.dtype) for width in weight_OD.shape[::-1]
+    )
+    y_nO, g_x_nD = F.linear(x_nD, weight_OD), g_nO @ weight_OD
+    for start, stop in ((0, ROW_MULTIPLE), (ROW_MULTIPLE, 3 * ROW_MULTIPLE), (ROW_MULTIPLE, PACKED_ROWS)):
+        alone = slice(start, stop)
+        if not torch.equal(F.linear(x_nD[alone].clone(), weight_OD), y_nO[alone]):
+            return False
+        if not torch.equal(g_nO[alone].clone() @ weight_OD, g_x_nD[alone]):
+            return False
+    return True
+
+
+def _segments_anywhere_in_a_pack(frozen: nn.Linear, draw: torch.Generator) -> bool:
+    """A segment's matmuls of rank R and its activation do not depend on the row at which it starts."""
+    out_width, in_width = frozen.weight.shape
+    dtype = frozen.weight.dtype
+    x_nD, y_nO = (torch.randn(PACKED_ROWS, width, generator=draw).to(dtype) for width in (in_width, out_width))
+    a_RD, b_RO = (torch.randn(RANK, width, generator=draw).to(dtype) for width in (in_width, out_width))
+    for start, stop in ((1, 24), (5, 111), (7, PACKED_ROWS)):
+        rows = slice(start, stop)
+        if not all(
+            torch.equal(in_pack, alone)
+            for in_pack, alone in zip(
+                _of_segment(x_nD[rows], y_nO.clone()[rows], a_RD, b_RO),
+                _of_segment(x_nD[rows].clone(), y_nO[rows].clone(), a_RD, b_RO),
+                strict=True,
+            )
+        ):
+            return False
+    return True
+
+
+def _of_segment(x_nD: Tensor, y_nO: Tensor, a_RD: Tensor, b_RO: Tensor) -> list[Tensor]:
+    low_nR = F.linear(x_nD, a_RD)
+    back_nR = y_nO @ b_RO.t()
+    gradients = [low_nR.t() @ y_nO, back_nR.t() @ x_nD, back_nR @ a_RD]
+    return [low_nR, back_nR, *gradients, F.silu(y_nO), y_nO.addmm_(low_nR, b_RO)]
+
+
+FACTS: dict[str, Callable[[nn.Linear, torch.Generator], bool]] = {
+    "rows of frozen matmuls": _rows_of_frozen_matmuls,
+    "segments anywhere in a pack": _segments_anywhere_in_a_pack,
+}
