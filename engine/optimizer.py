@@ -1,4 +1,4 @@
-"""AdamW over one flat float32 vector: one pass each for clipping, moments, decay and the update."""
+"""torch's fused AdamW over one flat float32 vector, with the state where a recovery point finds it."""
 
 from dataclasses import dataclass
 
@@ -40,16 +40,19 @@ class AdamW:
         norm = float(torch.linalg.vector_norm(gradient))
         if 0 < max_grad_norm < norm:
             gradient.mul_(max_grad_norm / (norm + 1e-6))
+        parts = _rates(len(flat), learning_rate, faster, ratio)
+        parameters = [flat[part] for part, _ in parts]
+        groups = [{"params": [p], "lr": rate} for p, (_, rate) in zip(parameters, parts, strict=True)]
+        optimizer = torch.optim.AdamW(groups, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        for parameter, (part, _) in zip(parameters, parts, strict=True):
+            parameter.grad = gradient[part]
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(self.step), device=flat.device),
+                "exp_avg": self.first[part],
+                "exp_avg_sq": self.second[part],
+            }
+        optimizer.step()
         self.step += 1
-        self.first.lerp_(gradient, 1 - betas[0])
-        self.second.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
-        correction_1 = 1 - betas[0] ** self.step
-        correction_2 = 1 - betas[1] ** self.step
-        denominator = (self.second.sqrt() / correction_2**0.5).add_(eps)
-        for part, rate in _rates(len(flat), learning_rate, faster, ratio):
-            if weight_decay:
-                flat[part].mul_(1 - rate * weight_decay)
-            flat[part].addcdiv_(self.first[part], denominator[part], value=-rate / correction_1)
         return norm
 
 

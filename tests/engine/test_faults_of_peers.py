@@ -32,6 +32,7 @@ TRAINING: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 8,
     "learning_rate": 0.01,
+    "loraplus_ratio": 1.0,
     "schedule": "linear",
     "warmup_steps": 3,
     "weight_decay": 0.0,
