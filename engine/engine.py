@@ -28,15 +28,18 @@ class Engine:
     def __init__(self, base: BaseModel):
         self.base = base
 
-    def create_run(self, config: AdapterConfig, seed: int) -> Run:
-        """A fresh adapter with its optimizer.
+    def create_run(self, config: AdapterConfig, seed: int, start: Path | None = None) -> Run:
+        """An adapter with a fresh optimizer: with random weights, or with those of the native files in `start`.
 
         Raises:
-            EngineError: the adapter does not fit the base.
+            EngineError: the adapter does not fit the base, or `start` does not fit the adapter.
         """
         adapter = self._empty_adapter(config)
-        adapter.initialize(seed)
-        self.base.initialize_magnitudes(adapter)
+        if start is None:
+            adapter.initialize(seed)
+            self.base.initialize_magnitudes(adapter)
+        else:
+            formats.fill(adapter, start)
         return Run.fresh(adapter, seed)
 
     def forward(self, microbatches: Sequence[Microbatch]) -> list[Outcome]:

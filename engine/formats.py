@@ -97,15 +97,23 @@ def read(folder: Path, empty_adapter: Callable[[AdapterConfig], Adapter]) -> Ada
         router_aux_loss_coef=values.get("router_aux_loss_coef"),
     )
     adapter = empty_adapter(config)
+    fill(adapter, folder)
+    return adapter
+
+
+def fill(adapter: Adapter, folder: Path) -> None:
+    """Set an adapter's weights to those of native files.
+
+    Raises:
+        EngineError: tensors are missing or have other shapes than the adapter's.
+    """
     stored = load_file(folder / WEIGHTS)
     for name, parameter in adapter.named():
-        tensor = stored.get(tensor_name(name, mixture=mixture))
+        on_disk = tensor_name(name, mixture=adapter.config.is_mixture)
+        tensor = stored.get(on_disk)
         if tensor is None or tensor.shape != parameter.shape:
-            raise EngineError(
-                f"'{tensor_name(name, mixture=mixture)}' is missing or has another shape than {list(parameter.shape)}"
-            )
+            raise EngineError(f"'{on_disk}' is missing or has another shape than {list(parameter.shape)}")
         parameter.copy_(tensor)
-    return adapter
 
 
 def export(source: Path, target: Path, layout: str) -> None:

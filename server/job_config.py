@@ -128,7 +128,13 @@ class _JobFields(StrictModel):
             "at most 200 rows, when there are 100; else none."
         ),
     ] = None
-    init_from: Annotated[Any, Field(description="Not supported yet.")] = None
+    init_from: Annotated[
+        str | None,
+        Field(
+            description="An adapter of yours, adp_…, whose weights are the first ones; the optimizer begins anew. "
+            "`adapter` is the same as that one's but for dropout and router_aux_loss_coef: leave the rest out."
+        ),
+    ] = None
     preset: Annotated[
         Literal["paper"] | None,
         Field(description="Defaults of the MixLoRA paper's Table 3 for what is not given."),

@@ -17,6 +17,8 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 PRIORITIES = {"low": 1, "normal": 4, "high": 16}
 MIXLORA_ONLY = ("num_experts", "top_k", "router_aux_loss_coef")
+SET_BY_START = ("method", "rank", "alpha", "dora", "rslora", "num_experts", "top_k", "target_modules")
+"""What a job has in common with the adapter that it starts from: the weights mean nothing without it."""
 
 ADAPTER_DEFAULTS: dict[str, Any] = {"dora": False, "rslora": False, "rank": 16, "dropout": 0.05}
 MIXLORA_DEFAULTS: dict[str, Any] = {"num_experts": 8, "top_k": 2, "router_aux_loss_coef": 0.001}
@@ -49,7 +51,6 @@ TRAINING_BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, float32 e
 def refuse_unsupported(config: JobConfig) -> None:
     """Raises `not_supported_yet` for the first field whose feature this version does not have."""
     asked = {
-        "init_from": config.init_from is not None,
         "dataset": isinstance(config.dataset, list),
         "training.early_stopping": config.training.early_stopping is not None,
     }
@@ -63,8 +64,15 @@ def longest_row(base: Base) -> int:
     return min(base.context, base.microbatch_tokens)
 
 
-def resolve_adapter(config: AdapterConfig, base: Base, preset: str | None) -> dict[str, Any]:
-    """The adapter's config with every value concrete, checked against the base."""
+def resolve_adapter(
+    config: AdapterConfig, base: Base, preset: str | None, start: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The adapter's config with every value concrete, checked against the base.
+
+    `start` is the resolved config of the adapter that the job starts from.
+    """
+    if start is not None:
+        config = _like(config, start)
     method = config.method or "mixlora"
     paper = PAPER_ADAPTER[method] if preset == "paper" else {}
     defaults = {**ADAPTER_DEFAULTS, **(MIXLORA_DEFAULTS if method == "mixlora" else {}), **paper}
@@ -89,6 +97,24 @@ def resolve_adapter(config: AdapterConfig, base: Base, preset: str | None) -> di
         "target_modules": targets,
         **{name: values.get(name) for name in MIXLORA_ONLY},
     }
+
+
+def _like(config: AdapterConfig, start: dict[str, Any]) -> AdapterConfig:
+    """The values of `start` where none are given. Raises `init_from_mismatch`."""
+    given = config.model_dump(exclude_none=True)
+    has = {name: value for name, value in start.items() if value is not None}
+    for name in SET_BY_START:
+        if name not in given or name not in has:
+            continue
+        is_same = set(given[name]) == set(has[name]) if name == "target_modules" else given[name] == has[name]
+        if not is_same:
+            said = f"it is {_shown(given[name])}, and the adapter in 'init_from' has {_shown(has[name])}; leave it out"
+            raise _refused(name, "init_from_mismatch", said)
+    return AdapterConfig(**{**has, **given, "target_modules": has["target_modules"]})
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value).lower()
 
 
 def _targets(asked: list[str] | None, method: str, base: Base) -> list[str]:

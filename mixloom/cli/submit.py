@@ -29,6 +29,10 @@ Source = Annotated[
     ),
 ]
 From = Annotated[str | None, typer.Option("--from", metavar="JOB", help="Start from an earlier job's config.")]
+InitFrom = Annotated[
+    str | None,
+    typer.Option("--init-from", metavar="adp_…", help="Start from the weights of this adapter, with its config."),
+]
 Name = Annotated[str | None, typer.Option(help="A name for the job.")]
 Method = Annotated[str | None, typer.Option(help="mixlora or lora.", rich_help_panel=ADAPTER)]
 Rank = Annotated[int | None, typer.Option(help="Rank of each expert or adapter.", rich_help_panel=ADAPTER)]
@@ -59,6 +63,7 @@ def submit(
     source: Source = None,
     column: ColumnOption = None,
     from_: From = None,
+    init_from: InitFrom = None,
     name: Name = None,
     method: Method = None,
     rank: Rank = None,
@@ -96,6 +101,7 @@ def estimate(
     source: Source = None,
     column: ColumnOption = None,
     from_: From = None,
+    init_from: InitFrom = None,
     name: Name = None,
     method: Method = None,
     rank: Rank = None,
@@ -132,7 +138,7 @@ def _config(client: Client, params: Object) -> Object:
         config["dataset"] = source if source.startswith("ds_") else _upload(client, Path(source), columns)
     elif "dataset" not in config and "from" not in config:
         raise usage_error("A job needs rows: give a file, a data set, a YAML file with `data`, or --from JOB.")
-    for field in ("name", "priority"):
+    for field in ("name", "priority", "init_from"):
         if params[field] is not None:
             config[field] = params[field]
     if params["validation"] is not None:

@@ -51,6 +51,7 @@ def _job_answer(job: Job, around: _Surroundings) -> dict[str, Any]:
         "dataset": job.dataset_id,
         "dataset_sha256": job.dataset_sha256,
         "validation": job.validation,
+        "init_from": job.init_from,
         "adapter": job.adapter,
         "training": job.training,
         "priority": job.priority,

@@ -129,21 +129,13 @@ def _model(session: Session, tenant: Tenant, model: str, base: Base) -> Adapter 
     """The adapter to ask; None for the bare base."""
     if model == "base":
         return None
+    if not model.startswith("job_"):
+        return adapters.usable_adapter(session, tenant.tenant_id, model, base, "model")
     try:
-        if model.startswith("job_"):
-            adapter = adapters.newest_checkpoint(session, jobs.get_job(session, tenant.tenant_id, model))
-        else:
-            adapter = adapters.get_adapter(session, tenant.tenant_id, model)
+        adapter = adapters.newest_checkpoint(session, jobs.get_job(session, tenant.tenant_id, model))
     except MixloomError as error:
         raise replace(error, param="model") from None
-    if adapter.base_hash != base.hash:
-        raise MixloomError(
-            "adapter_of_other_base",
-            f"Adapter '{adapter.id}' was trained on '{adapter.base_name}' ({adapter.base_hash}), and this "
-            f"server has '{base.name}' ({base.hash}). Download it, or ask the operator for its base.",
-            422,
-            "model",
-        )
+    adapters.refuse_other_base(adapter, base, "model")
     return adapter
 
 

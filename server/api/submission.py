@@ -16,15 +16,17 @@ from server.api.rendering import renderer_for
 from server.api.services import Services
 from server.curriculum import tokens_of_steps
 from server.db import events, jobs
+from server.db.adapters import usable_adapter
 from server.db.bases import current_base
 from server.db.datasets import get_dataset
-from server.db.tables import Base, Dataset, Job
-from server.errors import MixloomError
+from server.db.tables import Adapter, Base, Dataset, Job
+from server.errors import MixloomError, not_found
 from server.fit import Fitted, fit_rows, hold_out, num_held_out
 from server.ids import new_id
 from server.ingest.file import read_rows
 from server.job_config import JobConfig, JobCreate
 from server.render import render_rows
+from server.starts import Damaged, copy_start
 from server.states import JobStatus
 from server.tokens import TokenRow, TokenRows
 
@@ -36,6 +38,8 @@ class Submission:
     config: JobConfig
     base: Base
     dataset: Dataset
+    start: Adapter | None
+    """The adapter whose weights are the first ones."""
     adapter: dict[str, Any]
     training: dict[str, Any]
     validation: dict[str, Any]
@@ -64,7 +68,8 @@ def prepare(services: Services, tenant: Tenant, body: JobCreate) -> Submission:
         dataset = _dataset(session, tenant, str(config.dataset), "dataset")
         other = config.validation if isinstance(config.validation, str) else None
         valid_dataset = None if other is None else _dataset(session, tenant, other, "validation")
-    adapter = resolve.resolve_adapter(config.adapter, base, config.preset)
+        start = _start(session, tenant, config, base)
+    adapter = resolve.resolve_adapter(config.adapter, base, config.preset, start.config if start else None)
     fitted = _fit(services, base, config, dataset, "dataset")
     notes = [*resolve.warnings_of(adapter), *fitted.notes]
     if valid_dataset is not None:
@@ -81,6 +86,7 @@ def prepare(services: Services, tenant: Tenant, body: JobCreate) -> Submission:
         config=config,
         base=base,
         dataset=dataset,
+        start=start,
         adapter=adapter,
         training=resolve.resolve_training(
             config.training, base, config.preset, num_rows=len(train), num_validation_rows=len(valid)
@@ -101,6 +107,8 @@ def submit(services: Services, tenant: Tenant, submission: Submission) -> Job:
         for name, part in rows.items():
             if part:
                 TokenRows.of(part).save(folder / f"{name}.safetensors")
+        if submission.start is not None:
+            _copy_start(services, submission.start, folder)
 
     services.store.put(job.tokens_key, write)
     try:
@@ -114,9 +122,20 @@ def submit(services: Services, tenant: Tenant, submission: Submission) -> Job:
     return job
 
 
+def _copy_start(services: Services, start: Adapter, folder: Path) -> None:
+    try:
+        copy_start(services.store.path(start.key), folder, start.sha256)
+    except FileNotFoundError:  # it was deleted a moment ago
+        raise replace(not_found("adapter", start.id), param="init_from") from None
+    except Damaged:
+        message = f"The files of adapter '{start.id}' on the server are damaged. Start from another one."
+        raise MixloomError("adapter_unreadable", message, 500, "init_from") from None
+
+
 def _job(tenant: Tenant, submission: Submission) -> Job:
     config = submission.config
     priority = config.priority or "normal"
+    start = submission.start
     id_ = new_id("job")
     return Job(
         id=id_,
@@ -129,6 +148,7 @@ def _job(tenant: Tenant, submission: Submission) -> Job:
         dataset_id=submission.dataset.id,
         dataset_sha256=submission.dataset.sha256,
         validation=submission.validation,
+        init_from=None if start is None else {"adapter": start.id, "sha256": start.sha256},
         adapter=submission.adapter,
         training=submission.training,
         tokens_key=f"jobs/{id_}",
@@ -195,6 +215,12 @@ def _dataset(session: Session, tenant: Tenant, dataset_id: str, param: str) -> D
     if dataset.status != "processed":
         raise MixloomError("dataset_failed", f"Data set '{dataset_id}' could not be read. Upload it again.", 422, param)
     return dataset
+
+
+def _start(session: Session, tenant: Tenant, config: JobConfig, base: Base) -> Adapter | None:
+    if config.init_from is None:
+        return None
+    return usable_adapter(session, tenant.tenant_id, config.init_from, base, "init_from")
 
 
 def _fit(services: Services, base: Base, config: JobConfig, dataset: Dataset, param: str) -> Fitted:

@@ -24,13 +24,14 @@ def model_card(
     folder = store.path(f"bases/{job.base_hash}")
     template = folder / "chat_template.jinja"
     template_hash = hashlib.sha256(template.read_bytes()).hexdigest() if template.exists() else "none"
+    start = "" if job.init_from is None else f"\n- starts from: adapter with sha256 {job.init_from['sha256']}"
     example = Renderer(folder).decode(row.tolist())
     validation = "" if valid_loss is None else f"\n- validation loss: {valid_loss:.6f}"
     return f"""# {job.name}
 
 A {job.adapter["method"]} adapter trained with Mixloom.
 
-- base: {job.base_name} (sha256 {job.base_hash}), computed in {fingerprint.dtype}
+- base: {job.base_name} (sha256 {job.base_hash}), computed in {fingerprint.dtype}{start}
 - data: sha256 {job.dataset_sha256}
 - chat template: sha256 {template_hash}
 - optimizer steps: {step} of {job.total_steps}{validation}

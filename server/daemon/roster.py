@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from safetensors import SafetensorError
 
@@ -23,6 +24,7 @@ from server.db.tables import Adapter, Job, RecoveryPoint
 from server.db.tables import Run as RunRow
 from server.ids import new_id
 from server.settings import Settings
+from server.starts import check_start
 from server.states import JobStatus
 from server.store import LocalStore
 from server.tokens import TokenRows
@@ -216,11 +218,7 @@ class Roster:
         valid = TokenRows.load(valid_path) if valid_path.exists() else None
         point = self._newest_valid(job, points)
         if point is None:
-            run, cursor, cost_charged = (
-                self.engine.create_run(_config(job), job.training["seed"]),
-                Cursor(),
-                0,
-            )
+            run, cursor, cost_charged = self._fresh(job, folder), Cursor(), 0
         else:
             run, cursor = self.engine.load(self.store.path(point.key)), Cursor(**point.cursor)
             cost_charged = point.cost_charged
@@ -236,6 +234,12 @@ class Roster:
             saved=cursor,
             saved_at=time.monotonic(),
         )
+
+    def _fresh(self, job: Job, folder: Path) -> Run:
+        """The run of a job that takes its first step, with the weights that it starts from."""
+        if job.init_from is not None:
+            check_start(folder, job.init_from["sha256"])
+        return self.engine.create_run(_config(job), job.training["seed"], folder if job.init_from else None)
 
     def _newest_valid(self, job: Job, points: list[RecoveryPoint]) -> RecoveryPoint | None:
         """The newest recovery point whose files are what its row says; damaged ones before it are forgotten.

@@ -1,13 +1,14 @@
 """Statements on adapters. The daemon inserts them; they never change."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Select, delete, select, update
 from sqlalchemy.orm import Session
 
 from server.db.pages import Page, fetch_page
-from server.db.tables import Adapter, Job
+from server.db.tables import Adapter, Base, Job
 from server.errors import MixloomError, not_found
 from server.states import ENDED
 
@@ -18,6 +19,28 @@ def get_adapter(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
     if adapter is None:
         raise not_found("adapter", adapter_id)
     return adapter
+
+
+def usable_adapter(session: Session, tenant_id: str, adapter_id: str, base: Base, param: str) -> Adapter:
+    """An adapter of this base. Raises 404, and `adapter_of_other_base`."""
+    try:
+        adapter = get_adapter(session, tenant_id, adapter_id)
+    except MixloomError as error:
+        raise replace(error, param=param) from None
+    refuse_other_base(adapter, base, param)
+    return adapter
+
+
+def refuse_other_base(adapter: Adapter, base: Base, param: str) -> None:
+    """Raises `adapter_of_other_base`."""
+    if adapter.base_hash != base.hash:
+        raise MixloomError(
+            "adapter_of_other_base",
+            f"Adapter '{adapter.id}' was trained on '{adapter.base_name}' ({adapter.base_hash}), and this "
+            f"server has '{base.name}' ({base.hash}). Download it, or ask the operator for its base.",
+            422,
+            param,
+        )
 
 
 def list_adapters(

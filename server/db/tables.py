@@ -118,6 +118,7 @@ class Job(Table):
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
+    init_from: Mapped[dict[str, Any] | None]  # {"adapter", "sha256"}: see `server.starts`
 
     __table_args__ = (Index("jobs_next", "tenant_id", "status", "weight", "number"),)
 

@@ -16,7 +16,7 @@ from mixloom import Client
 from server.api.services import Services
 from tests.mixloom.conftest import COLUMNS, Run
 from tests.server.conftest import ADMIN_KEY
-from tests.server.making import add_expert_loads
+from tests.server.making import add_adapter, add_expert_loads
 
 COMMANDS = {
     "": "adapters admin api cancel config daemon datasets db demo download estimate experts generate jobs login logs "
@@ -156,6 +156,14 @@ def test_a_yaml_file_is_a_job_and_flags_win_over_it(as_alice: Run, table: Path, 
     assert again["adapter"] == job["adapter"]
     cost = json.loads(as_alice("estimate", job["dataset"], "--max-steps", "5", "--json").out)
     assert cost["steps"] == 5
+
+
+def test_a_job_can_start_from_an_adapter(as_alice: Run, alice: Client, job_id: str, services: Services) -> None:
+    dataset, adapter = alice.jobs.get(job_id)["dataset"], add_adapter(services, job_id, 3)
+    job = json.loads(as_alice("submit", dataset, "--init-from", adapter, "--json").out)
+    assert job["init_from"]["adapter"] == adapter
+    assert json.loads(as_alice("estimate", dataset, "--init-from", adapter, "--json").out)["adapter"] == job["adapter"]
+    assert "adp_nothing" in as_alice("submit", dataset, "--init-from", "adp_nothing").err
 
 
 def test_bad_rows_are_listed_one_a_line(as_alice: Run, tmp_path: Path) -> None:

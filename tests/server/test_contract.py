@@ -71,6 +71,7 @@ def test_objects_named_in_a_body_are_invisible_as_well(own: dict[str, str], bob:
         ("/jobs", {"dataset": own["dataset_id"]}),
         ("/jobs", {"dataset": mine, "validation": own["dataset_id"]}),
         ("/jobs", {"from": own["job_id"]}),
+        ("/jobs", {"dataset": mine, "init_from": own["adapter_id"]}),
         ("/generate", {"model": own["job_id"], "prompt": "a"}),
         ("/generate", {"model": own["adapter_id"], "prompt": "a"}),
     ):

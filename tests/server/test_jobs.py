@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("base")
 
 ANSWER = {
     *("id", "object", "name", "status", "requested", "base", "dataset", "dataset_sha256", "validation", "adapter"),
+    "init_from",
     *("training", "priority", "metadata", "progress", "queue", "estimated_finish", "metrics", "adapter_id"),
     *("adapter_sha256", "best_checkpoint", "loads_in", "exact", "error", "created_by", "created_at", "started_at"),
     "finished_at",
@@ -126,8 +127,8 @@ FIELDS: dict[str, Any] = {
     "training.keep_checkpoints": 7,
     "training.early_stopping": {"patience": 2},
 }
-REFUSED = {"base": "unknown_base", "from": "not_found"}
-NOT_YET = {"dataset", "init_from", "training.early_stopping"}
+REFUSED = {"base": "unknown_base", "from": "not_found", "init_from": "not_found"}
+NOT_YET = {"dataset", "training.early_stopping"}
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
