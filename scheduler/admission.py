@@ -1,22 +1,90 @@
-"""Which waiting run becomes resident, and which resident run gives way. Places are counted, not bytes."""
+"""Which waiting run becomes resident, and which gives way: by places, and by bytes where they are known."""
 
-from scheduler.snapshot import ResidentRun, Snapshot, Tenant, WaitingRun
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any
+
+from scheduler.snapshot import Footprint, ResidentRun, Snapshot, Tenant, WaitingRun
+
+
+class Wait(StrEnum):
+    """Why a tenant's next run is not resident."""
+
+    FAIR_SHARE = "fair_share"  # others hold the places
+    MEMORY = "memory"  # there are places, but not enough bytes
+    TOO_LARGE = "too_large"  # it would not fit into an empty machine
+    DRAINING = "draining"
+
+
+class Occupancy:
+    """Places and bytes, as runs come and go. A pass is reckoned at the whole budget and the dearest token."""
+
+    def __init__(self, snapshot: Snapshot, footprints: Iterable[Footprint] = ()):
+        self._snapshot = snapshot
+        self._footprints = list(footprints)
+
+    def add(self, run: ResidentRun | WaitingRun) -> None:
+        """It takes its place."""
+        self._footprints.append(run.footprint)
+
+    def remove(self, run: ResidentRun | WaitingRun) -> None:
+        """It leaves it."""
+        self._footprints.remove(run.footprint)
+
+    def has_place(self) -> bool:
+        """Whether one more run may be resident, whatever it takes."""
+        return len(self._footprints) < self._snapshot.max_resident_runs
+
+    def has_bytes(self, run: WaitingRun) -> bool:
+        """Whether it fits beside the others, with a pass of the whole budget."""
+        if self._snapshot.memory is None:
+            return True
+        all_ = [*self._footprints, run.footprint]
+        a_pass = self._snapshot.token_budget * max(footprint.per_token for footprint in all_)
+        return sum(footprint.resident for footprint in all_) + a_pass <= self._snapshot.memory
+
+    def fits(self, run: WaitingRun) -> bool:
+        """Whether it may become resident now."""
+        return self.has_place() and self.has_bytes(run)
 
 
 def admissions(snapshot: Snapshot) -> list[WaitingRun]:
-    """The runs that take the free places, at most one a tenant.
+    """The runs that become resident now, at most one a tenant.
 
-    Tenants without a resident run come first, then in order of V, then of submission.
+    Tenants without a resident run come first, then in order of V, then of submission. Where one of those does not
+    fit, what is free is kept for it; a further run of a tenant that has one is passed over.
     """
-    num_free = snapshot.max_resident_runs - sum(len(tenant.resident) for tenant in snapshot.tenants)
-    if snapshot.draining or num_free <= 0:
+    if snapshot.draining:
         return []
-    candidates = [
-        (bool(tenant.resident), _counter(tenant, snapshot), tenant.waiting.order, tenant.waiting)
-        for tenant in snapshot.tenants
-        if tenant.waiting is not None
-    ]
-    return [run for *_, run in sorted(candidates, key=lambda candidate: candidate[:3])[:num_free]]
+    occupancy = Occupancy(snapshot, _footprints(snapshot))
+    admitted = []
+    for tenant in sorted(snapshot.tenants, key=_turn):
+        run = tenant.waiting
+        if run is None or not Occupancy(snapshot).has_bytes(run):
+            continue
+        if occupancy.fits(run):
+            occupancy.add(run)
+            admitted.append(run)
+        elif not tenant.resident:
+            break
+    return admitted
+
+
+def waits(snapshot: Snapshot, admitted: list[WaitingRun]) -> dict[str, Wait]:
+    """Why each tenant's next run stays out, by run."""
+    occupancy = Occupancy(snapshot, [*_footprints(snapshot), *(run.footprint for run in admitted)])
+    reasons = {}
+    for run in (tenant.waiting for tenant in snapshot.tenants):
+        if run is None or run in admitted:
+            continue
+        if not Occupancy(snapshot).has_bytes(run):
+            reasons[run.run_id] = Wait.TOO_LARGE
+        elif snapshot.draining:
+            reasons[run.run_id] = Wait.DRAINING
+        else:
+            is_short_of_bytes = occupancy.has_place() and not occupancy.has_bytes(run)
+            reasons[run.run_id] = Wait.MEMORY if is_short_of_bytes else Wait.FAIR_SHARE
+    return reasons
 
 
 def run_lifts(snapshot: Snapshot, admitted: list[WaitingRun]) -> dict[str, float]:
@@ -31,32 +99,62 @@ def run_lifts(snapshot: Snapshot, admitted: list[WaitingRun]) -> dict[str, float
 
 
 def evictions(snapshot: Snapshot, admitted: list[WaitingRun]) -> list[ResidentRun]:
-    """The runs that give way so that each tenant with work has one resident run.
+    """The runs that give way so that each tenant with work has a resident run, or its turn at one.
 
-    The tenant that holds the most places gives one up, never its last; among equals the one of the largest
-    V. It gives up its run of lowest priority that was submitted last. A run that has not yet left still
-    holds its place, so asking again wishes for no more.
+    First go further runs of tenants that hold several, then the last run of who has had most since it came.
+    Nobody goes before its stay is over. What is leaving already counts as gone: asking again wishes for no more.
     """
     if snapshot.draining:
         return []
-    num_wanted = sum(
-        tenant.waiting is not None and not tenant.resident and tenant.waiting not in admitted
-        for tenant in snapshot.tenants
-    )
-    holdings = [
-        (tenant, sorted(tenant.resident, key=lambda run: (-run.weight, run.order)))
-        for tenant in snapshot.tenants
-        if tenant.resident
-    ]
+    staying = {one.tenant_id: [run for run in one.resident if not run.leaving] for one in snapshot.tenants}
+    kept = [run.footprint for runs in staying.values() for run in runs]
+    occupancy = Occupancy(snapshot, [*kept, *(run.footprint for run in admitted)])
     evicted: list[ResidentRun] = []
-    while holdings and len(evicted) < num_wanted:
-        _, runs = max(holdings, key=lambda held: (len(held[1]), _counter(held[0], snapshot), held[0].tenant_id))
-        if len(runs) == 1:
-            break
-        evicted.append(runs.pop())
+    for tenant in sorted(snapshot.tenants, key=_turn):
+        run = tenant.waiting
+        if run is None or tenant.resident or run in admitted or not Occupancy(snapshot).has_bytes(run):
+            continue
+        while not occupancy.fits(run):
+            victim = _next_to_go(snapshot, staying)
+            if victim is None:
+                return evicted
+            evicted.append(victim)
+            occupancy.remove(victim)
+        occupancy.add(run)
     return evicted
 
 
-def _counter(tenant: Tenant, snapshot: Snapshot) -> float:
-    """Its V, or the V that it would be lifted to."""
-    return max(tenant.counter, snapshot.floor)
+def _next_to_go(snapshot: Snapshot, staying: dict[str, list[ResidentRun]]) -> ResidentRun | None:
+    """Taken out of `staying`; None when nobody has been served for long enough.
+
+    Q is for the tenant of smallest share; before its last run goes another gets as much more as its share is
+    larger, so that tenants who take turns at a place get service by their shares.
+    """
+    least = min(one.share for one in snapshot.tenants)
+    held = [(one, run) for one in snapshot.tenants for run in staying[one.tenant_id]]
+    further = [
+        ((len(staying[one.tenant_id]), one.counter, one.tenant_id, -run.weight, run.order), run)
+        for one, run in held
+        if len(staying[one.tenant_id]) > 1 and run.served >= snapshot.min_stay
+    ]
+    last = [
+        ((run.served / one.share, one.counter, one.tenant_id), run)
+        for one, run in held
+        if len(staying[one.tenant_id]) == 1 and run.served * least >= snapshot.min_stay * one.share
+    ]
+    candidates: list[tuple[tuple[Any, ...], ResidentRun]] = [*further] or [*last]
+    if not candidates:
+        return None
+    _, victim = max(candidates, key=lambda candidate: candidate[0])
+    next(runs for runs in staying.values() if victim in runs).remove(victim)
+    return victim
+
+
+def _footprints(snapshot: Snapshot) -> list[Footprint]:
+    return [run.footprint for tenant in snapshot.tenants for run in tenant.resident]
+
+
+def _turn(tenant: Tenant) -> tuple[bool, float, int, str]:
+    """Who is next for a place: the smallest V as it stands, and it does not rise while it waits."""
+    order = tenant.waiting.order if tenant.waiting else 0
+    return bool(tenant.resident), tenant.counter, order, tenant.tenant_id

@@ -1,32 +1,43 @@
-"""What the operations of a run cost, in token-equivalents: fixed by sizes, never measured.
+"""What the engine's work costs, in token-equivalents: fixed by sizes, never measured.
 
-One token-equivalent is one token forward and backward through the frozen base alone.
+One token-equivalent is one token forward and backward through the frozen base alone. `python -m benchmarks costs`
+measures the constants; that they are the same on every machine is what makes shares mean the same everywhere.
 """
 
 from dataclasses import dataclass
 
+LOW_RANK = 4
+"""A parameter of an adapter takes as long as this many of the base: its matrices are narrow, some are used twice."""
+
+MODULES = 32
+"""A microbatch visits this many of its adapter's modules in the time of one token, whatever it holds."""
+
 STEP_TOKENS = 128
-"""An optimizer step updates as many parameters as this many tokens pass in the same time (docs/log.md)."""
+"""An optimizer step updates as many parameters as this many tokens pass in the same time."""
 
 SAVE_TOKENS = 64
 """The same for writing a parameter to a file, hashed and synced."""
 
+SAMPLE_TOKENS = 16
+"""A pass that draws one token for each sequence costs this much more than a token a sequence."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prices:
-    """The prices of one run, rounded up: nothing is free however small it is."""
+    """The prices of one adapter, rounded up: nothing is free however small it is."""
 
     base_parameters: int
     adapter_parameters: int
     active_parameters: int  # those of the adapter that one token meets: top_k experts of num_experts
+    modules: int  # pairs of low-rank matrices, each expert's counted
 
     def forward_backward(self, num_tokens: int) -> int:
-        """Training on `num_tokens`."""
-        return self._tokens(num_tokens, 2)
+        """Training on a microbatch of `num_tokens`."""
+        return self._microbatch(num_tokens, 2)
 
     def forward(self, num_tokens: int) -> int:
-        """Evaluation of `num_tokens`: half of training."""
-        return self._tokens(num_tokens, 1)
+        """Evaluation of a microbatch of `num_tokens`, or a prompt: half of training."""
+        return self._microbatch(num_tokens, 1)
 
     def optim_step(self) -> int:
         """One optimizer step: this keeps tiny batches from taking the machine."""
@@ -36,9 +47,16 @@ class Prices:
         """One checkpoint."""
         return self._of_adapter(SAVE_TOKENS)
 
-    def _tokens(self, num_tokens: int, num_halves: int) -> int:
-        with_adapter = self.base_parameters + self.active_parameters
-        return _ceil(num_tokens * num_halves * with_adapter, 2 * self.base_parameters)
+    def sample(self, num_tokens: int, *, num_sequences: int) -> int:
+        """Drawing `num_tokens` of one sequence while so many sequences advance together."""
+        return self._tokens(num_tokens * (num_sequences + SAMPLE_TOKENS), num_sequences)
+
+    def _microbatch(self, num_tokens: int, num_halves: int) -> int:
+        return self._tokens(num_tokens * num_halves, 2) + _ceil(self.modules * num_halves, 2 * MODULES)
+
+    def _tokens(self, numerator: int, denominator: int) -> int:
+        with_adapter = self.base_parameters + LOW_RANK * self.active_parameters
+        return _ceil(numerator * with_adapter, denominator * self.base_parameters)
 
     def _of_adapter(self, num_tokens: int) -> int:
         return _ceil(num_tokens * self.adapter_parameters, self.base_parameters)

@@ -17,23 +17,25 @@ class Rule:
 
     room: int  # tokens left in the gang
     max_cost: int  # L, the bound: nobody gets further ahead of the smallest V than L / weight
-    bounded: bool = True  # False: any head that fits
+    waits_for_owed: bool = True  # whether the V of who has run out counts among the smallest
 
 
 class Queue(Protocol):
     """What takes turns by V: a run among its tenant's, or a tenant among all."""
+
+    counter: float  # V, with what the gang has charged so far
 
     @property
     def weight(self) -> float:
         """Its part, against its neighbours'."""
 
     @property
-    def counter(self) -> float:
-        """V, with what the gang has charged so far."""
-
-    @property
     def turn(self) -> tuple[Any, ...]:
         """The sort key: V, then what settles a tie."""
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it has a microbatch left to give; who has none is owed until the gang ends."""
 
     def pick(self, rule: Rule) -> "RunQueue | None":
         """The run of this queue whose head is next under `rule`."""
@@ -44,74 +46,57 @@ class RunQueue:
     """A run that offers microbatches, while a gang fills."""
 
     run: ResidentRun
+    counter: float
     num_taken: int = 0  # microbatches in the gang
-    charged: int = 0  # cost of those that are charged
+    cost: int = 0  # theirs
 
     @property
     def weight(self) -> float:
         return self.run.weight
 
     @property
-    def charge(self) -> float:
-        """By how much the gang raises its counter."""
-        return self.charged / self.weight
-
-    @property
-    def counter(self) -> float:
-        return self.run.counter + self.charge
-
-    @property
     def turn(self) -> tuple[float, int, str]:
         return self.counter, self.run.order, self.run.run_id
 
     @property
+    def has_head(self) -> bool:
+        return self.num_taken < len(self.run.microbatches)
+
+    @property
     def head(self) -> Microbatch:
-        """Its next microbatch, while it has not run out."""
+        """Its next microbatch."""
         return self.run.microbatches[self.num_taken]
 
     def pick(self, rule: Rule) -> "RunQueue | None":
         """Itself, if it has a head and that fits."""
-        has_head = self.num_taken < len(self.run.microbatches)
-        return self if has_head and self.head.tokens <= rule.room else None
-
-    def take(self, *, charge: bool) -> int:
-        """Put the head into the gang; its tokens."""
-        head = self.head
-        self.num_taken += 1
-        self.charged += head.cost if charge else 0
-        return head.tokens
+        return self if self.has_head and self.head.tokens <= rule.room else None
 
 
 @dataclass(kw_only=True)
 class TenantQueue:
-    """A backlogged tenant, while a gang fills. When its runs have run out it is owed: its V still counts."""
+    """A backlogged tenant, while a gang fills."""
 
     tenant: Tenant
-    lift: float
+    counter: float
     runs: list[RunQueue]
 
     @classmethod
     def of(cls, tenant: Tenant, lift: float) -> "TenantQueue":
-        """The runs that offer something, in order of submission; none of it taken yet."""
-        offering = [RunQueue(run=run) for run in tenant.resident if run.microbatches]
-        return cls(tenant=tenant, lift=lift, runs=sorted(offering, key=lambda run: run.turn[1:]))
+        """With the runs that offer something, none of it taken yet."""
+        offering = [RunQueue(run=run, counter=run.counter) for run in tenant.resident if run.microbatches]
+        return cls(tenant=tenant, counter=tenant.counter + lift, runs=offering)
 
     @property
     def weight(self) -> float:
         return self.tenant.share
 
     @property
-    def charge(self) -> float:
-        """By how much the gang raises its counter, after the lift."""
-        return sum(run.charged for run in self.runs) / self.weight
-
-    @property
-    def counter(self) -> float:
-        return self.tenant.counter + self.lift + self.charge
-
-    @property
     def turn(self) -> tuple[float, str]:
         return self.counter, self.tenant.tenant_id
+
+    @property
+    def has_head(self) -> bool:
+        return any(run.has_head for run in self.runs)
 
     def pick(self, rule: Rule) -> RunQueue | None:
         """The run of its own whose head is next."""
@@ -124,15 +109,22 @@ def pick(queues: Sequence[Queue], rule: Rule) -> RunQueue | None:
     The smallest V of all always satisfies the bound; a larger one that does is backfill. Written as a
     difference of counters, so that no rounding can refuse the smallest.
     """
-    in_turn = sorted(queues, key=lambda queue: queue.turn)
+    in_turn = sorted((q for q in queues if rule.waits_for_owed or q.has_head), key=lambda queue: queue.turn)
     for queue in in_turn:
         run = queue.pick(rule)
-        if run is None:
-            continue
-        ahead = queue.counter - in_turn[0].counter
-        if not rule.bounded or ahead <= (rule.max_cost - run.head.cost) / queue.weight:
+        if run and queue.counter - in_turn[0].counter <= (rule.max_cost - run.head.cost) / queue.weight:
             return run
     return None
+
+
+def take_along(queues: Iterable[Queue], ahead: Queue, cost: int, max_cost: int) -> None:
+    """Raise V of who is owed by as much of `cost`, just charged to `ahead`, as went past the bound against it.
+
+    Against them that much rides free. Who has heads is never that far behind: among them everything is charged.
+    """
+    for queue in queues:
+        past = ahead.counter - queue.counter - max_cost / ahead.weight
+        queue.counter += max(0.0, min(past, cost / ahead.weight))
 
 
 def lifts(tenants: Iterable[Tenant], floor: float) -> dict[str, float]:

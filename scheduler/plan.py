@@ -6,7 +6,7 @@ Equal snapshots give equal plans, whatever the order of their tenants.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scheduler.admission import admissions, evictions, run_lifts
+from scheduler.admission import Occupancy, Wait, admissions, evictions, run_lifts, waits
 from scheduler.fairness import TenantQueue, lifts
 from scheduler.gang import fill
 from scheduler.snapshot import Snapshot
@@ -18,58 +18,67 @@ class Slot:
 
     run_id: str
     num_microbatches: int
-    charged: int  # cost that its tenant pays; less than the microbatches cost when some ride free
+    cost: int  # of these microbatches: what its tenant pays
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What to do until the next plan. Every amount is an increment: add it, never overwrite a counter.
 
-    `admit`, `run_lifts` and `evict` do not depend on the gang: they may be carried out first, and a plan of
+    `admit`, `run_lifts`, `evict` and `waits` do not depend on the gang: they may be carried out first, and a plan of
     the snapshot after them made, so that who became resident rides in this very gang.
     """
 
     admit: tuple[str, ...]  # waiting runs that become resident now
-    evict: tuple[str, ...]  # resident runs to let go between two optimizer steps, unless a later plan differs
-    gang: tuple[Slot, ...]
-    lifts: Mapping[str, float]  # tenant -> rise of its counter on becoming backlogged
     run_lifts: Mapping[str, float]  # admitted run -> rise of its counter
-    charges: Mapping[str, float]  # tenant -> cost / share of its charged microbatches
-    run_charges: Mapping[str, float]  # run -> cost / weight of its charged microbatches
+    waits: Mapping[str, Wait]  # next run of a tenant that is not admitted -> why
+    evict: tuple[str, ...]  # resident runs to let go between two optimizer steps
+    gang: tuple[Slot, ...]
+    rises: Mapping[str, float]  # tenant -> rise of its counter: by lift, by what it pays, by what it was owed in vain
+    run_rises: Mapping[str, float]  # the same of a run in the gang, or beside one
     backlogged: frozenset[str]  # tenants; the next snapshot tells it back
-    floor: float  # the smallest counter among them after the charges; without any, the last one
+    floor: float  # the smallest counter among them after the gang; without any, the last one
 
 
 def plan(snapshot: Snapshot) -> Plan:
     """Give the places in memory, lift who comes back, and fill the gang in order of V."""
     admitted = admissions(snapshot)
-    tenants = {tenant.tenant_id: tenant for tenant in sorted(snapshot.tenants, key=lambda one: one.tenant_id)}
-    lifted = lifts(tenants.values(), snapshot.floor)
-    backlogged = {
-        tenant_id: TenantQueue.of(tenant, lifted.get(tenant_id, 0.0))
-        for tenant_id, tenant in tenants.items()
-        if tenant.offers
-    }
+    tenants = sorted(snapshot.tenants, key=lambda one: one.tenant_id)
+    lifted = lifts(tenants, snapshot.floor)
+    queues = [TenantQueue.of(one, lifted.get(one.tenant_id, 0.0)) for one in tenants if one.offers]
     fill(
-        list(backlogged.values()),
+        queues,
         token_budget=snapshot.token_budget,
         max_cost=snapshot.max_microbatch_cost,
         fill_min=snapshot.fill_min,
     )
-    riding = [run for queue in backlogged.values() for run in queue.runs if run.num_taken]
+    floor = min((queue.counter for queue in queues), default=snapshot.floor)
+    runs = [run for queue in queues for run in sorted(queue.runs, key=lambda one: one.turn[1:])]
     decision = Plan(
         admit=tuple(run.run_id for run in admitted),
-        evict=tuple(run.run_id for run in evictions(snapshot, admitted)),
-        gang=tuple(Slot(run_id=run.run.run_id, num_microbatches=run.num_taken, charged=run.charged) for run in riding),
-        lifts=lifted,
         run_lifts=run_lifts(snapshot, admitted),
-        charges={tenant_id: queue.charge for tenant_id, queue in backlogged.items() if queue.charge},
-        run_charges={run.run.run_id: run.charge for run in riding if run.charge},
-        backlogged=frozenset(backlogged),
-        floor=min((queue.counter for queue in backlogged.values()), default=snapshot.floor),
+        waits=waits(snapshot, admitted),
+        evict=tuple(run.run_id for run in evictions(snapshot, admitted)),
+        gang=tuple(
+            Slot(run_id=run.run.run_id, num_microbatches=run.num_taken, cost=run.cost) for run in runs if run.num_taken
+        ),
+        rises={id_: rise for id_, rise in _rises(snapshot, queues).items() if rise},
+        run_rises={run.run.run_id: rise for run in runs if (rise := run.counter - run.run.counter)},
+        backlogged=frozenset(queue.tenant.tenant_id for queue in queues),
+        floor=floor,
     )
     _check(snapshot, decision)
     return decision
+
+
+def _rises(snapshot: Snapshot, queues: list[TenantQueue]) -> dict[str, float]:
+    """What was sampled is paid at once, by who does not train from the floor on: time away earns nothing here too."""
+    rises = {queue.tenant.tenant_id: queue.counter - queue.tenant.counter for queue in queues}
+    for tenant in sorted(snapshot.tenants, key=lambda one: one.tenant_id):
+        if tenant.sampled:
+            lift = max(0.0, snapshot.floor - tenant.counter)
+            rises[tenant.tenant_id] = rises.get(tenant.tenant_id, lift) + tenant.sampled / tenant.share
+    return rises
 
 
 def _check(snapshot: Snapshot, decision: Plan) -> None:
@@ -81,15 +90,16 @@ def _check(snapshot: Snapshot, decision: Plan) -> None:
         assert 0 < slot.num_microbatches <= len(offered), f"{slot} takes more than the {len(offered)} offered"
         taken = offered[: slot.num_microbatches]
         num_tokens += sum(microbatch.tokens for microbatch in taken)
-        assert slot.charged <= sum(microbatch.cost for microbatch in taken), f"{slot} is charged too much"
+        assert slot.cost == sum(microbatch.cost for microbatch in taken), f"{slot} is charged wrongly"
     assert len({slot.run_id for slot in decision.gang}) == len(decision.gang), "a run rides twice"
     assert num_tokens <= snapshot.token_budget, f"{num_tokens} tokens in a budget of {snapshot.token_budget}"
     assert decision.gang or not decision.backlogged, "work is offered, but the gang is empty"
-    amounts = (decision.lifts, decision.run_lifts, decision.charges, decision.run_charges)
+    amounts = (decision.rises, decision.run_lifts, decision.run_rises)
     assert all(amount > 0 for amounts_ in amounts for amount in amounts_.values()), "a counter would fall"
     if decision.admit:
         assert not snapshot.draining, "admission while draining"
-        assert len(resident) + len(decision.admit) <= snapshot.max_resident_runs, "more runs than places"
-    for tenant in snapshot.tenants:
-        kept = [run for run in tenant.resident if run.run_id not in decision.evict]
-        assert kept or not tenant.resident, f"{tenant.tenant_id} would lose its last resident run"
+        occupancy = Occupancy(snapshot, [run.footprint for run in resident.values()])
+        for run in (tenant.waiting for tenant in snapshot.tenants):
+            if run is not None and run.run_id in decision.admit:
+                assert occupancy.fits(run), f"{run.run_id} does not fit"
+                occupancy.add(run)

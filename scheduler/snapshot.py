@@ -15,14 +15,25 @@ class Microbatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What a run takes of the memory, in bytes. The default is for who counts places alone."""
+
+    resident: int = 0  # adapter, gradient and moments, as long as it is resident
+    per_token: int = 0  # of a pass that it rides in, for each token of the pass
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResidentRun:
     """A run whose adapter is in memory, or is on its way there."""
 
     run_id: str
     weight: int  # its priority among the tenant's own runs: 1, 4 or 16
-    counter: float  # cost charged / weight, among the tenant's own runs
+    counter: float  # V among the tenant's own runs: cost charged / weight
     order: int  # number of submission
     microbatches: tuple[Microbatch, ...]  # what is left of its optimizer step or evaluation, in order
+    served: int = 0  # cost charged since it became resident
+    leaving: bool = False  # it is being saved, or ends: its place comes free by itself
+    footprint: Footprint = Footprint()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +43,12 @@ class WaitingRun:
     run_id: str
     counter: float  # as a resident run's: 0 for a new one, its own for one that was resident before
     order: int
+    footprint: Footprint = Footprint()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tenant:
-    """A tenant with work: at least one resident or waiting run."""
+    """A tenant with a resident or a waiting run, or for whom something was sampled since the last plan."""
 
     tenant_id: str
     share: float
@@ -44,6 +56,7 @@ class Tenant:
     backlogged: bool  # whether the last plan counted it so
     resident: tuple[ResidentRun, ...]
     waiting: WaitingRun | None
+    sampled: int = 0  # cost of what was sampled for it, beside training, since the last plan
 
     @property
     def offers(self) -> bool:
@@ -60,6 +73,8 @@ class Snapshot:
     max_microbatch_cost: int  # L: no microbatch costs more
     fill_min: int  # tokens below which a pass wastes the machine
     max_resident_runs: int
+    memory: int | None = None  # bytes for resident runs and one pass, base and reserve taken off; None: not counted
+    min_stay: int = 0  # Q: cost that a run is served before it may have to give way
     floor: float  # the last plan's
     draining: bool  # no run becomes resident
 

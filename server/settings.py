@@ -43,6 +43,9 @@ class Settings(BaseSettings):
         1024, ge=64, le=8192, description="Most tokens in one microbatch of a new job; also its longest row."
     )
     max_resident_runs: int = Field(16, ge=1, description="Most runs whose adapters are in memory at once.")
+    stay_tokens: int = Field(
+        16384, ge=0, description="Tokens that a run trains before it may have to give its place to another tenant's."
+    )
     recovery_seconds: float = Field(300.0, gt=0, description="Seconds between two recovery points of a run.")
     recovery_steps: int = Field(0, ge=0, description="Also a recovery point every so many steps; 0: by time only.")
     sampling_share: float = Field(

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,19 +12,22 @@ from sqlalchemy.orm import Session
 
 from engine.engine import Engine
 from scheduler.plan import Plan, plan
+from scheduler.promise import longest_waits
 from server.daemon.books import Books
 from server.daemon.program import StepReport, Work
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
 from server.daemon.snapshot import take_snapshot
 from server.daemon.writer import Writer
-from server.db import daemons, drains, runs
+from server.db import accounts, daemons, drains, runs
 from server.db.tables import Drain
 from server.settings import Settings
 from server.states import JobStatus
 
 log = logging.getLogger("mixloom.daemon")
 IDLE_SECONDS = 0.05
+FILL_MIN = 320
+"""Rows at which a matmul has 95 % of its speed on a CPU (docs/log.md); `server.daemon.fill_min` measures others."""
 
 
 @dataclass
@@ -32,7 +36,6 @@ class Riding:
 
     resident: Resident
     works: list[Work]
-    charged: int
 
 
 class Loop:
@@ -46,6 +49,8 @@ class Loop:
         roster: Roster,
         sampler: Sampler,
         writer: Writer,
+        *,
+        fill_min: int = FILL_MIN,
     ):
         self.engine = engine
         self.books = books
@@ -53,12 +58,14 @@ class Loop:
         self.roster = roster
         self.sampler = sampler
         self.writer = writer
+        self.fill_min = fill_min
         self.is_stopping = False
         self.drain: Drain | None = None
         self.rests = False
         self.num_gangs = 0
         self.backlogged: frozenset[str] | None = None  # as last written
         self.tokens_per_second = 0.0
+        self.longest_wait = 0  # gangs that a resident run may have to wait
         with books.read() as session:
             daemon = daemons.newest_daemon(session)
             self.floor = daemon.floor if daemon else 0.0
@@ -125,30 +132,35 @@ class Loop:
 
     def _decide(self) -> Plan:
         """Plan, and plan again when a run came into memory, so that it rides in this very gang."""
+        sampled = self.sampler.take_costs()
         while True:
             snapshot = take_snapshot(
                 self.books,
                 self.residents,
                 self.settings,
                 base_hash=self.engine.base.hash,
+                fill_min=self.fill_min,
                 floor=self.floor,
                 draining=self.is_stopping or self.drain is not None,
+                sampled=sampled,
             )
             decision = plan(snapshot)
             if not decision.admit:
+                self.longest_wait = max(longest_waits(snapshot).values(), default=0)
                 return decision
             for run_id in decision.admit:
                 self.roster.attach(run_id)
             with self.books.write() as session:
-                runs.add_charges(session, run_lifts=decision.run_lifts)
+                accounts.charge(session, rises={}, run_rises=decision.run_lifts, costs={}, refunds={})
 
     def _gang(self, decision: Plan) -> list[Riding]:
         for resident in self.residents:
-            resident.is_evicted = resident.run_id in decision.evict
+            resident.is_evicted |= resident.run_id in decision.evict
         gang = []
         for slot in decision.gang:
             resident = self.roster.residents[slot.run_id]
-            gang.append(Riding(resident, resident.program.offered()[: slot.num_microbatches], slot.charged))
+            resident.charge(slot.cost)
+            gang.append(Riding(resident, resident.program.offered()[: slot.num_microbatches]))
         return gang
 
     def _execute(self, gang: Sequence[Riding]) -> list[Riding]:
@@ -161,7 +173,7 @@ class Loop:
         for is_training in (True, False):
             riding = [r for r in gang if r.works[0].is_training is is_training]
             suspects = [r for r in riding if r.resident.is_suspect]
-            alone = [[Riding(r.resident, [work], 0)] for r in suspects for work in r.works]
+            alone = [[Riding(r.resident, [work])] for r in suspects for work in r.works]
             for part in [[r for r in riding if not r.resident.is_suspect], *alone]:
                 if not all(r.resident.run_id in self.roster.residents for r in part):
                     continue  # its microbatch before this one failed
@@ -194,9 +206,9 @@ class Loop:
     def _record(self, decision: Plan, gang: Sequence[Riding], done: Sequence[Riding], seconds: float) -> None:
         """End the units that are done, and write all of it in one transaction."""
         if not gang:
-            if decision.backlogged != self.backlogged:
+            if decision.backlogged != self.backlogged or decision.rises:
                 with self.books.write() as session:
-                    runs.set_backlogged(session, decision.backlogged)
+                    self._charge(session, decision)
                 self.backlogged = decision.backlogged
             return
         self.num_gangs += 1
@@ -208,6 +220,7 @@ class Loop:
         for resident in [r.resident for r in gang if r.resident.run_id in self.roster.residents]:
             if not resident.program.unit_is_done:
                 continue
+            resident.unit_cost = 0
             if resident.program.cursor.evaluating:
                 step, loss = resident.program.cursor.step, resident.program.end_evaluation()
                 resident.valid_loss = (step, loss)
@@ -224,25 +237,23 @@ class Loop:
                 runs.add_metric(session, resident.job.id, values, report.expert_loads)
             for resident, step, loss in losses:
                 runs.set_valid_loss(session, resident.job.id, step, loss)
-            self._charge(session, decision, gang)
+            self._charge(session, decision)
             daemons.update_daemon(session, self.books.epoch, floor=decision.floor, detail=self._detail())
         self.floor, self.backlogged = decision.floor, decision.backlogged
         for resident in [*(metric[0] for metric in metrics), *(row[0] for row in losses)]:
             self._after_unit(resident)
 
-    def _charge(self, session: Session, decision: Plan, gang: Sequence[Riding]) -> None:
-        """Write the plan's increments, and keep the sum that a recovery point will carry."""
-        runs.add_charges(
-            session,
-            lifts=decision.lifts,
-            charges=decision.charges,
-            run_lifts=decision.run_lifts,
-            run_charges=decision.run_charges,
-            costs={r.resident.run_id: r.charged for r in gang},
-        )
-        runs.set_backlogged(session, decision.backlogged)
-        for r in gang:
-            r.resident.cost_charged += r.charged
+    def _charge(self, session: Session, decision: Plan) -> None:
+        """Write the plan's increments, and give back what others have made fail."""
+        costs = Counter({slot.run_id: slot.cost for slot in decision.gang})
+        run_rises, refunds = defaultdict(float, decision.run_rises), Counter[str]()
+        for resident in (one for one in self.residents if one.refund):
+            costs[resident.run_id] -= resident.refund
+            run_rises[resident.run_id] -= resident.refund / resident.job.weight
+            refunds[resident.job.tenant_id] += resident.refund
+            resident.refund = 0
+        accounts.charge(session, rises=decision.rises, run_rises=run_rises, costs=costs, refunds=refunds)
+        accounts.set_backlogged(session, decision.backlogged)
 
     def _metric(self, resident: Resident, report: StepReport) -> dict[str, object]:
         """A step's row but for its gang."""
@@ -272,6 +283,8 @@ class Loop:
             "gangs": self.num_gangs,
             "resident_runs": len(self.residents),
             "max_resident_runs": self.settings.max_resident_runs,
+            "fill_min": self.fill_min,
+            "longest_wait_gangs": self.longest_wait,
         }
 
 

@@ -20,6 +20,7 @@ from engine.engine import Engine
 from engine.errors import EngineError
 from engine.probe import choose_device, choose_dtype, probe
 from server.daemon.books import Books
+from server.daemon.fill_min import measure_fill_min
 from server.daemon.lock import hold
 from server.daemon.loop import Loop
 from server.daemon.publish import base_row, publish_tokenizer
@@ -70,7 +71,9 @@ def _live(settings: Settings) -> int:
     folder_key = publish_tokenizer(store, base, source, settings)
     engine, writer = Engine(base), Writer(store)
     roster = Roster(engine, books, store, writer, settings)
-    loop = Loop(engine, books, settings, roster, Sampler(engine, books, store, settings), writer)
+    fill_min = measure_fill_min(base, settings.microbatch_tokens)
+    sampler = Sampler(engine, books, store, settings)
+    loop = Loop(engine, books, settings, roster, sampler, writer, fill_min=fill_min)
     signal.signal(signal.SIGTERM, _stopper(loop))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which tells us
     with books.write() as session:

@@ -17,6 +17,7 @@ from engine.run import Run
 from scheduler.cost import Prices
 from server.daemon.books import Books
 from server.daemon.model_card import model_card
+from server.daemon.prices import prices_of
 from server.daemon.program import Cursor, JobProgram
 from server.daemon.writer import Writer, manifest
 from server.db import events, recovery_points, runs
@@ -42,17 +43,32 @@ class Resident:
     program: JobProgram
     prices: Prices
     cost_charged: int
+    cost_at_claim: int  # of that, before it came into memory
     saved: Cursor  # of the newest recovery point
     saved_at: float
-    is_evicted: bool = False  # by the last plan: it is saved and let go at the next boundary
+    is_evicted: bool = False  # by a plan: it is saved and let go at the next boundary
     is_suspect: bool = False  # the last pass that it rode in failed
     is_closing: bool = False  # its last write is under way: it offers nothing any more
     valid_loss: tuple[int, float] | None = None  # of the last evaluation: (step, loss)
     step_began: float = field(default_factory=time.monotonic)
+    unit_cost: int = 0  # charged for the step or evaluation under way
+    refund: int = 0  # of that, to be given back: others made its pass fail
+
+    @property
+    def served(self) -> int:
+        """Cost charged since it came into memory."""
+        return self.cost_charged - self.cost_at_claim
+
+    def charge(self, cost: int) -> None:
+        """For microbatches of the unit under way."""
+        self.cost_charged += cost
+        self.unit_cost += cost
 
     def begin_unit_anew(self) -> None:
         """After a pass that failed half-way: the gradient of the unit is no sum of whole microbatches."""
         self.is_suspect = True
+        self.refund, self.unit_cost = self.unit_cost, 0
+        self.cost_charged -= self.refund
         self.run.discard_gradient()
         self.program.begin_unit_anew()
 
@@ -229,8 +245,9 @@ class Roster:
             run_id=row.id,
             run=run,
             program=JobProgram(job.training, train, valid, cursor),
-            prices=_prices(self.engine, run),
+            prices=prices_of(self.engine.base, run.adapter),
             cost_charged=cost_charged,
+            cost_at_claim=cost_charged,
             saved=cursor,
             saved_at=time.monotonic(),
         )
@@ -293,15 +310,3 @@ class Roster:
 
 def _config(job: Job) -> AdapterConfig:
     return AdapterConfig.from_dict(job.adapter)
-
-
-def _prices(engine: Engine, run: Run) -> Prices:
-    config, size = run.adapter.config, run.adapter.layout.size
-    active = size
-    if config.is_mixture:
-        assert config.num_experts is not None
-        assert config.top_k is not None
-        layout = run.adapter.layout
-        in_experts = sum(s.stop - s.start for s in layout.slots.values() if s.module in layout.expert_modules)
-        active = size - in_experts + in_experts * config.top_k // config.num_experts
-    return Prices(base_parameters=engine.base.num_parameters, adapter_parameters=size, active_parameters=active)

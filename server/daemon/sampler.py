@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from engine.adapter import Adapter
 from engine.engine import Engine
 from engine.errors import EngineError
 from engine.sampling import DIVERGED, Sample, advance, scoring
+from scheduler.cost import Prices
 from server.daemon.books import Books
+from server.daemon.prices import prices_of
 from server.db import operations
 from server.db.tables import Operation
 from server.settings import Settings
@@ -50,12 +52,13 @@ class Request:
     operation: Operation
     folder: Path
     sample: Sample
+    prices: Prices
     is_suspect: bool = False  # a pass that it was in failed: it goes on alone
     written: int = 0  # tokens already in the result file
 
 
 class Sampler:
-    """Keeps the requests under way, and the adapters that were asked for last."""
+    """Keeps the requests under way, the adapters that were asked for last, and what tenants owe for it."""
 
     def __init__(self, engine: Engine, books: Books, store: LocalStore, settings: Settings):
         self.engine = engine
@@ -65,6 +68,12 @@ class Sampler:
         self._requests: list[Request] = []
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()
         self._credit_seconds = 0.0
+        self._costs: Counter[str] = Counter()
+
+    def take_costs(self) -> dict[str, int]:
+        """What was computed for each tenant while training waited, in token-equivalents, since it was last asked."""
+        costs, self._costs = dict(self._costs), Counter()
+        return costs
 
     def turn(self, *, training_seconds: float | None) -> bool:
         """One slice for everybody who waits; whether there was anything to do.
@@ -88,6 +97,8 @@ class Sampler:
         self._requests = [request for request in self._requests if not request.sample.finish_reason]
         if training_seconds is not None:
             self._credit_seconds -= time.monotonic() - began
+        else:
+            self._costs.clear()  # nobody had to wait for it
         return True
 
     def _admit(self) -> None:
@@ -113,7 +124,16 @@ class Sampler:
                     self._fail(request.operation, _FAILED)
             return
         for request in requests:
+            self._charge(request, len(requests))
             self._append_tokens(request)
+
+    def _charge(self, request: Request, num_sequences: int) -> None:
+        """For what is not in its file yet: tokens drawn, and before the first ones its prompt."""
+        num_tokens = len(request.sample.tokens) - request.written
+        cost = request.prices.sample(num_tokens, num_sequences=num_sequences)
+        if num_tokens and not request.written:
+            cost += request.prices.forward(len(request.sample.prompt))
+        self._costs[request.operation.tenant_id] += cost
 
     def _begin(self, operation: Operation, *, is_suspect: bool = False) -> None:
         try:
@@ -135,6 +155,7 @@ class Sampler:
         asked = json.loads((folder / "request.json").read_text())
         (folder / "result.jsonl").unlink(missing_ok=True)  # of an earlier life of the daemon, or a failed pass
         adapter = self._adapter(operation.adapter_id)
+        prices = prices_of(self.engine.base, adapter)
         sample = Sample(
             prompt=asked["tokens"],
             max_tokens=asked["max_tokens"],
@@ -149,11 +170,12 @@ class Sampler:
             logprobs: list[float | None] = [None]
             if len(sample.prompt) > 1:
                 (outcome,) = self.engine.forward([scoring(sample.prompt, adapter)])
+                self._costs[operation.tenant_id] += prices.forward(len(sample.prompt))
                 logprobs += outcome.logprobs[0].tolist()
                 if not outcome.logprobs[0].isfinite().all():
                     sample.finish_reason = DIVERGED
             _append(folder, {"prompt_logprobs": logprobs})
-        return Request(operation, folder, sample, is_suspect)
+        return Request(operation, folder, sample, prices, is_suspect)
 
     def _adapter(self, adapter_id: str | None) -> Adapter | None:
         if adapter_id is None:

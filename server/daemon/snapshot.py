@@ -1,16 +1,14 @@
 """What the scheduler may see: the resident runs, and of each tenant its share, counter and next waiting job."""
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 
 from scheduler.snapshot import Microbatch, ResidentRun, Snapshot, Tenant, WaitingRun
 from server.daemon.books import Books
 from server.daemon.program import Work
 from server.daemon.roster import Resident
-from server.db import runs
+from server.db import accounts
 from server.settings import Settings
-
-FILL_MIN_TOKENS = 320
-"""A matmul of so many rows reaches 95 % of its speed (docs/design.md)."""
 
 
 def cost_of(resident: Resident, work: Work, *, opens_step: bool) -> int:
@@ -41,48 +39,54 @@ def take_snapshot(
     settings: Settings,
     *,
     base_hash: str,
+    fill_min: int,
     floor: float,
     draining: bool,
+    sampled: Mapping[str, int],
 ) -> Snapshot:
-    """One read of the database."""
+    """One read of the database: the tenants with a run in memory or samples to pay, and those who may be next.
+
+    No plan lets more runs in, or asks more to give way, than there are places; so no more tenants need to be seen.
+    """
+    named = {resident.job.tenant_id for resident in residents} | sampled.keys()
     with books.read() as session:
-        waiting = {row.tenant_id: row for row in runs.next_waiting(session, base_hash)}
-        ids = waiting.keys() | {resident.job.tenant_id for resident in residents}
-        tenants = runs.tenants_of(session, ids)
-        counters = runs.counters(session, [resident.run_id for resident in residents])
-    by_tenant: Mapping[str, list[ResidentRun]] = {tenant_id: [] for tenant_id in tenants}
+        accounts_ = accounts.read_accounts(session, base_hash, named=named, num_others=settings.max_resident_runs)
+        counters = accounts.run_counters(session, [resident.run_id for resident in residents])
+    by_tenant: dict[str, list[ResidentRun]] = defaultdict(list)
     for resident in residents:
         if resident.run_id in counters:
-            by_tenant[resident.job.tenant_id].append(
-                ResidentRun(
-                    run_id=resident.run_id,
-                    weight=resident.job.weight,
-                    counter=counters[resident.run_id],
-                    order=resident.job.number,
-                    microbatches=offers(resident),
-                )
-            )
+            by_tenant[resident.job.tenant_id].append(_resident_run(resident, counters[resident.run_id]))
     heads = [head for resident_runs in by_tenant.values() for run in resident_runs for head in run.microbatches]
     return Snapshot(
         tenants=tuple(
             Tenant(
-                tenant_id=tenant.id,
-                share=tenant.share,
-                counter=tenant.counter,
-                backlogged=tenant.backlogged,
-                resident=tuple(by_tenant[tenant.id]),
-                waiting=_waiting(waiting.get(tenant.id)),
+                tenant_id=one.tenant_id,
+                share=one.share,
+                counter=one.counter,
+                backlogged=one.backlogged,
+                resident=tuple(by_tenant[one.tenant_id]),
+                waiting=None if one.next is None else WaitingRun(**vars(one.next)),
+                sampled=sampled.get(one.tenant_id, 0),
             )
-            for tenant in tenants.values()
+            for one in accounts_
         ),
         token_budget=max(settings.token_budget, *(head.tokens for head in heads), 1),
         max_microbatch_cost=max(settings.microbatch_tokens, *(head.cost for head in heads), 1),
-        fill_min=FILL_MIN_TOKENS,
+        fill_min=fill_min,
         max_resident_runs=settings.max_resident_runs,
+        min_stay=settings.stay_tokens,
         floor=floor,
         draining=draining,
     )
 
 
-def _waiting(row: runs.Waiting | None) -> WaitingRun | None:
-    return None if row is None else WaitingRun(run_id=row.run_id, counter=row.counter, order=row.order)
+def _resident_run(resident: Resident, counter: float) -> ResidentRun:
+    return ResidentRun(
+        run_id=resident.run_id,
+        weight=resident.job.weight,
+        counter=counter,
+        order=resident.job.number,
+        microbatches=offers(resident),
+        served=resident.served,
+        leaving=resident.is_closing or resident.is_evicted,
+    )

@@ -2,48 +2,16 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from server.db import events
-from server.db.tables import Adapter, ExpertLoads, Job, Metric, Run, Tenant
+from server.db import accounts, events
+from server.db.tables import Adapter, ExpertLoads, Job, Metric, Run
 from server.states import JobStatus, sources
 
 RESIDENT = (JobStatus.PREPARING, JobStatus.RUNNING)
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A tenant's next job to become resident."""
-
-    run_id: str
-    tenant_id: str
-    counter: float
-    order: int
-
-
-def next_waiting(session: Session, base_hash: str) -> list[Waiting]:
-    """Of each tenant the queued job of this base that is next: by priority, then by submission."""
-    rank = func.row_number().over(partition_by=Job.tenant_id, order_by=(Job.weight.desc(), Job.number))
-    queued = (
-        select(Job.id, rank.label("place")).where(Job.status == JobStatus.QUEUED, Job.base_hash == base_hash).subquery()
-    )
-    statement = (
-        select(Run.id, Run.tenant_id, Run.counter, Job.number)
-        .join(Job, Job.id == Run.job_id)
-        .join(queued, queued.c.id == Job.id)
-        .where(queued.c.place == 1)
-    )
-    return [Waiting(*row) for row in session.execute(statement)]
-
-
-def tenants_of(session: Session, ids: Iterable[str]) -> dict[str, Tenant]:
-    """The tenants with these ids."""
-    return {tenant.id: tenant for tenant in session.scalars(select(Tenant).where(Tenant.id.in_(list(ids))))}
 
 
 def wishes(session: Session, job_ids: Iterable[str]) -> dict[str, tuple[str, str | None]]:
@@ -58,12 +26,6 @@ def lock_job(session: Session, job_id: str) -> Job | None:
     Who changes more than one row takes jobs before runs before tenants, each in the order of their ids.
     """
     return session.get(Job, job_id, with_for_update=True, populate_existing=True)
-
-
-def counters(session: Session, run_ids: Iterable[str]) -> dict[str, float]:
-    """The counter of each run among its tenant's own."""
-    statement = select(Run.id, Run.counter).where(Run.id.in_(list(run_ids)))
-    return {row.id: row.counter for row in session.execute(statement)}
 
 
 def release_all(session: Session) -> None:
@@ -100,11 +62,7 @@ def rewind(session: Session, job: Job, run: Run, *, step: int, tokens: int, cost
     session.execute(delete(ExpertLoads).where(ExpertLoads.job_id == job.id, ExpertLoads.step > step))
     lost = run.cost_charged - cost_charged
     session.execute(update(Job).where(Job.id == job.id).values(step=step, tokens=tokens))
-    share = select(Tenant.share).where(Tenant.id == run.tenant_id).scalar_subquery()
-    session.execute(
-        update(Run).where(Run.id == run.id).values(cost_charged=cost_charged, counter=Run.counter - lost / job.weight)
-    )
-    session.execute(update(Tenant).where(Tenant.id == run.tenant_id).values(counter=Tenant.counter - lost / share))
+    accounts.give_back(session, tenant_id=run.tenant_id, run_id=run.id, weight=job.weight, cost=lost)
 
 
 def move(session: Session, job_id: str, target: JobStatus, **values: object) -> bool:
@@ -119,31 +77,6 @@ def move(session: Session, job_id: str, target: JobStatus, **values: object) -> 
     )
     changed: int = session.execute(statement).rowcount  # type: ignore[attr-defined]
     return changed == 1
-
-
-def add_charges(
-    session: Session,
-    *,
-    lifts: Mapping[str, float] = MappingProxyType({}),
-    charges: Mapping[str, float] = MappingProxyType({}),
-    run_lifts: Mapping[str, float] = MappingProxyType({}),
-    run_charges: Mapping[str, float] = MappingProxyType({}),
-    costs: Mapping[str, int] = MappingProxyType({}),
-) -> None:
-    """Write a plan's increments; `costs` are the token-equivalents charged to each run."""
-    for run_id in sorted(run_lifts.keys() | run_charges.keys() | costs.keys()):
-        rise = run_lifts.get(run_id, 0.0) + run_charges.get(run_id, 0.0)
-        cost = Run.cost_charged + costs.get(run_id, 0)
-        session.execute(update(Run).where(Run.id == run_id).values(counter=Run.counter + rise, cost_charged=cost))
-    for tenant_id in sorted(lifts.keys() | charges.keys()):
-        rise = lifts.get(tenant_id, 0.0) + charges.get(tenant_id, 0.0)
-        session.execute(update(Tenant).where(Tenant.id == tenant_id).values(counter=Tenant.counter + rise))
-
-
-def set_backlogged(session: Session, tenant_ids: frozenset[str]) -> None:
-    """Keep which tenants the last plan counted as backlogged."""
-    for flag, changed in ((True, Tenant.id.in_(tenant_ids)), (False, Tenant.id.not_in(tenant_ids))):
-        session.execute(update(Tenant).where(Tenant.backlogged.is_(not flag), changed).values(backlogged=flag))
 
 
 def add_metric(

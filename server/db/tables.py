@@ -35,6 +35,7 @@ class Tenant(Table):
             sqlite_where=text("deleted_at IS NULL"),
             postgresql_where=text("deleted_at IS NULL"),
         ),
+        Index("tenants_by_counter", "counter"),
     )
 
 
@@ -120,7 +121,18 @@ class Job(Table):
     finished_at: Mapped[float | None]
     init_from: Mapped[dict[str, Any] | None]  # {"adapter", "sha256"}: see `server.starts`
 
-    __table_args__ = (Index("jobs_next", "tenant_id", "status", "weight", "number"),)
+    __table_args__ = (Index("jobs_by_status", "status", "tenant_id"),)
+
+
+Index(
+    "jobs_next",
+    Job.tenant_id,
+    Job.base_hash,
+    Job.weight.desc(),
+    Job.number,
+    sqlite_where=Job.status == "queued",
+    postgresql_where=Job.status == "queued",
+)
 
 
 class Run(Table):

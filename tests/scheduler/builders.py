@@ -1,16 +1,35 @@
 """Snapshots in few words, for examples."""
 
-from scheduler.snapshot import Microbatch, ResidentRun, Snapshot, Tenant, WaitingRun
+from scheduler.snapshot import Footprint, Microbatch, ResidentRun, Snapshot, Tenant, WaitingRun
 
 
-def resident(run_id: str, *sizes: int, weight: int = 1, counter: float = 0.0, order: int = 0) -> ResidentRun:
+def resident(
+    run_id: str,
+    *sizes: int,
+    weight: int = 1,
+    counter: float = 0.0,
+    order: int = 0,
+    served: int = 0,
+    leaving: bool = False,
+    gib: int = 0,
+    per_token: int = 0,
+) -> ResidentRun:
     """A resident run whose microbatches cost what they hold."""
-    offered = tuple(Microbatch(tokens=size, cost=size) for size in sizes)
-    return ResidentRun(run_id=run_id, weight=weight, counter=counter, order=order, microbatches=offered)
+    return ResidentRun(
+        run_id=run_id,
+        weight=weight,
+        counter=counter,
+        order=order,
+        microbatches=tuple(Microbatch(tokens=size, cost=size) for size in sizes),
+        served=served,
+        leaving=leaving,
+        footprint=Footprint(resident=gib << 30, per_token=per_token),
+    )
 
 
-def waiting(run_id: str, *, counter: float = 0.0, order: int = 0) -> WaitingRun:
-    return WaitingRun(run_id=run_id, counter=counter, order=order)
+def waiting(run_id: str, *, counter: float = 0.0, order: int = 0, gib: int = 0, per_token: int = 0) -> WaitingRun:
+    footprint = Footprint(resident=gib << 30, per_token=per_token)
+    return WaitingRun(run_id=run_id, counter=counter, order=order, footprint=footprint)
 
 
 def tenant(
@@ -20,6 +39,7 @@ def tenant(
     counter: float = 0.0,
     backlogged: bool = True,
     next_run: WaitingRun | None = None,
+    sampled: int = 0,
 ) -> Tenant:
     return Tenant(
         tenant_id=tenant_id,
@@ -28,6 +48,7 @@ def tenant(
         backlogged=backlogged,
         resident=runs,
         waiting=next_run,
+        sampled=sampled,
     )
 
 
@@ -37,6 +58,8 @@ def snapshot(
     max_microbatch_cost: int = 100,
     fill_min: int = 0,
     max_resident_runs: int = 4,
+    memory_gib: int | None = None,
+    min_stay: int = 0,
     floor: float = 0.0,
     draining: bool = False,
 ) -> Snapshot:
@@ -46,6 +69,8 @@ def snapshot(
         max_microbatch_cost=max_microbatch_cost,
         fill_min=fill_min,
         max_resident_runs=max_resident_runs,
+        memory=None if memory_gib is None else memory_gib << 30,
+        min_stay=min_stay,
         floor=floor,
         draining=draining,
     )

@@ -1,5 +1,8 @@
 """Who becomes resident, and who gives way."""
 
+import pytest
+
+from scheduler.admission import Wait
 from scheduler.plan import plan
 from tests.scheduler.builders import resident, snapshot, tenant, waiting
 from tests.scheduler.simulation import Client, World, microbatches
@@ -30,17 +33,17 @@ def test_further_free_places_go_in_order_of_the_tenants_counters():
     assert decision.admit == ("b2",)
 
 
-def test_who_has_never_used_the_server_does_not_overtake_who_came_before():
-    """Both would be lifted to the floor, so submission decides, not an old counter."""
+def test_among_tenants_without_a_run_the_smallest_counter_comes_first_then_who_came_first():
     decision = plan(
         snapshot(
-            tenant("fresh", next_run=waiting("f1", order=8), counter=0.0),
-            tenant("old", next_run=waiting("o1", order=7), counter=100.0),
+            tenant("turned-out", next_run=waiting("t1", order=1), counter=100.0),
+            tenant("late", next_run=waiting("l1", order=9)),
+            tenant("early", next_run=waiting("e1", order=8)),
             floor=1000.0,
-            max_resident_runs=1,
+            max_resident_runs=2,
         )
     )
-    assert decision.admit == ("o1",)
+    assert decision.admit == ("e1", "l1")
 
 
 def test_one_plan_admits_at_most_one_run_of_a_tenant():
@@ -95,16 +98,91 @@ def test_nobody_gives_way_when_a_place_is_free():
     assert (decision.admit, decision.evict) == (("n1",), ())
 
 
-def test_nobody_gives_up_the_last_resident_run():
+def test_nobody_gives_way_before_its_stay_is_over():
+    def evicted(served: int) -> tuple[str, ...]:
+        return plan(
+            snapshot(
+                tenant("two", resident("t1", 100, order=1, served=99), resident("t2", 100, order=2, served=served)),
+                tenant("one", resident("o1", 100, order=3, served=99)),
+                tenant("new", next_run=waiting("n1")),
+                max_resident_runs=3,
+                min_stay=100,
+            )
+        ).evict
+
+    assert evicted(99) == ()
+    assert evicted(100) == ("t2",)
+
+
+def test_with_more_tenants_than_places_the_one_that_has_had_most_since_it_came_gives_its_place():
     decision = plan(
         snapshot(
-            tenant("a", resident("a1", 100)),
-            tenant("b", resident("b1", 100)),
+            tenant("long", resident("l1", 100, served=900), counter=500.0),
+            tenant("short", resident("s1", 100, served=600), counter=700.0),
             tenant("new", next_run=waiting("n1")),
             max_resident_runs=2,
+            min_stay=500,
+        )
+    )
+    assert decision.evict == ("l1",)
+
+
+def test_a_further_run_goes_before_anybodys_last_one():
+    decision = plan(
+        snapshot(
+            tenant("two", resident("t1", 100, served=500), resident("t2", 100, order=2, served=500)),
+            tenant("one", resident("o1", 100, served=9000)),
+            tenant("new", next_run=waiting("n1")),
+            max_resident_runs=3,
+            min_stay=500,
+        )
+    )
+    assert decision.evict == ("t2",)
+
+
+def test_a_larger_share_has_a_longer_stay():
+    def evicted(served: int) -> tuple[str, ...]:
+        return plan(
+            snapshot(
+                tenant("large", resident("l1", 100, served=served), share=10.0),
+                tenant("new", next_run=waiting("n1"), share=1.0),
+                max_resident_runs=1,
+                min_stay=500,
+            )
+        ).evict
+
+    assert evicted(4999) == ()
+    assert evicted(5000) == ("l1",)
+
+
+def test_who_is_leaving_is_waited_for_and_nobody_else_goes():
+    decision = plan(
+        snapshot(
+            tenant("two", resident("t1", 100), resident("t2", 100, leaving=True)),
+            tenant("one", resident("o1", 100)),
+            tenant("new", next_run=waiting("n1")),
+            max_resident_runs=3,
         )
     )
     assert (decision.admit, decision.evict) == ((), ())
+
+
+def test_tenants_who_take_turns_at_one_place_are_served_by_their_shares():
+    shares = {"a": 1.0, "b": 2.0, "c": 5.0}
+    world = World(
+        max_resident_runs=1,
+        token_budget=400,
+        max_microbatch_cost=100,
+        min_stay=2000,
+        clients={name: Client(share=share) for name, share in shares.items()},
+    )
+    for name in shares:
+        world.submit(name, name, ENDLESS)
+    rounds = 10
+    world.gangs(rounds * 8 * 2000 // 100)
+    assert {name: world.served(name) / shares[name] for name in shares} == pytest.approx(
+        dict.fromkeys(shares, rounds * 2000), abs=2000 + 400
+    )
 
 
 def test_more_tenants_than_places_wait_while_nobody_is_resident_yet():
@@ -181,3 +259,101 @@ def test_a_run_that_gave_way_comes_back_without_credit_and_without_penalty():
     ahead = tenant("b", resident("b1", 100, counter=500.0), next_run=waiting("ahead", counter=700.0))
     assert plan(snapshot(behind, ahead, max_resident_runs=5)).run_lifts == {"behind": 300.0}
     assert plan(snapshot(behind, ahead, max_resident_runs=3)).run_lifts == {}
+
+
+MEMORY = {"memory_gib": 10, "token_budget": 1024, "max_resident_runs": 9}
+MIB = 1 << 20
+
+
+def test_a_run_becomes_resident_only_beside_a_pass_of_the_whole_budget():
+    """4 + 4 GiB of runs; a pass of 1,024 tokens at 2 MiB is 2 GiB, at 3 MiB it is 3."""
+
+    def admitted(per_token: int) -> tuple[str, ...]:
+        return plan(
+            snapshot(
+                tenant("a", resident("a1", 100, gib=4, per_token=MIB)),
+                tenant("b", next_run=waiting("b1", gib=4, per_token=per_token)),
+                **MEMORY,
+            )
+        ).admit
+
+    assert admitted(2 * MIB) == ("b1",)
+    assert admitted(3 * MIB) == ()
+
+
+def test_the_dearest_token_of_all_residents_counts():
+    decision = plan(
+        snapshot(
+            tenant("a", resident("a1", 100, gib=4, per_token=3 * MIB)),
+            tenant("b", next_run=waiting("b1", gib=4, per_token=MIB)),
+            **MEMORY,
+        )
+    )
+    assert (decision.admit, decision.waits) == ((), {"b1": Wait.MEMORY})
+
+
+def test_runs_give_way_until_the_one_of_a_tenant_without_any_fits():
+    decision = plan(
+        snapshot(
+            tenant("a", *(resident(f"a{n}", 100, order=n, gib=2) for n in range(4)), counter=10.0),
+            tenant("b", *(resident(f"b{n}", 100, order=n) for n in range(2)), counter=99.0),
+            tenant("new", next_run=waiting("n1", gib=5)),
+            **MEMORY,
+        )
+    )
+    assert decision.evict == ("a3", "a2")
+
+
+def test_what_is_free_is_kept_for_a_tenant_without_a_run_and_nobody_overtakes_it():
+    decision = plan(
+        snapshot(
+            tenant("a", resident("a1", 100, gib=4, served=10), next_run=waiting("a2", gib=1)),
+            tenant("large", next_run=waiting("l1", gib=8), counter=1.0),
+            tenant("small", next_run=waiting("s1", gib=1), counter=2.0),
+            min_stay=100,
+            **MEMORY,
+        )
+    )
+    assert decision.admit == ()
+    assert decision.evict == ()
+    assert decision.waits == {"a2": Wait.FAIR_SHARE, "l1": Wait.MEMORY, "s1": Wait.FAIR_SHARE}
+
+
+def test_a_further_run_that_does_not_fit_lets_a_smaller_one_of_another_tenant_in():
+    decision = plan(
+        snapshot(
+            tenant("a", resident("a1", 100, gib=4), next_run=waiting("a2", gib=8), counter=1.0),
+            tenant("b", resident("b1", 100, gib=2), next_run=waiting("b2", gib=2), counter=2.0),
+            **MEMORY,
+        )
+    )
+    assert (decision.admit, decision.waits) == (("b2",), {"a2": Wait.MEMORY})
+
+
+def test_a_run_that_no_empty_machine_could_hold_is_told_apart_and_stops_nobody():
+    decision = plan(
+        snapshot(
+            tenant("a", resident("a1", 100), resident("a2", 100)),
+            tenant("huge", next_run=waiting("h1", gib=11)),
+            tenant("new", next_run=waiting("n1", gib=1), counter=5.0),
+            **MEMORY,
+        )
+    )
+    assert (decision.admit, decision.evict, decision.waits) == (("n1",), (), {"h1": Wait.TOO_LARGE})
+
+
+def test_each_next_run_that_stays_out_has_a_reason():
+    def waits(**circumstances: bool) -> dict[str, Wait]:
+        return dict(
+            plan(
+                snapshot(
+                    tenant("a", resident("a1", 100), next_run=waiting("a2")),
+                    tenant("b", next_run=waiting("b1")),
+                    max_resident_runs=1,
+                    **circumstances,
+                )
+            ).waits
+        )
+
+    assert waits() == {"a2": Wait.FAIR_SHARE, "b1": Wait.FAIR_SHARE}
+    assert waits(draining=True) == {"a2": Wait.DRAINING, "b1": Wait.DRAINING}

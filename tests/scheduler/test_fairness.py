@@ -17,7 +17,7 @@ def test_a_tenant_that_comes_back_starts_at_the_smallest_counter_of_the_backlogg
             tenant("busier", resident("c", 100), counter=550.0),
         )
     )
-    assert decision.lifts == {"away": 490.0}
+    assert decision.rises["away"] == 490.0 + 100.0
 
 
 def test_a_lift_never_lowers_a_counter():
@@ -27,12 +27,12 @@ def test_a_lift_never_lowers_a_counter():
             tenant("busy", resident("b", 100), counter=500.0),
         )
     )
-    assert decision.lifts == {}
+    assert decision.rises == {"busy": 100.0}
 
 
 def test_the_first_to_come_back_to_an_idle_server_starts_at_the_last_smallest_counter():
     decision = plan(snapshot(tenant("away", resident("a", 100), counter=10.0, backlogged=False), floor=300.0))
-    assert decision.lifts == {"away": 290.0}
+    assert decision.rises == {"away": 290.0 + 100.0}
     assert decision.floor == 400.0
 
 
@@ -43,7 +43,7 @@ def test_a_tenant_that_stays_backlogged_is_not_lifted():
             tenant("busy", resident("b", 100), counter=500.0),
         )
     )
-    assert decision.lifts == {}
+    assert decision.rises == {"owed": 100.0, "busy": 100.0}
 
 
 def test_a_tenant_whose_runs_offer_nothing_does_not_hold_the_others_back():
@@ -93,9 +93,9 @@ def test_priorities_share_a_tenants_part_by_one_four_and_sixteen():
         world.submit("a", f"weight-{weight}", ENDLESS, weight=weight)
     world.gangs(3)
     runs = world.clients["a"].resident
-    before = {weight: runs[f"weight-{weight}"].served for weight in (1, 4, 16)}
+    before = {weight: runs[f"weight-{weight}"].charged for weight in (1, 4, 16)}
     world.gangs(210)
-    parts = {weight: (runs[f"weight-{weight}"].served - before[weight]) / weight for weight in (1, 4, 16)}
+    parts = {weight: (runs[f"weight-{weight}"].charged - before[weight]) / weight for weight in (1, 4, 16)}
     for weight in (4, 16):
         assert abs(parts[1] - parts[weight]) <= 100 + 100 / weight
 
@@ -134,7 +134,39 @@ def test_a_run_that_joins_starts_at_its_tenants_smallest_run():
     world.submit("a", "second", ENDLESS)
     world.gang()
     runs = world.clients["a"].resident
-    before = runs["first"].served
+    before = runs["first"].charged
     assert runs["second"].counter == runs["first"].counter
     world.gangs(20)
-    assert abs(runs["first"].served - before - runs["second"].served) <= 200
+    assert abs(runs["first"].charged - before - runs["second"].charged) <= 200
+
+
+def test_what_is_sampled_is_paid_like_training():
+    decision = plan(
+        snapshot(
+            tenant("talks", resident("t", 50), counter=100.0, share=2.0, sampled=30),
+            tenant("trains", resident("r", 50), counter=100.0),
+        )
+    )
+    assert decision.rises == {"talks": 25.0 + 15.0, "trains": 50.0}
+
+
+def test_who_only_samples_pays_from_the_floor_on():
+    talks = tenant("talks", counter=10.0, share=2.0, backlogged=False, sampled=30)
+    decision = plan(snapshot(talks, tenant("trains", resident("r", 50), counter=100.0), floor=100.0))
+    assert decision.rises == {"talks": 90.0 + 15.0, "trains": 50.0}
+    assert decision.backlogged == {"trains"}
+
+
+def test_sampling_and_training_together_come_to_the_share():
+    world = World(
+        token_budget=400,
+        max_microbatch_cost=100,
+        fill_min=100,
+        clients={"talks": Client(share=1), "trains": Client(share=1)},
+    )
+    for name in world.clients:
+        world.submit(name, name, ENDLESS)
+    for _ in range(200):
+        world.gang()
+        world.clients["talks"].sampled = 90
+    assert abs(world.served("talks") + 199 * 90 - world.served("trains")) <= 200 + 90

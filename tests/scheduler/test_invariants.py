@@ -1,45 +1,18 @@
-"""What holds on every trace, whatever tenants do.
-
-Counters are floats: bounds get a hundredth of a token-equivalent of slack, no more.
-"""
+"""What holds on every trace, whatever tenants do; `test_tenancy.py` has what holds after each single plan."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from scheduler.plan import Plan, plan
-from scheduler.snapshot import Microbatch, Snapshot
-from tests.scheduler.simulation import Client, World
+from scheduler.promise import longest_waits
+from scheduler.snapshot import Microbatch
+from tests.scheduler.simulation import Client, Run, World
+from tests.scheduler.strategies import MAX_COST, SLACK, L, Trace, endless, patterns, shares, steps, traces, weights
 
-SLACK = 0.01
-L = 120  # most tokens of a microbatch; it costs up to a quarter more
-MAX_COST = 150
-
-shares = st.sampled_from([0.5, 1.0, 2.0, 3.0, 10.0])
-weights = st.sampled_from([1, 4, 16])
-microbatch = st.builds(
-    lambda tokens, surcharge: Microbatch(tokens=tokens, cost=tokens + tokens * surcharge // 100),
-    tokens=st.integers(1, L),
-    surcharge=st.integers(0, 25),
-)
-steps = st.lists(st.lists(microbatch, min_size=1, max_size=6), min_size=1, max_size=12)
-patterns = st.lists(microbatch, min_size=1, max_size=4)
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-def smallest(snapshot: Snapshot, decision: Plan) -> str:
-    """The backlogged tenant that is first in turn, after the lifts."""
-    lifted = {one.tenant_id: one.counter + decision.lifts.get(one.tenant_id, 0.0) for one in snapshot.tenants}
-    return min(decision.backlogged, key=lambda tenant_id: (lifted[tenant_id], tenant_id))
-
-
-def endless(pattern: Sequence[Microbatch]) -> list[list[Microbatch]]:
-    """One optimizer step that no trace here can finish."""
-    return [list(pattern) * (60_000 // sum(one.tokens for one in pattern))]
 
 
 @dataclass
@@ -55,49 +28,18 @@ class Gap:
         self.low, self.high = min(self.low, self.now), max(self.high, self.now)
 
 
-@dataclass(frozen=True)
-class Trace:
-    """Tenants that never run out while they are there, and when they leave or come back."""
-
-    world: World
-    patterns: dict[str, list[list[Microbatch]]]
-    switches: list[set[str]] = field(default_factory=list)
-
-    def start(self, tenant_id: str, name: str) -> None:
-        for index, pattern in enumerate(self.patterns[tenant_id]):
-            self.world.submit(tenant_id, f"{tenant_id}-{index}-{name}", endless(pattern), weight=(1, 4, 16)[index])
-
-
-@st.composite
-def traces(draw: st.DrawFn) -> Trace:
-    names = "abcd"[: draw(st.integers(2, 4))]
-    world = World(
-        token_budget=draw(st.integers(1, 6)) * L,
-        max_microbatch_cost=MAX_COST,
-        fill_min=draw(st.integers(0, L)),
-        clients={name: Client(share=draw(shares)) for name in names},
-    )
-    run_patterns = {name: draw(st.lists(patterns, min_size=1, max_size=3)) for name in names}
-    switches = draw(st.lists(st.sets(st.sampled_from(names), max_size=1), min_size=40, max_size=40))
-    return Trace(world, run_patterns, switches)
-
-
 @quick
 @given(traces())
 def test_served_work_differs_by_at_most_one_microbatch_each_over_any_interval(trace: Trace):
-    """I4: |S_f/w_f − S_g/w_g| ≤ L/w_f + L/w_g for tenants that do not run out."""
+    """I4: |S_f/w_f − S_g/w_g| ≤ L/w_f + L/w_g for tenants that do not run out, whoever else is owed."""
     world = trace.world
     gaps = {}
     for number, switched in enumerate(trace.switches):
-        for tenant_id in switched if number else world.clients:
-            if world.clients[tenant_id].resident:
-                world.cancel(tenant_id)
-            else:
-                trace.start(tenant_id, str(number))
+        trace.switch(switched, number)
         before = {name: client.served for name, client in world.clients.items()}
         decision = world.gang()
         parts = {name: (one.served - before[name]) / one.share for name, one in world.clients.items()}
-        for f, g in combinations(world.clients, 2):
+        for f, g in combinations(trace.steady, 2):
             if {f, g} <= decision.backlogged:
                 gap = gaps.setdefault((f, g), Gap())
                 gap.move(parts[f] - parts[g])
@@ -111,122 +53,82 @@ def test_served_work_differs_by_at_most_one_microbatch_each_over_any_interval(tr
 @given(patterns=st.lists(patterns, min_size=3, max_size=3), budget=st.integers(1, 6))
 def test_a_tenants_runs_share_by_priority_within_the_same_bound(patterns: list[list[Microbatch]], budget: int):
     world = World(token_budget=budget * L, max_microbatch_cost=MAX_COST, clients={"a": Client(share=2.0)})
-    for weight, pattern in zip((1, 4, 16), patterns, strict=True):
+    runs = [
         world.submit("a", f"weight-{weight}", endless(pattern), weight=weight)
-    world.gangs(3)
-    runs = list(world.clients["a"].resident.values())
-    before = {run.run_id: run.served for run in runs}
+        for weight, pattern in zip((1, 4, 16), patterns, strict=True)
+    ]
     gaps = {pair: Gap() for pair in combinations(range(3), 2)}
     for _ in range(40):
+        before = [run.charged for run in runs]
         world.gang()
-        parts = [(run.served - before[run.run_id]) / run.weight for run in runs]
-        before = {run.run_id: run.served for run in runs}
+        parts = [(run.charged - was) / run.weight for run, was in zip(runs, before, strict=True)]
         for (f, g), gap in gaps.items():
             gap.move(parts[f] - parts[g])
             assert gap.high - gap.low <= MAX_COST / runs[f].weight + MAX_COST / runs[g].weight + SLACK
 
 
-class Tenancy(RuleBasedStateMachine):
-    """Tenants submit, cancel and change share; the operator drains; the daemon dies; gangs go on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.world = World(
-            token_budget=3 * L,
-            max_microbatch_cost=MAX_COST,
-            fill_min=L,
-            max_resident_runs=4,
-            clients={name: Client(share=1.0) for name in "abcde"},
-        )
-        self.lowest_share = dict.fromkeys("abcde", 1.0)
-
-    @rule(name=st.sampled_from("abcde"), steps=steps, weight=weights)
-    def submit(self, name: str, steps: list[list[Microbatch]], weight: int) -> None:
-        self.world.submit(name, f"run-{self.world.num_submitted}", steps, weight=weight)
-
-    @rule(name=st.sampled_from("abcde"))
-    def cancel(self, name: str) -> None:
-        self.world.cancel(name)
-
-    @rule(name=st.sampled_from("abcde"), share=shares)
-    def change_share(self, name: str, share: float) -> None:
-        """I11: a counter does not move."""
-        self.world.clients[name].share = share
-        self.lowest_share[name] = min(share, self.lowest_share[name])
-
-    @rule(draining=st.booleans())
-    def drain(self, draining: bool) -> None:
-        self.world.draining = draining
-
-    @rule()
-    def crash(self) -> None:
-        self.world.crash()
-
-    @precondition(lambda self: any(client.waiting or client.resident for client in self.world.clients.values()))
-    @rule(count=st.integers(1, 4))
-    def train(self, count: int) -> None:
-        for _ in range(count):
-            floor, residents = self.world.floor, set(self.world.resident())
-            self.world.gang()
-            snapshot, decision = self.world.history[-1]
-            self._gang_is_within_its_limits(snapshot, decision)
-            assert self.world.floor >= floor - SLACK  # I5
-            if self.world.draining:
-                assert set(self.world.resident()) <= residents  # I12
-            self._nobody_is_ahead_of_the_bound(decision)
-
-    def _gang_is_within_its_limits(self, snapshot: Snapshot, decision: Plan) -> None:
-        offered = {run.run_id: run.microbatches for one in snapshot.tenants for run in one.resident}
-        taken = {slot.run_id: offered[slot.run_id][: slot.num_microbatches] for slot in decision.gang}
-        tokens = sum(one.tokens for microbatches in taken.values() for one in microbatches)
-        assert tokens <= snapshot.token_budget  # I1
-        if decision.backlogged:
-            first = smallest(snapshot, decision)
-            runs = next(one.resident for one in snapshot.tenants if one.tenant_id == first)
-            assert {run.run_id for run in runs} & set(taken)  # I2 and I6
-        free = {slot.run_id for slot in decision.gang if slot.charged < sum(one.cost for one in taken[slot.run_id])}
-        if free:  # I8: only to reach fill_min
-            assert any(tokens - taken[run_id][-1].tokens < snapshot.fill_min for run_id in free)
-
-    def _nobody_is_ahead_of_the_bound(self, decision: Plan) -> None:
-        """I3: V_f − V_g ≤ L/w_f, for who has run out as well. A past, smaller share may still show."""
-        for name in decision.backlogged:
-            ahead = self.world.clients[name].counter - decision.floor
-            assert ahead <= MAX_COST / self.lowest_share[name] + SLACK
-
-    @invariant()
-    def places_are_kept(self) -> None:
-        assert len(self.world.resident()) <= self.world.max_resident_runs
-
-    def teardown(self) -> None:
-        """I13: the recorded snapshots, planned again in any order of tenants, give the same plans."""
-        for snapshot, decision in self.world.history:
-            assert plan(replace(snapshot, tenants=snapshot.tenants[::-1])) == decision
-
-
-TestTenancy = Tenancy.TestCase
-TestTenancy.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+@quick
+@given(traces(), st.integers(0, 40))
+def test_every_run_that_offers_something_rides_by_the_gang_that_was_promised(trace: Trace, moment: int):
+    """I7: whoever is owed, behind or ahead, as long as nobody comes or goes."""
+    world = trace.world
+    for number, switched in enumerate(trace.switches[: moment + 1]):
+        trace.switch(switched, number)
+        world.gang()
+    waiting = longest_waits(world.snapshot())
+    assert set(waiting) == set(world.resident())
+    while waiting:
+        rode = {slot.run_id for slot in world.gang().gang}
+        waiting = {run_id: left - 1 for run_id, left in waiting.items() if run_id not in rode}
+        assert all(left > 0 for left in waiting.values())
 
 
 @quick
 @given(loads=st.lists(st.tuples(st.sampled_from("abcd"), steps, weights), min_size=1, max_size=10))
 def test_every_run_is_finished_whoever_competes(loads: list[tuple[str, list[list[Microbatch]], int]]):
     """I6: a gang with work is never empty, so all is done after as many gangs as microbatches."""
-    world = World(
-        token_budget=2 * L,
-        max_microbatch_cost=MAX_COST,
-        max_resident_runs=3,
-        clients={n: Client(share=1) for n in "abcd"},
-    )
-    for number, (name, steps_, weight) in enumerate(loads):
-        world.submit(name, f"run-{number}", steps_, weight=weight)
-    num_microbatches = sum(len(step) for _, steps_, _ in loads for step in steps_)
-    world.gangs(num_microbatches)
+    world, _ = submitted(loads)
+    world.gangs(sum(len(step) for _, steps_, _ in loads for step in steps_))
     assert sum(client.served for client in world.clients.values()) == sum(
         one.cost for _, steps_, _ in loads for step in steps_ for one in step
     )
+
+
+@quick
+@given(
+    loads=st.lists(st.tuples(st.sampled_from("abcd"), steps, weights), min_size=2, max_size=7),
+    order=st.permutations(range(7)),
+)
+def test_the_order_in_which_jobs_are_submitted_changes_when_they_train_and_not_on_what(
+    loads: list[tuple[str, list[list[Microbatch]], int]], order: list[int]
+):
+    """I10: a run's microbatches are all taken, whole and in its own order."""
+    for turned in (loads, [loads[index] for index in order if index < len(loads)]):
+        world, runs = submitted(turned)
+        world.gangs(sum(len(step) for _, steps_, _ in turned for step in steps_))
+        for run, (_, steps_, _) in zip(runs, turned, strict=True):
+            assert run.trained == [one for step in steps_ for one in step]
+
+
+@quick
+@given(traces(), shares, st.integers(0, 30))
+def test_a_new_share_counts_from_now_on(trace: Trace, share: float, moment: int):
+    """I11: what was charged at the old share stays charged; from then on the bound is that of the new one."""
+    world = trace.world
+    trace.switch(set(world.clients), 0)
+    world.gangs(moment + 1)
+    counters = {name: one.counter for name, one in world.clients.items()}
+    old = world.clients["a"].share
+    world.clients["a"].share = share
+    before = {name: one.served for name, one in world.clients.items()}
+    snapshot = world.snapshot()
+    assert {one.tenant_id: one.counter for one in snapshot.tenants} == counters
+    world.gangs(20)
+    parts = {name: (one.served - before[name]) / one.share for name, one in world.clients.items()}
+    ahead = MAX_COST / min(old, share)  # of the smallest V, as the old share allowed
+    for name in trace.steady:
+        if name != "a":
+            assert abs(parts["a"] - parts[name]) <= ahead + MAX_COST / world.clients[name].share + SLACK
 
 
 @quick
@@ -237,7 +139,7 @@ def test_every_run_is_finished_whoever_competes(loads: list[tuple[str, list[list
 def test_a_tenant_that_submits_to_a_busy_server_soon_trains(
     steps_of_others: list[list[list[Microbatch]]], owners: list[str]
 ):
-    """With a place for each tenant, its run is resident after at most one optimizer step of who gives way."""
+    """I7: with a place for each tenant, its run is resident after one optimizer step of who gives way, and rides."""
     world = World(
         token_budget=4 * L,
         max_microbatch_cost=MAX_COST,
@@ -255,3 +157,53 @@ def test_a_tenant_that_submits_to_a_busy_server_soon_trains(
         assert num_gangs < 60, "it waits for ever"
     rode = "newcomer" in {slot.run_id for slot in world.history[-1][1].gang}
     assert rode or "newcomer" in {slot.run_id for slot in world.gang().gang}
+
+
+@quick
+@given(pattern=patterns, others=st.lists(patterns, min_size=1, max_size=3), parts=st.integers(2, 6))
+def test_work_that_is_split_into_many_runs_gets_no_more(
+    pattern: list[Microbatch], others: list[list[Microbatch]], parts: int
+):
+    """I14."""
+    world = World(
+        token_budget=3 * L,
+        max_microbatch_cost=MAX_COST,
+        max_resident_runs=99,
+        clients={"whole": Client(share=1), "split": Client(share=1)} | {f"o{n}": Client(share=1) for n in range(3)},
+    )
+    world.submit("whole", "whole", endless(pattern))
+    for number in range(parts):
+        world.submit("split", f"part-{number}", endless(pattern))
+    for number, other in enumerate(others):
+        world.submit(f"o{number}", f"o{number}", endless(other))
+    world.gangs(60)
+    assert abs(world.served("split") - world.served("whole")) <= 2 * MAX_COST
+
+
+@quick
+@given(
+    loads=st.lists(st.tuples(st.sampled_from("abcd"), steps, weights), min_size=1, max_size=8), gangs=st.integers(0, 9)
+)
+def test_a_drain_lets_no_run_in_and_comes_to_an_end(loads: list[tuple[str, list[list[Microbatch]], int]], gangs: int):
+    """I12."""
+    world, _ = submitted(loads)
+    world.gangs(gangs)
+    world.draining = True
+    for _ in range(sum(len(step) for _, steps_, _ in loads for step in steps_)):
+        before = set(world.resident())
+        world.gang()
+        assert set(world.resident()) <= before
+    assert world.resident() == []
+
+
+def submitted(loads: Sequence[tuple[str, list[list[Microbatch]], int]]) -> tuple[World, list[Run]]:
+    """A world with fewer places than runs, and its runs."""
+    world = World(
+        token_budget=2 * L,
+        max_microbatch_cost=MAX_COST,
+        max_resident_runs=3,
+        min_stay=2 * L,
+        clients={n: Client(share=1) for n in "abcd"},
+    )
+    runs = [world.submit(name, f"run-{n}", steps_, weight=weight) for n, (name, steps_, weight) in enumerate(loads)]
+    return world, runs

@@ -196,7 +196,7 @@ def test_of_a_tenants_jobs_the_urgent_ones_come_into_memory_first(
 def test_a_run_gives_its_place_to_a_tenant_without_one_and_loses_nothing(
     hashes: dict[str, str], new_life: Callable[..., Life], alice: Caller, bob: Caller, services: Services
 ) -> None:
-    life = new_life(max_resident_runs=2, recovery_steps=0)
+    life = new_life(max_resident_runs=2, recovery_steps=0, stay_tokens=1)
     mixture, plain = submit(alice, MIXTURE), submit(alice, PLAIN)
     life.turn_until(lambda: len(life.roster.residents) == 2 and life.step_of(plain) == 3)
     late = submit(bob, PLAIN, steps=4)
@@ -213,7 +213,7 @@ def test_a_run_gives_its_place_to_a_tenant_without_one_and_loses_nothing(
 def test_a_wish_to_pause_outlives_an_eviction(
     new_life: Callable[..., Life], alice: Caller, bob: Caller, services: Services
 ) -> None:
-    life = new_life(max_resident_runs=2, recovery_steps=0)
+    life = new_life(max_resident_runs=2, recovery_steps=0, stay_tokens=1)
     kept, evicted = submit(alice, PLAIN, steps=30), submit(alice, PLAIN, steps=30)
     life.turn_until(lambda: len(life.roster.residents) == 2 and life.step_of(evicted) == 3)
     submit(bob, PLAIN, steps=4)

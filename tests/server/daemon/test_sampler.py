@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from server.api.services import Services
+from server.daemon.prices import prices_of
 from server.daemon.sampler import SLICE_TOKENS
 from server.db import operations
-from server.db.tables import Base, Operation
+from server.db.tables import Base, Operation, Tenant
 from server.ids import new_id
 from tests.server.conftest import Caller
-from tests.server.daemon.conftest import Life
+from tests.server.daemon.conftest import PLAIN, Life, submit
 
 PROMPT = list(range(20, 40))
 
@@ -105,3 +106,24 @@ def test_a_request_that_nobody_waits_for_any_more_is_let_go(life: Life, ask: Any
     finish(life, after)
     assert operation(services, id_).status == "failed"
     assert operation(services, after).status == "done"
+
+
+def test_what_is_sampled_while_others_train_is_paid_and_in_an_idle_server_it_is_free(
+    ask: Any, life: Life, alice: Caller, bob: Caller, services: Services
+) -> None:
+    def counter() -> float:
+        with services.database.read() as session:
+            return session.get_one(Tenant, alice.tenant_id).counter
+
+    idle = ask(PROMPT)
+    life.turn_until(lambda: operation(services, idle).status == "done")
+    assert counter() == 0
+    submit(bob, PLAIN, steps=40)
+    life.turn_until(lambda: bool(life.loop.residents))
+    life.turn(2)
+    floor = life.loop.floor
+    ask(PROMPT, max_tokens=SLICE_TOKENS)
+    life.turn_until(lambda: counter() > 0)
+    prices = prices_of(life.loop.engine.base, None)
+    paid = prices.forward(len(PROMPT)) + prices.sample(SLICE_TOKENS, num_sequences=1)
+    assert counter() >= floor + paid > floor
