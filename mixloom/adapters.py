@@ -1,16 +1,33 @@
 """Adapters, as `client.adapters`."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from mixloom.transport import Object, Objects, Transport, given
 
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""The second is a pickle, which the server refuses, saying how to convert it."""
+
 
 class Adapters:
-    """The weights that jobs have made: look, download, delete."""
+    """The weights that jobs have made or that you send: upload, look, download, delete."""
 
     def __init__(self, transport: Transport):
         self._transport = transport
+
+    def upload(self, folder: str | Path, *, name: str | None = None) -> Object:
+        """The adapter made of a folder that HF PEFT (LoRA, DoRA) or the package mixlora saved.
+
+        `name`: default the folder's. Its `warnings` say what to look at.
+        """
+        folder = Path(folder).resolve()
+        weights = next((path for path in (folder / one for one in WEIGHTS) if path.exists()), folder / WEIGHTS[0])
+        with ExitStack() as stack:
+            parts = {"config": folder / CONFIG, "weights": weights}
+            files = {part: (path.name, stack.enter_context(path.open("rb"))) for part, path in parts.items()}
+            return self._transport.upload("/adapters", files, {"name": name or folder.name or "upload"})
 
     def iterate(self, *, name: str | None = None, order: str = "desc") -> Iterator[Object]:
         """Every adapter of yours, page after page."""

@@ -29,9 +29,9 @@ class Datasets:
             fields["columns"] = json.dumps(columns)
         if isinstance(rows, str | Path):
             with Path(rows).open("rb") as file:
-                return self._transport.upload("/datasets", Path(rows).name, file, fields)
+                return self._transport.upload("/datasets", {"file": (Path(rows).name, file)}, fields)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        return self._transport.upload("/datasets", "rows.jsonl", lines.encode(), fields)
+        return self._transport.upload("/datasets", {"file": ("rows.jsonl", lines.encode())}, fields)
 
     def from_hub(
         self,

@@ -56,9 +56,9 @@ class Transport:
     def delete(self, path: str) -> Any:
         return self._send("DELETE", path).json()
 
-    def upload(self, path: str, name: str, content: Any, fields: dict[str, str]) -> Any:
-        """A multipart POST: `content` (bytes or an open file) as `file`, beside the text fields."""
-        return self._send("POST", path, files={"file": (name, content)}, data=fields).json()
+    def upload(self, path: str, files: dict[str, tuple[str, Any]], fields: dict[str, str]) -> Any:
+        """A multipart POST: each part's file name and content (bytes or an open file), beside the text fields."""
+        return self._send("POST", path, files=files, data=fields).json()
 
     def pages(self, path: str, *, limit: int | None = None, **filters: Any) -> Iterator[Object]:
         """The objects of a list, newest first unless `order="asc"`, over as many pages as it takes."""

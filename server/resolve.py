@@ -219,11 +219,12 @@ def num_parameters(adapter: dict[str, Any], base: Base) -> int:
         pairs = experts if target in in_experts else 1
         per_layer += pairs * (adapter["rank"] * (out_width + in_width) + magnitudes)
     if adapter["method"] == "mixlora":
-        per_layer += experts * _hidden(base)
+        per_layer += experts * hidden_size(base)
     return base.num_layers * per_layer
 
 
-def _hidden(base: Base) -> int:
+def hidden_size(base: Base) -> int:
+    """Width of what a router reads."""
     return next(base.targets[name][1] for name in ("gate_proj", "up_proj", "q_proj") if name in base.targets)
 
 

@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     )
     stop_seconds: float = Field(30.0, gt=0, description="Seconds that a first SIGTERM leaves for recovery points.")
     max_upload_mib: int = Field(64, ge=1, description="Largest data set in one upload.")
+    max_adapter_mib: int = Field(1024, ge=1, description="Largest adapter in one upload.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else JSON.")
     admin_key: str | None = Field(None, description="The operator's key, 32 characters or more.", repr=False)

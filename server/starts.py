@@ -7,7 +7,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
-WEIGHTS = "adapter_model.safetensors"
+from server.adapter_files import WEIGHTS
 
 
 class Damaged(OSError):

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from mixloom.cli.output import JsonFlag, moment, print_done, print_json, print_object, print_table, say
+from mixloom.cli.output import JsonFlag, moment, note, print_done, print_json, print_object, print_table, say
 from mixloom.client import Client
 
-app = typer.Typer(help="Your adapters: list, look at, download, delete.", invoke_without_command=True)
+app = typer.Typer(help="Your adapters: list, upload, look at, download, delete.", invoke_without_command=True)
 
 AdapterArgument = Annotated[str, typer.Argument(metavar="ADAPTER", help="Its id, adp_….")]
 
@@ -30,6 +30,22 @@ def list_adapters(
         [*columns, "created"],
         ([*(one[key] for key in columns), moment(one["created_at"])] for one in found),
     )
+
+
+@app.command()
+def upload(
+    folder: Annotated[Path, typer.Argument(help="With adapter_config.json and adapter_model.safetensors.")],
+    name: Annotated[str | None, typer.Option(help="Default: the folder's name.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Upload an adapter that HF PEFT or the package mixlora saved: to start jobs from, or to ask."""
+    adapter = Client().adapters.upload(folder, name=name)
+    if as_json:
+        print_json(adapter)
+        return
+    say(adapter["id"])
+    for warning in adapter["warnings"]:
+        note(warning)
 
 
 @app.command()

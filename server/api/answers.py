@@ -98,7 +98,7 @@ def loads_in(config: Mapping[str, Any]) -> list[str]:
 
 
 def adapter_answer(adapter: Adapter) -> dict[str, Any]:
-    """An adapter, be it a finished job's or a checkpoint."""
+    """An adapter, be it a finished job's, a checkpoint, or an upload."""
     return {
         "id": adapter.id,
         "object": "adapter",
@@ -106,7 +106,7 @@ def adapter_answer(adapter: Adapter) -> dict[str, Any]:
         "base": {"name": adapter.base_name, "hash": adapter.base_hash},
         "method": adapter.method,
         "config": adapter.config,
-        "source": {"job": adapter.job_id, "step": adapter.step, "final": adapter.final},
+        "source": _source(adapter),
         "valid_loss": adapter.valid_loss,
         "exact": adapter.exact,
         "loads_in": loads_in(adapter.config),
@@ -114,6 +114,12 @@ def adapter_answer(adapter: Adapter) -> dict[str, Any]:
         "bytes": adapter.bytes,
         "created_at": adapter.created_at,
     }
+
+
+def _source(adapter: Adapter) -> dict[str, Any]:
+    if adapter.job_id is None:
+        return {"kind": "upload"}
+    return {"kind": "job", "job": adapter.job_id, "step": adapter.step, "final": adapter.final}
 
 
 def expert_loads_answer(kept: ExpertLoads) -> dict[str, Any]:

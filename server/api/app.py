@@ -42,7 +42,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.services = open_services(settings)
     add_error_handlers(app)
-    app.add_middleware(BodyRules, upload_bytes=settings.max_upload_mib * MIB)
+    uploads = {"/datasets": settings.max_upload_mib * MIB, "/adapters": settings.max_adapter_mib * MIB}
+    app.add_middleware(BodyRules, upload_bytes=uploads)
     app.add_middleware(RequestLine)  # added last: outermost
     for router in ROUTERS:
         app.include_router(router)

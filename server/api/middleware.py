@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
@@ -65,7 +66,8 @@ class RequestLine:
 class BodyRules:
     """Refuses encoded bodies, and bodies larger than a request of their type can need."""
 
-    def __init__(self, app: ASGIApp, upload_bytes: int):
+    def __init__(self, app: ASGIApp, upload_bytes: Mapping[str, int]):
+        """`upload_bytes`: the most that a file may have, by the path that takes it."""
         self.app = app
         self.upload_bytes = upload_bytes
 
@@ -76,7 +78,8 @@ class BodyRules:
         headers = Request(scope).headers
         encoding = headers.get("content-encoding", "identity")
         multipart = headers.get("content-type", "").startswith("multipart/")
-        limit = self.upload_bytes + MIB if multipart else JSON_BODY_BYTES
+        upload_bytes = self.upload_bytes.get(scope["path"], 0) if multipart else 0
+        limit = upload_bytes + MIB if upload_bytes else JSON_BODY_BYTES
         received = 0
 
         async def receive_ruled() -> Message:

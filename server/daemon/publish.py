@@ -71,4 +71,5 @@ def base_row(base: BaseModel, *, source: Path, folder_key: str, probed: dict[str
             "failing_facts": failing,
         },
         published_at=time.time(),
+        activation=base.activation_name,
     )

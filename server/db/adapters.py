@@ -1,4 +1,4 @@
-"""Statements on adapters. The daemon inserts them; they never change."""
+"""Statements on adapters. The daemon inserts those of jobs (`server.db.runs`); they never change."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +11,11 @@ from server.db.pages import Page, fetch_page
 from server.db.tables import Adapter, Base, Job
 from server.errors import MixloomError, not_found
 from server.states import ENDED
+
+
+def add_adapter(session: Session, adapter: Adapter) -> None:
+    """Publish one that was uploaded."""
+    session.add(adapter)
 
 
 def get_adapter(session: Session, tenant_id: str, adapter_id: str) -> Adapter:

@@ -67,6 +67,7 @@ class Base(Table):
     fingerprint: Mapped[dict[str, Any]]  # torch, transformers, dtype, device, capability, threads
     probe: Mapped[dict[str, Any]]  # dtype -> GFLOP/s, and what exactness the machine keeps
     published_at: Mapped[float]
+    activation: Mapped[str | None]  # of the feed-forward, in transformers' words; null: published by an older version
 
 
 class Dataset(Table):

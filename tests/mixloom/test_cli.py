@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import stat
 import subprocess
@@ -14,9 +15,11 @@ import pytest
 
 from mixloom import Client
 from server.api.services import Services
+from server.db.tables import Base
 from tests.mixloom.conftest import COLUMNS, Run
 from tests.server.conftest import ADMIN_KEY
-from tests.server.making import add_adapter, add_expert_loads
+from tests.server.making import add_adapter, add_expert_loads, uploadable_adapter
+from tests.server.test_uploads import LORA
 
 COMMANDS = {
     "": "adapters admin api cancel config daemon datasets db demo download estimate experts generate jobs login logs "
@@ -25,7 +28,7 @@ COMMANDS = {
     "admin tenant": "add delete set",
     "admin key": "add list revoke",
     "datasets": "delete download fetch rows show upload",
-    "adapters": "delete download files show",
+    "adapters": "delete download files show upload",
     "db": "upgrade",
 }
 
@@ -233,6 +236,25 @@ def test_datasets_and_adapters_are_listed_shown_and_deleted(
     assert "mixlora" in as_alice("adapters", "show", adapter).out
     assert as_alice("adapters", "download", adapter, "-o", str(tmp_path)).out == f"{tmp_path / adapter}.zip\n"
     assert as_alice("adapters", "delete", adapter).code == 0
+
+
+def test_an_adapter_is_uploaded_from_a_folder(as_alice: Run, base: Base, tmp_path: Path) -> None:
+    folder = tmp_path / "from elsewhere"
+    folder.mkdir()
+    config, weights = uploadable_adapter(LORA, base)
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "org/model"}))
+    assert as_alice("adapters", "upload", str(folder)).code == 2
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps({}))
+    refused = as_alice("adapters", "upload", str(folder))
+    assert refused.code == 4
+    assert "python -c" in refused.err
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    done = as_alice("adapters", "upload", str(folder))
+    assert "'org/model'" in done.err
+    assert done.out.strip() in as_alice("adapters").out
+    made = json.loads(as_alice("adapters", "upload", str(folder), "--name", "mine", "--json").out)
+    assert (made["name"], made["source"]["kind"]) == ("mine", "upload")
+    assert json.loads(as_alice("adapters", "show", done.out.strip(), "--json").out)["name"] == "from elsewhere"
 
 
 def test_the_operator_sees_and_steers_the_server(as_operator: Run, alice: Client) -> None:

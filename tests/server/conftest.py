@@ -157,6 +157,7 @@ def publish_base(services: Services) -> Callable[..., Base]:
                 "fingerprint": {"device": "cpu"},
                 "probe": {"float32": 100.0},
                 "published_at": now,
+                "activation": "silu",
                 **changes,
             }
         )

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 from fastapi.testclient import TestClient
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
+from server.adapter_files.config import disk_config
+from server.adapter_files.layout import tensor_shapes
 from server.api.services import Services
-from server.db.tables import Adapter, ExpertLoads, Job, Metric
+from server.db.tables import Adapter, Base, ExpertLoads, Job, Metric
 from server.ids import new_id
 
 Row = dict[str, Any]
@@ -66,6 +68,13 @@ def add_expert_loads(services: Services, job_id: str, step: int, loads: list[lis
     """The slots of each layer's experts, as a daemon has recorded them."""
     with services.database.write() as session:
         session.add(ExpertLoads(job_id=job_id, step=step, loads=loads))
+
+
+def uploadable_adapter(adapter: dict[str, Any], base: Base) -> tuple[Row, bytes]:
+    """The config and the weights, of random values, of an adapter with this resolved config."""
+    draw = np.random.default_rng(0)
+    shapes = tensor_shapes(adapter, base)
+    return disk_config(adapter, base), save({n: draw.normal(size=s).astype(np.float32) for n, s in shapes.items()})
 
 
 def add_adapter(services: Services, job_id: str, step: int, **values: Any) -> str:

@@ -1,31 +1,50 @@
-"""Adapters: what a job made, as files."""
+"""Adapters: what a job made or a tenant sent, as files."""
 
 import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Header, Query, Response
+from fastapi import Header, Query, Request, Response
 from fastapi.responses import FileResponse
+from starlette.concurrency import run_in_threadpool
 
+from server.adapter_files import WEIGHTS
+from server.api.adapter_intake import REQUEST_BODY, keep_adapter, refuse_too_large
 from server.api.answers import adapter_answer
 from server.api.archive import ArchiveFormat, archive_response
 from server.api.deps import ServicesDep, Tenant, TenantDep
 from server.api.lists import PageDep, list_answer
+from server.api.middleware import MIB
 from server.api.routing import new_router
 from server.api.services import Services
 from server.db import adapters
 from server.db.tables import Adapter
-from server.errors import MixloomError, not_supported_yet
+from server.errors import MixloomError
 
 router = new_router(prefix="/adapters", tag="adapters")
 
-WEIGHTS = "adapter_model.safetensors"
 
+@router.post("", status_code=201, openapi_extra={"requestBody": REQUEST_BODY})
+async def upload_adapter(
+    tenant: TenantDep, services: ServicesDep, request: Request, response: Response
+) -> dict[str, Any]:
+    """Keep an adapter that PEFT (LoRA, DoRA) or the package mixlora saved, if it fits the base in force.
 
-@router.post("")
-def upload_adapter(tenant: TenantDep) -> dict[str, Any]:
-    """Uploads. Not supported yet."""
-    raise not_supported_yet("file", "Adapters cannot be uploaded yet; train one with POST /jobs.")
+    Its tensors must be those that its config means on this base, by name and by shape, and finite; they are kept in
+    float32. What its config asks for beyond that is refused by name. `warnings` says when it names another base.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "multipart/form-data":
+        raise MixloomError(
+            "unsupported_media_type",
+            f"An adapter comes as multipart/form-data with the parts config and weights, not as '{media_type}'.",
+            415,
+        )
+    refuse_too_large(services.settings, int(request.headers.get("content-length", 0)) - MIB)
+    async with request.form(max_files=2, max_fields=4) as form:
+        adapter, warnings = await run_in_threadpool(keep_adapter, services, tenant, form)
+    response.headers["Location"] = f"/adapters/{adapter.id}"
+    return {**adapter_answer(adapter), "warnings": warnings}
 
 
 @router.get("")
