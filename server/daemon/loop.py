@@ -14,7 +14,7 @@ from engine.engine import Engine
 from scheduler.plan import Plan, plan
 from scheduler.promise import longest_waits
 from server.daemon.books import Books
-from server.daemon.program import StepReport, Work
+from server.daemon.program import Evaluation, StepReport, Work
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
 from server.daemon.snapshot import take_snapshot
@@ -216,15 +216,14 @@ class Loop:
         rate = tokens / max(seconds, 1e-6)
         self.tokens_per_second = rate if not self.tokens_per_second else 0.8 * self.tokens_per_second + 0.2 * rate
         metrics: list[tuple[Resident, StepReport]] = []
-        losses: list[tuple[Resident, int, float]] = []
+        evaluations: list[tuple[Resident, Evaluation]] = []
         for resident in [r.resident for r in gang if r.resident.run_id in self.roster.residents]:
             if not resident.program.unit_is_done:
                 continue
             resident.unit_cost = 0
             if resident.program.cursor.evaluating:
-                step, loss = resident.program.cursor.step, resident.program.end_evaluation()
-                resident.valid_loss = (step, loss)
-                losses.append((resident, step, loss))
+                resident.evaluation = resident.program.end_evaluation()
+                evaluations.append((resident, resident.evaluation))
                 continue
             report = resident.program.end_step(self.engine, resident.run)
             if math.isfinite(report.grad_norm):
@@ -235,12 +234,12 @@ class Loop:
             for resident, report in sorted(metrics, key=lambda metric: metric[0].job.id):
                 values = self._metric(resident, report) | {"gang": self.num_gangs, "gang_jobs": len(gang)}
                 runs.add_metric(session, resident.job.id, values, report.expert_loads)
-            for resident, step, loss in losses:
-                runs.set_valid_loss(session, resident.job.id, step, loss)
+            for resident, evaluation in evaluations:
+                runs.add_evaluation(session, resident.job, **vars(evaluation))
             self._charge(session, decision)
             daemons.update_daemon(session, self.books.epoch, floor=decision.floor, detail=self._detail())
         self.floor, self.backlogged = decision.floor, decision.backlogged
-        for resident in [*(metric[0] for metric in metrics), *(row[0] for row in losses)]:
+        for resident in [*(metric[0] for metric in metrics), *(row[0] for row in evaluations)]:
             self._after_unit(resident)
 
     def _charge(self, session: Session, decision: Plan) -> None:
