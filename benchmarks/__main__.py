@@ -4,7 +4,7 @@ import os
 import sys
 from importlib import import_module
 
-NAMES = ("throughput", "learning")
+NAMES = ("throughput", "learning", "costs", "plan")
 
 
 def main(arguments: list[str]) -> int:

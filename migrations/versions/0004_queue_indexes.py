@@ -11,12 +11,6 @@ depends_on = None
 
 def upgrade() -> None:
     op.drop_index("jobs_next", table_name="jobs")
-    op.create_index(
-        "jobs_next",
-        "jobs",
-        ["tenant_id", "base_hash", sa.text("weight DESC"), "number"],
-        sqlite_where=sa.text("status = 'queued'"),
-        postgresql_where=sa.text("status = 'queued'"),
-    )
+    op.create_index("jobs_next", "jobs", ["tenant_id", "status", "base_hash", sa.text("weight DESC"), "number"])
     op.create_index("jobs_by_status", "jobs", ["status", "tenant_id"])
     op.create_index("tenants_by_counter", "tenants", ["counter"])

@@ -5,7 +5,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from sqlalchemy.orm import Session
@@ -14,12 +14,13 @@ from engine.engine import Engine
 from scheduler.plan import Plan, plan
 from scheduler.promise import longest_waits
 from server.daemon.books import Books
-from server.daemon.program import Evaluation, StepReport, Work
+from server.daemon.program import StepReport, Work
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
 from server.daemon.snapshot import take_snapshot
 from server.daemon.writer import Writer
 from server.db import accounts, daemons, drains, runs
+from server.db.runs import StepRow
 from server.db.tables import Drain
 from server.settings import Settings
 from server.states import JobStatus
@@ -36,6 +37,32 @@ class Riding:
 
     resident: Resident
     works: list[Work]
+
+
+@dataclass
+class Ended:
+    """The steps and evaluations that a gang brought to their end."""
+
+    steps: list[tuple[Resident, StepReport]] = field(default_factory=list)
+    losses: list[tuple[Resident, int, float]] = field(default_factory=list)
+
+    @property
+    def residents(self) -> list[Resident]:
+        return [*(step[0] for step in self.steps), *(loss[0] for loss in self.losses)]
+
+
+@dataclass
+class Pace:
+    """How fast gangs go: means in which the last one counts a fifth."""
+
+    tokens_per_second: float = 0.0
+    gang_seconds: float = 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        weight = 0.2 if self.gang_seconds else 1.0
+        rate = tokens / max(seconds, 1e-6)
+        self.tokens_per_second += weight * (rate - self.tokens_per_second)
+        self.gang_seconds += weight * (seconds - self.gang_seconds)
 
 
 class Loop:
@@ -63,8 +90,8 @@ class Loop:
         self.drain: Drain | None = None
         self.rests = False
         self.num_gangs = 0
-        self.backlogged: frozenset[str] | None = None  # as last written
-        self.tokens_per_second = 0.0
+        self.backlogged: frozenset[str] | None = None  # as last written; None: not known
+        self.pace = Pace()
         self.longest_wait = 0  # gangs that a resident run may have to wait
         with books.read() as session:
             daemon = daemons.newest_daemon(session)
@@ -85,11 +112,16 @@ class Loop:
         """Reconcile, decide, do, record: one gang and one slice of sampling; whether there was any."""
         self.writer.settle()
         self._reconcile()
-        decision = self._decide()
+        decision = self.decide()
         gang = self._gang(decision)
         began = time.monotonic()
         done = self._execute(gang)
-        self._record(decision, gang, done, time.monotonic() - began)
+        ended = self._end_units(gang)
+        if gang:
+            self.pace.add(sum(work.num_tokens for r in done for work in r.works), time.monotonic() - began)
+        self.record(decision, gang, ended)
+        for resident in ended.residents:
+            self._after_unit(resident)
         sampled = self.sampler.turn(training_seconds=time.monotonic() - began if gang else None)
         return bool(gang) or sampled
 
@@ -130,7 +162,7 @@ class Loop:
         past = self.drain.deadline_at is not None and time.time() > self.drain.deadline_at
         return self.drain.mode == "quick" or past
 
-    def _decide(self) -> Plan:
+    def decide(self) -> Plan:
         """Plan, and plan again when a run came into memory, so that it rides in this very gang."""
         sampled = self.sampler.take_costs()
         while True:
@@ -150,6 +182,7 @@ class Loop:
                 return decision
             for run_id in decision.admit:
                 self.roster.attach(run_id)
+            self.backlogged = None  # a run that lost work has marked its tenant
             with self.books.write() as session:
                 accounts.charge(session, rises={}, run_rises=decision.run_lifts, costs={}, refunds={})
 
@@ -203,8 +236,27 @@ class Loop:
             else:
                 self.roster.fail(r.resident, "diverged", _DIVERGED.format(step=r.resident.program.cursor.step + 1))
 
-    def _record(self, decision: Plan, gang: Sequence[Riding], done: Sequence[Riding], seconds: float) -> None:
-        """End the units that are done, and write all of it in one transaction."""
+    def _end_units(self, gang: Sequence[Riding]) -> Ended:
+        """Take the optimizer step, or the mean, of each step or evaluation of the gang that is done."""
+        ended = Ended()
+        for resident in [r.resident for r in gang if r.resident.run_id in self.roster.residents]:
+            if not resident.program.unit_is_done:
+                continue
+            resident.unit_cost = 0
+            if resident.program.cursor.evaluating:
+                step, loss = resident.program.cursor.step, resident.program.end_evaluation()
+                resident.valid_loss = (step, loss)
+                ended.losses.append((resident, step, loss))
+                continue
+            report = resident.program.end_step(self.engine, resident.run)
+            if math.isfinite(report.grad_norm):
+                ended.steps.append((resident, report))
+            else:
+                self.roster.fail(resident, "diverged", _DIVERGED.format(step=report.step))
+        return ended
+
+    def record(self, decision: Plan, gang: Sequence[Riding], ended: Ended) -> None:
+        """Write what the turn came to, in one transaction."""
         if not gang:
             if decision.backlogged != self.backlogged or decision.rises:
                 with self.books.write() as session:
@@ -212,35 +264,13 @@ class Loop:
                 self.backlogged = decision.backlogged
             return
         self.num_gangs += 1
-        tokens = sum(work.num_tokens for r in done for work in r.works)
-        rate = tokens / max(seconds, 1e-6)
-        self.tokens_per_second = rate if not self.tokens_per_second else 0.8 * self.tokens_per_second + 0.2 * rate
-        metrics: list[tuple[Resident, StepReport]] = []
-        evaluations: list[tuple[Resident, Evaluation]] = []
-        for resident in [r.resident for r in gang if r.resident.run_id in self.roster.residents]:
-            if not resident.program.unit_is_done:
-                continue
-            resident.unit_cost = 0
-            if resident.program.cursor.evaluating:
-                resident.evaluation = resident.program.end_evaluation()
-                evaluations.append((resident, resident.evaluation))
-                continue
-            report = resident.program.end_step(self.engine, resident.run)
-            if math.isfinite(report.grad_norm):
-                metrics.append((resident, report))
-            else:
-                self.roster.fail(resident, "diverged", _DIVERGED.format(step=report.step))
         with self.books.write() as session:
-            for resident, report in sorted(metrics, key=lambda metric: metric[0].job.id):
-                values = self._metric(resident, report) | {"gang": self.num_gangs, "gang_jobs": len(gang)}
-                runs.add_metric(session, resident.job.id, values, report.expert_loads)
-            for resident, evaluation in evaluations:
-                runs.add_evaluation(session, resident.job, **vars(evaluation))
+            runs.add_steps(session, [self._step_row(*step, gang_jobs=len(gang)) for step in ended.steps])
+            for resident, step, loss in ended.losses:
+                runs.set_valid_loss(session, resident.job.id, step, loss)
             self._charge(session, decision)
             daemons.update_daemon(session, self.books.epoch, floor=decision.floor, detail=self._detail())
         self.floor, self.backlogged = decision.floor, decision.backlogged
-        for resident in [*(metric[0] for metric in metrics), *(row[0] for row in evaluations)]:
-            self._after_unit(resident)
 
     def _charge(self, session: Session, decision: Plan) -> None:
         """Write the plan's increments, and give back what others have made fail."""
@@ -252,16 +282,16 @@ class Loop:
             refunds[resident.job.tenant_id] += resident.refund
             resident.refund = 0
         accounts.charge(session, rises=decision.rises, run_rises=run_rises, costs=costs, refunds=refunds)
-        accounts.set_backlogged(session, decision.backlogged)
+        if decision.backlogged != self.backlogged:
+            accounts.set_backlogged(session, decision.backlogged)
 
-    def _metric(self, resident: Resident, report: StepReport) -> dict[str, object]:
-        """A step's row but for its gang."""
+    def _step_row(self, resident: Resident, report: StepReport, *, gang_jobs: int) -> StepRow:
         now = time.monotonic()
         rate = report.step_tokens / max(now - resident.step_began, 1e-6)
         resident.step_began = now
-        values = vars(report) | {"tokens_per_second": rate}
-        del values["step_tokens"], values["expert_loads"]
-        return values
+        metric = vars(report) | {"tokens_per_second": rate, "gang": self.num_gangs, "gang_jobs": gang_jobs}
+        del metric["step_tokens"], metric["expert_loads"]
+        return StepRow(resident.job.id, metric, report.expert_loads)
 
     def _after_unit(self, resident: Resident) -> None:
         """Publish and save what is due now that a run stands between two units."""
@@ -278,7 +308,8 @@ class Loop:
 
     def _detail(self) -> dict[str, object]:
         return {
-            "tokens_per_second": round(self.tokens_per_second, 2),
+            "tokens_per_second": round(self.pace.tokens_per_second, 2),
+            "gang_seconds": round(self.pace.gang_seconds, 4),
             "gangs": self.num_gangs,
             "resident_runs": len(self.residents),
             "max_resident_runs": self.settings.max_resident_runs,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam, case, select, update
 from sqlalchemy.orm import Session
 
-from server.db.tables import Daemon, Job, Run, Tenant
+from server.db.tables import Daemon, Run, Tenant
 from server.states import JobStatus
 
 
@@ -30,25 +30,45 @@ class Account:
     next: Waiting | None
 
 
+_TENANTS, _JOBS, _RUNS = (Tenant.metadata.tables[name] for name in ("tenants", "jobs", "runs"))
+_QUEUED = _JOBS.alias("queued")
 _NEXT = (
-    select(Job.number)
-    .where(Job.tenant_id == Tenant.id, Job.status == JobStatus.QUEUED, Job.base_hash == bindparam("base_hash"))
-    .order_by(Job.weight.desc(), Job.number)
+    select(_QUEUED.c.number)
+    .where(
+        _QUEUED.c.tenant_id == _TENANTS.c.id,
+        _QUEUED.c.status == JobStatus.QUEUED,
+        _QUEUED.c.base_hash == bindparam("base_hash"),
+    )
+    .order_by(_QUEUED.c.weight.desc(), _QUEUED.c.number)
     .limit(1)
-    .correlate(Tenant)
+    .correlate(_TENANTS)
     .scalar_subquery()
 )
-_TENANTS = select(Tenant.id, Tenant.share, Tenant.counter, Tenant.backlogged, _NEXT.label("next"))
-_NAMED = _TENANTS.where(Tenant.id.in_(bindparam("named", expanding=True)))
+_ACCOUNTS = select(_TENANTS.c.id, _TENANTS.c.share, _TENANTS.c.counter, _TENANTS.c.backlogged, _JOBS.c.number)
+_NAMED = _ACCOUNTS.outerjoin_from(_TENANTS, _JOBS, _JOBS.c.number == _NEXT).where(
+    _TENANTS.c.id.in_(bindparam("named", expanding=True))
+)
 _OTHERS = (
-    _TENANTS.where(Tenant.id.not_in(bindparam("named", expanding=True)), _NEXT.is_not(None))
-    .order_by(Tenant.counter, _NEXT)
+    _ACCOUNTS.join_from(_TENANTS, _JOBS, _JOBS.c.number == _NEXT)
+    .where(_TENANTS.c.id.not_in(bindparam("named", expanding=True)))
+    .order_by(_TENANTS.c.counter, _JOBS.c.number)
     .limit(bindparam("num_others"))
 )
-_RUNS = (
-    select(Job.number, Run.id, Run.counter)
-    .join(Run, Run.job_id == Job.id)
-    .where(Job.number.in_(bindparam("numbers", expanding=True)))
+_WAITING = (
+    select(_JOBS.c.number, _RUNS.c.id, _RUNS.c.counter)
+    .join(_RUNS, _RUNS.c.job_id == _JOBS.c.id)
+    .where(_JOBS.c.number.in_(bindparam("numbers", expanding=True)))
+)
+_COUNTERS = select(_RUNS.c.id, _RUNS.c.counter).where(_RUNS.c.id.in_(bindparam("ids", expanding=True)))
+_CHARGE_RUN = (
+    update(_RUNS)
+    .where(_RUNS.c.id == bindparam("id_"))
+    .values(counter=_RUNS.c.counter + bindparam("rise"), cost_charged=_RUNS.c.cost_charged + bindparam("cost"))
+)
+_CHARGE_TENANT = (
+    update(_TENANTS)
+    .where(_TENANTS.c.id == bindparam("id_"))
+    .values(counter=_TENANTS.c.counter + bindparam("rise") - bindparam("refund") / _TENANTS.c.share)
 )
 
 
@@ -59,16 +79,15 @@ def read_accounts(session: Session, base_hash: str, *, named: Collection[str], n
     """
     values = {"base_hash": base_hash, "named": list(named)}
     rows = [*session.execute(_NAMED, values), *session.execute(_OTHERS, {**values, "num_others": num_others})]
-    numbers = [row.next for row in rows if row.next is not None]
-    runs = session.execute(_RUNS, {"numbers": numbers})
-    waiting = {number: Waiting(run_id, counter, number) for number, run_id, counter in runs}
-    return [Account(row.id, row.share, row.counter, row.backlogged, waiting.get(row.next)) for row in rows]
+    numbers = [row.number for row in rows if row.number is not None]
+    found = session.execute(_WAITING, {"numbers": numbers})
+    waiting = {number: Waiting(run_id, counter, number) for number, run_id, counter in found}
+    return [Account(row.id, row.share, row.counter, row.backlogged, waiting.get(row.number)) for row in rows]
 
 
 def run_counters(session: Session, run_ids: Iterable[str]) -> dict[str, float]:
     """The counter of each run among its tenant's own; those that no longer exist are left out."""
-    statement = select(Run.id, Run.counter).where(Run.id.in_(list(run_ids)))
-    return {row.id: row.counter for row in session.execute(statement)}
+    return {row.id: row.counter for row in session.execute(_COUNTERS, {"ids": list(run_ids)})}
 
 
 def charge(
@@ -85,16 +104,12 @@ def charge(
     """
     if run_ids := run_rises.keys() | costs.keys():
         session.execute(
-            update(Run.__table__)  # type: ignore[arg-type]
-            .where(Run.id == bindparam("id_"))
-            .values(counter=Run.counter + bindparam("rise"), cost_charged=Run.cost_charged + bindparam("cost")),
+            _CHARGE_RUN,
             [{"id_": id_, "rise": run_rises.get(id_, 0.0), "cost": costs.get(id_, 0)} for id_ in sorted(run_ids)],
         )
     if tenant_ids := rises.keys() | refunds.keys():
         session.execute(
-            update(Tenant.__table__)  # type: ignore[arg-type]
-            .where(Tenant.id == bindparam("id_"))
-            .values(counter=Tenant.counter + bindparam("rise") - bindparam("refund") / Tenant.share),
+            _CHARGE_TENANT,
             [{"id_": id_, "rise": rises.get(id_, 0.0), "refund": refunds.get(id_, 0)} for id_ in sorted(tenant_ids)],
         )
 

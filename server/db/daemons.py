@@ -61,4 +61,5 @@ def check_epoch(session: Session, epoch: int) -> None:
 
 def update_daemon(session: Session, epoch: int, **values: object) -> None:
     """Change this life's row, which also says that it is alive."""
-    session.execute(update(Daemon).where(Daemon.epoch == epoch).values(heartbeat_at=time.time(), **values))
+    life = update(Daemon).where(Daemon.epoch == epoch).execution_options(synchronize_session=False)
+    session.execute(life.values(heartbeat_at=time.time(), **values))

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from server.db import accounts, events
@@ -79,32 +80,50 @@ def move(session: Session, job_id: str, target: JobStatus, **values: object) -> 
     return changed == 1
 
 
-def add_metric(
-    session: Session, job_id: str, values: Mapping[str, Any], expert_loads: list[list[int]] | None = None
-) -> None:
-    """A step's row, and the job's progress with it; nothing for a job that has been ended meanwhile."""
-    progress = {"step": values["step"], "tokens": values["tokens"]}
-    statement = update(Job).where(Job.id == job_id, Job.status.in_(RESIDENT)).values(**progress)
-    if session.execute(statement).rowcount:  # type: ignore[attr-defined]
-        session.add(Metric(job_id=job_id, created_at=time.time(), **values))
-        if expert_loads is not None:
-            session.add(ExpertLoads(job_id=job_id, step=values["step"], loads=expert_loads))
+@dataclass(frozen=True)
+class StepRow:
+    """What is recorded of one optimizer step of a job."""
+
+    job_id: str
+    metric: Mapping[str, Any]  # column -> value
+    expert_loads: list[list[int]] | None
 
 
-def add_evaluation(
-    session: Session, job: Job, *, step: int, valid_loss: float, valid_losses: list[float | None] | None
-) -> None:
-    """Into its step's row, and an event; nothing for a job that has been ended meanwhile."""
-    if wishes(session, [job.id]).get(job.id, ("", None))[0] not in RESIDENT:
+def add_steps(session: Session, rows: Sequence[StepRow]) -> None:
+    """The rows of steps, and their jobs' progress; nothing for a job that has been ended meanwhile."""
+    ids = [row.job_id for row in rows]
+    resident = set(session.scalars(_STILL_RESIDENT, {"ids": ids}))
+    if not (kept := [row for row in rows if row.job_id in resident]):
         return
-    row = update(Metric).where(Metric.job_id == job.id, Metric.step == step)
-    session.execute(row.values(valid_loss=valid_loss, valid_losses=valid_losses))
-    by_set = zip(job.mixture or (), valid_losses, strict=True) if valid_losses else ()
-    measured = [(part, loss) for part, loss in by_set if loss is not None]
-    each = ", ".join(f"{part['name']} {loss:.4f}" for part, loss in measured)
-    message = f"Validation loss {valid_loss:.4f} after step {step}" + (f" ({each})." if each else ".")
-    data = {"step": step, "valid_loss": valid_loss, **{f"valid_loss.{part['id']}": loss for part, loss in measured}}
-    events.record(session, job, "evaluated", message, data)
+    now = time.time()
+    progress = [{"id_": row.job_id, "at": row.metric["step"], "sum": row.metric["tokens"]} for row in kept]
+    session.execute(_PROGRESS, sorted(progress, key=lambda values: values["id_"]))
+    session.execute(insert(_METRICS), [{"job_id": row.job_id, "created_at": now, **row.metric} for row in kept])
+    loads = [
+        {"job_id": row.job_id, "step": row.metric["step"], "loads": row.expert_loads}
+        for row in kept
+        if row.expert_loads is not None
+    ]
+    if loads:
+        session.execute(insert(_LOADS), loads)
+
+
+_JOBS, _METRICS, _LOADS = (
+    Job.metadata.tables["jobs"],
+    Job.metadata.tables["metrics"],
+    Job.metadata.tables["expert_loads"],
+)
+_STILL_RESIDENT = (
+    select(_JOBS.c.id)
+    .where(_JOBS.c.id.in_(bindparam("ids", expanding=True)), _JOBS.c.status.in_(RESIDENT))
+    .order_by(_JOBS.c.id)
+    .with_for_update()
+)
+_PROGRESS = update(_JOBS).where(_JOBS.c.id == bindparam("id_")).values(step=bindparam("at"), tokens=bindparam("sum"))
+
+
+def set_valid_loss(session: Session, job_id: str, step: int, valid_loss: float) -> None:
+    session.execute(update(Metric).where(Metric.job_id == job_id, Metric.step == step).values(valid_loss=valid_loss))
 
 
 def add_adapter(session: Session, adapter: Adapter) -> bool:

@@ -1,0 +1,210 @@
+"""What one turn of the daemon costs beside the engine: snapshot, plan and record, through the real database.
+
+The real loop trains a model of a few thousand parameters for real runs; many tenants' jobs wait behind them.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import insert
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from benchmarks import machine
+from engine import base_model
+from engine.engine import Engine
+from scheduler.plan import Plan
+from server.daemon import main as daemon
+from server.daemon.loop import Ended, Loop, Riding
+from server.daemon.roster import Roster
+from server.daemon.sampler import Sampler
+from server.daemon.writer import Writer
+from server.db.migrate import upgrade
+from server.db.session import Database
+from server.db.tables import Job, Run, Tenant
+from server.settings import Settings
+from server.store import LocalStore
+from server.tokens import TokenRow, TokenRows
+
+ROWS = "jobs/shared"
+WARM_UP = 30
+PARTS = ("snapshot and plan", "record", "both")
+
+
+class Timed(Loop):
+    """The daemon's loop with a watch on what is not the engine's."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.seconds: dict[str, list[float]] = {part: [] for part in PARTS}
+
+    def decide(self) -> Plan:
+        with self._watch(PARTS[0]):
+            return super().decide()
+
+    def record(self, decision: Plan, gang: Sequence[Riding], ended: Ended) -> None:
+        with self._watch(PARTS[1]):
+            super().record(decision, gang, ended)
+        self.seconds[PARTS[2]].append(self.seconds[PARTS[0]][-1] + self.seconds[PARTS[1]][-1])
+
+    @contextmanager
+    def _watch(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[part].append(time.perf_counter() - began)
+
+
+def main(arguments: list[str]) -> int:
+    """Fill the queue, let gangs go, print the table and write the JSON; the exit code."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(
+            data_dir=Path(folder) / "data",
+            database_url=options.database_url,
+            max_resident_runs=options.places,
+            recovery_seconds=1e9,
+        )
+        loop = _loop(settings, Path(folder), options)
+        for _ in range(WARM_UP + options.gangs):
+            loop.turn()
+        report = _report(loop, options)
+        loop.writer.wait()
+    console.print(_table(report), highlight=False)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _loop(settings: Settings, folder: Path, options: argparse.Namespace) -> Timed:
+    upgrade(settings)
+    database, store = Database(settings.database), LocalStore(settings.data_dir)
+    base = base_model.load(_tiny_base(folder / "base"), name="tiny", dtype=torch.float32, device="cpu")
+    store.put(ROWS, lambda place: _rows().save(place / "train.safetensors"))
+    counters = [0.0 if options.fresh else random.Random(n).uniform(0, 1e6) for n in range(options.tenants)]
+    _fill(database, base.hash, counters=counters, num_jobs=options.jobs)
+    books = daemon.begin(database)
+    engine, writer = Engine(base), Writer(store)
+    roster = Roster(engine, books, store, writer, settings)
+    return Timed(engine, books, settings, roster, Sampler(engine, books, store, settings), writer)
+
+
+def _tiny_base(folder: Path) -> Path:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = AutoConfig.for_model("llama", num_hidden_layers=1, vocab_size=64, max_position_embeddings=256, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def _rows() -> TokenRows:
+    """Eight rows, which all jobs train on."""
+    tokens = [[1 + (row * 7 + place) % 60 for place in range(24)] for row in range(8)]
+    return TokenRows.of([TokenRow(row, [True] * len(row)) for row in tokens])
+
+
+def _fill(database: Database, base_hash: str, *, counters: Sequence[float], num_jobs: int) -> None:
+    """Tenants of shares 1 to 4 with as many queued jobs each, in turns, none of which ends."""
+    adapter = {"method": "lora", "rank": 4, "alpha": 8, "dropout": 0.0, "rslora": False, "dora": False}
+    training = {
+        **{"batch_size": 4, "learning_rate": 1e-4, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0},
+        **{"max_grad_norm": 1.0, "microbatch_tokens": 256, "seed": 1, "evaluate_every": None, "loraplus_ratio": 1.0},
+        **{"checkpoint_every": 10**9, "keep_checkpoints": 1, "total_steps": 10**6, "cutoff_length": 256},
+    }
+    job = {
+        **{"name": "job", "request": {}, "status": "queued", "base_name": "tiny", "base_hash": base_hash},
+        **{"dataset_id": "ds", "dataset_sha256": "", "validation": {}, "tokens_key": ROWS, "priority": "normal"},
+        **{"adapter": {**adapter, "target_modules": ["q_proj", "v_proj"]}, "training": training, "labels": {}},
+        **{"total_steps": 10**6, "total_tokens": 10**8, "step": 0, "tokens": 0, "exact": True, "created_by": "key"},
+    }
+    tenant = {"backlogged": False, "created_at": 0.0}
+    with database.write() as session:
+        rows = [
+            {**tenant, "id": f"ten_{n:028}", "name": f"t{n}", "share": 1.0 + n % 4, "counter": counter}
+            for n, counter in enumerate(counters)
+        ]
+        session.execute(insert(Tenant), rows)
+    for start in range(0, num_jobs, 10_000):
+        numbers = range(start, min(start + 10_000, num_jobs))
+        owners = {n: f"ten_{n % len(counters):028}" for n in numbers}
+        with database.write() as session:
+            session.execute(
+                insert(Job),
+                [
+                    {
+                        **job,
+                        "id": f"job_{n:028}",
+                        "number": n + 1,
+                        "tenant_id": owners[n],
+                        "weight": (1, 4, 16)[n % 3],
+                        "created_at": float(n),
+                    }
+                    for n in numbers
+                ],
+            )
+            session.execute(
+                insert(Run),
+                [{"id": f"run_{n:028}", "job_id": f"job_{n:028}", "tenant_id": owners[n], **_RUN} for n in numbers],
+            )
+
+
+_RUN = {"counter": 0.0, "cost_charged": 0, "attempts": 0}
+
+
+def _report(loop: Timed, options: argparse.Namespace) -> dict[str, Any]:
+    milliseconds = {part: [1e3 * second for second in all_[WARM_UP:]] for part, all_ in loop.seconds.items()}
+    return {
+        "benchmark": "plan",
+        "machine": machine.describe("cpu"),
+        "settings": {
+            "tenants": options.tenants,
+            "jobs": options.jobs,
+            "gangs": options.gangs,
+            "places": options.places,
+            "fresh": options.fresh,
+            "database": "postgresql" if options.database_url else "sqlite",
+        },
+        "resident_runs": len(loop.residents),
+        "milliseconds": {
+            part: {"median": median(values), "p90": quantiles(values, n=10)[-1], "max": max(values)}
+            for part, values in milliseconds.items()
+        },
+    }
+
+
+def _table(report: dict[str, Any]) -> Table:
+    of = report["settings"]
+    table = Table(
+        title=f"{of['tenants']} {'new ' if of['fresh'] else ''}tenants, {of['jobs']} jobs, "
+        f"{report['resident_runs']} resident, {of['database']}",
+        caption=f"{of['gangs']} gangs; what the engine does is not in it",
+    )
+    table.add_column("milliseconds a gang", no_wrap=True)
+    for heading in ("median", "p90", "max"):
+        table.add_column(heading, justify="right")
+    for part, values in report["milliseconds"].items():
+        table.add_row(part, *(f"{value:.2f}" for value in values.values()))
+    return table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks plan", description=__doc__)
+    parser.add_argument("--tenants", type=int, default=1000, help="tenants with queued jobs (1000)")
+    parser.add_argument("--jobs", type=int, default=100_000, help="queued jobs of all together (100000)")
+    parser.add_argument("--gangs", type=int, default=300, help="gangs that are measured (300)")
+    parser.add_argument("--places", type=int, default=16, help="max_resident_runs (16)")
+    parser.add_argument("--fresh", action="store_true", help="no tenant was ever served: all have the same counter")
+    parser.add_argument("--database-url", help="a PostgreSQL database to use and fill; else SQLite in a new folder")
+    parser.add_argument("--json", type=Path, help="also write the report to this file")
+    return parser
