@@ -156,8 +156,8 @@ def _fields(schema: Schema, prefix: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _type(schema: Schema) -> str:
-    if "anyOf" in schema:
-        return " or ".join(_type(one) for one in schema["anyOf"] if one.get("type") != "null")
+    if forms := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(_type(one) for one in forms if one.get("type") != "null")
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array":

@@ -4,7 +4,11 @@ Numpy only: the API counts steps and tokens with it at submit, the daemon follow
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +32,78 @@ def steps_per_epoch(num_rows: int, batch_size: int) -> int:
     return math.ceil(num_rows / batch_size)
 
 
-def rows_of_step(step: int, *, num_rows: int, batch_size: int, seed: int) -> np.ndarray:
+@dataclass(frozen=True)
+class Mixture:
+    """The data sets of a job, whose rows lie end to end, and how many rows of each an epoch takes.
+
+    An epoch takes as many rows as there are in all. A set goes round: what an epoch left of it comes in the next
+    ones before any row comes again, each time round in another order.
+    """
+
+    num_rows: tuple[int, ...]  # of each set
+    epoch_rows: tuple[int, ...]  # the same sum
+
+    @classmethod
+    def single(cls, num_rows: int) -> "Mixture":
+        """One set, of which an epoch takes every row."""
+        return cls((num_rows,), (num_rows,))
+
+    @classmethod
+    def of(cls, parts: Sequence[Mapping[str, Any]] | None, num_rows: int) -> "Mixture":
+        """That of a job's `mixture`, which is None for a single set."""
+        if parts is None:
+            return cls.single(num_rows)
+        return cls(tuple(part["rows"] for part in parts), tuple(part["epoch_rows"] for part in parts))
+
+    @property
+    def total(self) -> int:
+        """Rows of all sets, and of an epoch."""
+        return sum(self.num_rows)
+
+    @property
+    def starts(self) -> list[int]:
+        """The first row of each set."""
+        return np.cumsum((0, *self.num_rows[:-1])).tolist()
+
+
+def apportion(total: int, weights: Sequence[float]) -> list[int]:
+    """`total` rows divided as the weights say, by largest remainder; of equal ones the earlier gets the row."""
+    exact = [total * Fraction(weight) / sum(map(Fraction, weights)) for weight in weights]
+    counts = [math.floor(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda part: counts[part] - exact[part])
+    for part in by_remainder[: total - sum(counts)]:
+        counts[part] += 1
+    return counts
+
+
+def _round(mixture: Mixture, part: int, number: int, seed: int) -> np.ndarray:
+    """The order in which a set is gone through the `number`th time, int64 [its rows]."""
+    return permutation(seed, ((part + 1) << 32) + number, mixture.num_rows[part])
+
+
+def _taken(mixture: Mixture, part: int, epoch: int, seed: int) -> np.ndarray:
+    """What an epoch takes of a set, int64 [epoch_rows of it], numbered within the set."""
+    num_rows, count = mixture.num_rows[part], mixture.epoch_rows[part]
+    if count == num_rows:
+        return np.arange(num_rows)  # every row once: the order of the epoch is all that is to be drawn
+    first, skipped = divmod(epoch * count, num_rows)
+    rounds = range(first, first + -(-(skipped + count) // num_rows))
+    return np.concatenate([_round(mixture, part, number, seed) for number in rounds])[skipped:][:count]
+
+
+@lru_cache(maxsize=16)
+def order(mixture: Mixture, seed: int, epoch: int) -> np.ndarray:
+    """The rows of one epoch in their order, int64 [mixture.total], not to be written to."""
+    taken = np.concatenate([start + _taken(mixture, part, epoch, seed) for part, start in enumerate(mixture.starts)])
+    rows: np.ndarray = taken[permutation(seed, epoch, mixture.total)]
+    rows.setflags(write=False)
+    return rows
+
+
+def rows_of_step(step: int, *, mixture: Mixture, batch_size: int, seed: int) -> np.ndarray:
     """The rows of optimizer step `step` (from 0), int64 [up to batch_size]."""
-    epoch, index = divmod(step, steps_per_epoch(num_rows, batch_size))
-    return permutation(seed, epoch, num_rows)[index * batch_size : (index + 1) * batch_size]
+    epoch, index = divmod(step, steps_per_epoch(mixture.total, batch_size))
+    return order(mixture, seed, epoch)[index * batch_size : (index + 1) * batch_size]
 
 
 def cut(rows: Sequence[int], lengths: np.ndarray, cap: int) -> list[list[int]]:
@@ -48,12 +120,15 @@ def cut(rows: Sequence[int], lengths: np.ndarray, cap: int) -> list[list[int]]:
     return microbatches
 
 
-def tokens_of_steps(total_steps: int, *, lengths: np.ndarray, batch_size: int, seed: int) -> int:
-    """Tokens that `total_steps` optimizer steps train on."""
-    num_rows = len(lengths)
-    epochs, rest = divmod(total_steps, steps_per_epoch(num_rows, batch_size))
-    partial = permutation(seed, epochs, num_rows)[: rest * batch_size]
-    return int(epochs * lengths.sum() + lengths[partial].sum())
+def tokens_of_steps(total_steps: int, *, mixture: Mixture, lengths: np.ndarray, batch_size: int, seed: int) -> int:
+    """Tokens that `total_steps` optimizer steps train on; `lengths` are those of all rows, int64 [mixture.total]."""
+    epochs, rest = divmod(total_steps, steps_per_epoch(mixture.total, batch_size))
+    total = lengths[order(mixture, seed, epochs)[: rest * batch_size]].sum()
+    for part, start in enumerate(mixture.starts):
+        mine = lengths[start : start + mixture.num_rows[part]]
+        rounds, left = divmod(epochs * mixture.epoch_rows[part], len(mine))
+        total += rounds * mine.sum() + mine[_round(mixture, part, rounds, seed)[:left]].sum()
+    return int(total)
 
 
 def learning_rate(step: int, *, peak: float, schedule: str, warmup_steps: int, total_steps: int) -> float:

@@ -5,13 +5,15 @@ None stands for `auto` everywhere.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator
+from pydantic import Discriminator, Field, PlainValidator, Tag
 
 from server.strict import StrictModel
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1_000_000
 MAX_BATCH_SIZE = 4096
+MAX_DATASETS = 32
+MAX_NAME = 200
 MAX_METADATA = 16
 
 Count = Annotated[int, Field(ge=1, le=MAX_STEPS)]
@@ -21,18 +23,44 @@ MetadataValue = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)]
 
 
-def _dataset(value: Any) -> str | list[Any]:
-    if not isinstance(value, str | list):
-        raise ValueError("Input should be the id of a data set, such as 'ds_…'")
-    return value
-
-
 def _validation(value: Any) -> str | float | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 0.5:
         raise ValueError("Input should be the id of a data set, or the part of the rows to hold out, 0 to 0.5")
     return float(value)
+
+
+class DatasetShare(StrictModel):
+    """One of the data sets that a job mixes."""
+
+    id: Annotated[str, Field(description="A data set of yours, ds_….")]
+    weight: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1e6,
+            description="Its part of the rows trained on, relative to the others'. All of them have one, or none: "
+            "then an epoch takes every row once.",
+        ),
+    ] = None
+
+
+def _one_or_several(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "[one]"
+    return "[several]" if isinstance(value, list) else None
+
+
+DatasetField = Annotated[
+    Annotated[str, Tag("[one]")]
+    | Annotated[list[DatasetShare], Field(min_length=1, max_length=MAX_DATASETS), Tag("[several]")],
+    Discriminator(
+        _one_or_several,
+        custom_error_type="dataset",
+        custom_error_message="Input should be the id of a data set, such as 'ds_…', or a list of several with weights",
+    ),
+]
 
 
 class AdapterConfig(StrictModel):
@@ -118,14 +146,14 @@ class TrainingConfig(StrictModel):
 
 
 class _JobFields(StrictModel):
-    name: Annotated[str | None, Field(min_length=1, max_length=200, description="Default: the data set's.")] = None
+    name: Annotated[str | None, Field(min_length=1, max_length=MAX_NAME, description="Default: the data set's.")] = None
     base: Annotated[str | None, Field(description="Name or hash of the base in force, to be sure of it.")] = None
     validation: Annotated[
         str | float | None,
         PlainValidator(_validation, json_schema_input_type=str | float | None),
         Field(
-            description="A data set, or the part of the rows to hold out. Default: a tenth, at least 10 and "
-            "at most 200 rows, when there are 100; else none."
+            description="A data set, or the part of the rows to hold out (of several data sets, of each). Default: "
+            "a tenth, at least 10 and at most 200 rows, when there are 100; else none."
         ),
     ] = None
     init_from: Annotated[
@@ -150,15 +178,14 @@ class _JobFields(StrictModel):
 class JobConfig(_JobFields):
     """All of a job."""
 
-    dataset: Annotated[str | list[Any], PlainValidator(_dataset, json_schema_input_type=str)]
+    dataset: DatasetField
 
 
 class JobCreate(_JobFields):
     """A job from scratch, or `from` another one: what is given here wins, the rest is the other's."""
 
     dataset: Annotated[
-        str | list[Any] | None,
-        PlainValidator(_dataset, json_schema_input_type=str),
-        Field(description="A data set of yours, ds_…; required without `from`."),
+        DatasetField | None,
+        Field(description="A data set of yours, ds_…, or several to be mixed; required without `from`."),
     ] = None
     source: Annotated[str | None, Field(alias="from", description="A job of yours to start from.")] = None

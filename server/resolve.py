@@ -51,7 +51,6 @@ TRAINING_BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, float32 e
 def refuse_unsupported(config: JobConfig) -> None:
     """Raises `not_supported_yet` for the first field whose feature this version does not have."""
     asked = {
-        "dataset": isinstance(config.dataset, list),
         "training.early_stopping": config.training.early_stopping is not None,
     }
     for param, is_asked in asked.items():

@@ -58,7 +58,8 @@ def show(job: JobArgument, as_json: JsonFlag = False) -> None:
             "error": (found["error"] or {}).get("message"),
             "steps": f"{progress['step']} of {progress['total_steps']}",
             "tokens": f"{progress['tokens']} of {progress['total_tokens']}",
-            "latest": found["metrics"],
+            "data": [_part_line(part) for part in found["mixture"] or ()] or found["dataset"],
+            "latest": _by_name(found),
             "base": found["base"],
             "adapter": found["adapter"],
             "training": found["training"],
@@ -216,6 +217,22 @@ def _line(job: Object) -> list[object]:
         None if loss is None else f"{loss:.3f}",
         moment(job["created_at"]),
     ]
+
+
+def _part_line(part: Object) -> str:
+    return f"{part['name']} (weight {part['weight']:g}, {part['rows']} rows, {part['epoch_rows']} an epoch)"
+
+
+def _by_name(job: Object) -> Object:
+    """The metrics of a job's latest step; losses of its data sets under their names, where those differ."""
+    names = {part["id"]: part["name"] for part in job["mixture"] or ()}
+    if len(set(names.values())) < len(names):
+        names = {}
+    shown = {}
+    for column, value in (job["metrics"] or {}).items():
+        loss, dot, id_ = column.partition(".")
+        shown[f"{loss}{dot}{names.get(id_, id_)}"] = value
+    return shown
 
 
 def _loads_line(step: Object) -> list[object]:

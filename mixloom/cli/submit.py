@@ -1,4 +1,4 @@
-"""`submit` and `estimate`: from a file of rows and some flags, or a YAML file, to a job."""
+"""`submit` and `estimate`: from files of rows and some flags, or a YAML file, to a job."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,9 +9,10 @@ import yaml
 from mixloom.cli.bars import follow
 from mixloom.cli.names import ColumnOption, job_of, pairs_of
 from mixloom.cli.output import JsonFlag, note, print_json, print_object, say, usage_error
+from mixloom.cli.parts import Part, parts_of_yaml, weighted
 from mixloom.client import Client
 from mixloom.stored import remember_last_job
-from mixloom.transport import Object
+from mixloom.transport import Object, given
 
 SECTIONS = {
     "adapter": ("method", "rank", "alpha", "dropout", "num_experts", "top_k"),
@@ -20,12 +21,19 @@ SECTIONS = {
 """Where in the job's JSON a flag's value goes; the others stand at its top."""
 
 ADAPTER, TRAINING = "Adapter", "Training"
-Source = Annotated[
-    str | None,
+Sources = Annotated[
+    list[str] | None,
     typer.Argument(
-        metavar="DATA|ds_…|JOB.yaml",
-        help="Rows (JSONL, CSV, Parquet), a data set that is there already, or a YAML file: the job's JSON, "
-        "with the file or the data set under `data`. Flags win over it.",
+        metavar="[DATA|ds_…]...|JOB.yaml",
+        help="Rows (JSONL, CSV, Parquet), a data set that is there already, several of these to be mixed, or a YAML "
+        "file: the job's JSON, with what to train on under `data`: a file, a data set, or a list of "
+        "{data, weight, columns}. Flags win over it.",
+    ),
+]
+Weight = Annotated[
+    list[float] | None,
+    typer.Option(
+        help="Of several data sets, in their order: its part of the rows trained on. Default: every row once an epoch.",
     ),
 ]
 From = Annotated[str | None, typer.Option("--from", metavar="JOB", help="Start from an earlier job's config.")]
@@ -60,8 +68,9 @@ Watch = Annotated[bool, typer.Option("--watch", help="Show it while it trains; e
 
 def submit(
     context: typer.Context,
-    source: Source = None,
+    sources: Sources = None,
     column: ColumnOption = None,
+    weight: Weight = None,
     from_: From = None,
     init_from: InitFrom = None,
     name: Name = None,
@@ -98,8 +107,9 @@ def submit(
 
 def estimate(
     context: typer.Context,
-    source: Source = None,
+    sources: Sources = None,
     column: ColumnOption = None,
+    weight: Weight = None,
     from_: From = None,
     init_from: InitFrom = None,
     name: Name = None,
@@ -129,13 +139,18 @@ def _config(client: Client, params: Object) -> Object:
     config: Object = {}
     if params["from_"]:
         config["from"] = job_of(client, params["from_"])["id"]
-    source, columns = params["source"], pairs_of(params["column"], "--column")
-    if source and source.endswith((".yaml", ".yml")):
-        config |= _read_yaml(Path(source))
-        source = _data_of(config, Path(source).parent)
-        columns = columns or config.pop("columns", {})
-    if source:
-        config["dataset"] = source if source.startswith("ds_") else _upload(client, Path(source), columns)
+    sources, columns = params["sources"] or [], pairs_of(params["column"], "--column")
+    if sources and sources[0].endswith((".yaml", ".yml")):
+        if len(sources) > 1:
+            raise usage_error(f"{sources[0]} is a whole job; name the data in it, under `data`.")
+        config |= _read_yaml(Path(sources[0]))
+        parts = parts_of_yaml(config, Path(sources[0]).parent)
+    else:
+        parts = [Part(source) for source in sources]
+    if parts:
+        config["dataset"] = _dataset(client, weighted(parts, params["weight"] or []), columns)
+    elif params["weight"]:
+        raise usage_error("--weight belongs to data given here: name the files or data sets.")
     elif "dataset" not in config and "from" not in config:
         raise usage_error("A job needs rows: give a file, a data set, a YAML file with `data`, or --from JOB.")
     for field in ("name", "priority", "init_from"):
@@ -170,10 +185,15 @@ def _read_yaml(path: Path) -> Object:
     return config
 
 
-def _data_of(config: Object, folder: Path) -> str | None:
-    """Takes `data` out of a YAML job; a path in it counts from the YAML file's folder."""
-    data = config.pop("data", None)
-    return data if data is None or data.startswith("ds_") else str(folder / data)
+def _dataset(client: Client, parts: list[Part], columns: dict[str, str]) -> Any:
+    """What the job's JSON says of its data; files are uploaded."""
+    ids = [
+        part.data if part.data.startswith("ds_") else _upload(client, Path(part.data), columns or part.columns)
+        for part in parts
+    ]
+    if len(parts) == 1 and parts[0].weight is None:
+        return ids[0]
+    return [{"id": id_, **given(weight=part.weight)} for id_, part in zip(ids, parts, strict=True)]
 
 
 def _upload(client: Client, path: Path, columns: dict[str, str]) -> str:

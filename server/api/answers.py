@@ -30,7 +30,7 @@ def job_answers(session: Session, jobs: Sequence[Job], max_resident_runs: int) -
     ids = [job.id for job in jobs]
     around = _Surroundings(
         read_outlook(session, max_resident_runs=max_resident_runs, tenant_id=jobs[0].tenant_id),
-        metrics.latest_metrics(session, ids),
+        metrics.latest_metrics(session, jobs),
         adapters.best_checkpoints(session, ids),
         adapters.hashes(session, [job.adapter_id for job in jobs if job.adapter_id]),
     )
@@ -48,8 +48,9 @@ def _job_answer(job: Job, around: _Surroundings) -> dict[str, Any]:
         "status": job.status,
         "requested": job.requested,
         "base": {"name": job.base_name, "hash": job.base_hash},
-        "dataset": job.dataset_id,
+        "dataset": dataset_answer(job.mixture) or job.dataset_id,
         "dataset_sha256": job.dataset_sha256,
+        "mixture": job.mixture,
         "validation": job.validation,
         "init_from": job.init_from,
         "adapter": job.adapter,
@@ -76,6 +77,11 @@ def _job_answer(job: Job, around: _Surroundings) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
     }
+
+
+def dataset_answer(mixture: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """The data sets of a mixture as a request names them."""
+    return None if mixture is None else [{"id": part["id"], "weight": part["weight"]} for part in mixture]
 
 
 def progress_answer(job: Job) -> dict[str, int]:

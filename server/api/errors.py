@@ -14,6 +14,9 @@ from server.errors import Detail, MixloomError
 
 log = logging.getLogger(__name__)
 
+_NO_NAMES = ("[key]", "[one]", "[several]")
+"""Pydantic's words, and those of `server.job_config`, in the place of a value that no client wrote."""
+
 _HTTP_CODES = {
     400: "invalid_body",
     404: "unknown_route",
@@ -82,7 +85,7 @@ def _code(problem: dict[str, Any]) -> str:
 def _param(problem: dict[str, Any]) -> str | None:
     if problem["type"] == "json_invalid":
         return None
-    location = [str(part) for part in problem["loc"] if part != "[key]"]
+    location = [str(part) for part in problem["loc"] if part not in _NO_NAMES]
     if location[:1] and location[0] in ("body", "query", "path", "header", "cookie"):
         location = location[1:]
     return ".".join(location) or None
@@ -97,6 +100,8 @@ def _sentence(problem: dict[str, Any]) -> str:
         return "The body must be a JSON object, sent with `Content-Type: application/json`."
     if problem["type"] == "missing":
         return "it is required; add it."
+    if problem["type"] == "model_attributes_type":
+        return "it must be an object of named fields."
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     value = problem.get("input")
     shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool) and len(repr(value)) <= 80 else ""

@@ -12,20 +12,16 @@ from sqlalchemy.orm import Session
 from server import resolve
 from server.api.deps import Tenant
 from server.api.errors import validation_error
-from server.api.rendering import renderer_for
+from server.api.parts import Part, find, find_sources, fit, mixture_of, sha256_of, take
 from server.api.services import Services
-from server.curriculum import tokens_of_steps
+from server.curriculum import Mixture, tokens_of_steps
 from server.db import events, jobs
 from server.db.adapters import usable_adapter
 from server.db.bases import current_base
-from server.db.datasets import get_dataset
-from server.db.tables import Adapter, Base, Dataset, Job
+from server.db.tables import Adapter, Base, Job
 from server.errors import MixloomError, not_found
-from server.fit import Fitted, fit_rows, hold_out, num_held_out
 from server.ids import new_id
-from server.ingest.file import read_rows
-from server.job_config import JobConfig, JobCreate
-from server.render import render_rows
+from server.job_config import MAX_NAME, JobConfig, JobCreate
 from server.starts import Damaged, copy_start
 from server.states import JobStatus
 from server.tokens import TokenRow, TokenRows
@@ -37,7 +33,9 @@ class Submission:
 
     config: JobConfig
     base: Base
-    dataset: Dataset
+    parts: list[Part]
+    mixture: list[dict[str, Any]] | None
+    """Of a job that mixes data sets: what it takes of each."""
     start: Adapter | None
     """The adapter whose weights are the first ones."""
     adapter: dict[str, Any]
@@ -53,6 +51,7 @@ class Submission:
         """Tokens that the job trains on, all epochs."""
         return tokens_of_steps(
             self.training["total_steps"],
+            mixture=Mixture.of(self.mixture, len(self.train_rows)),
             lengths=TokenRows.of(self.train_rows).lengths,
             batch_size=self.training["batch_size"],
             seed=self.training["seed"],
@@ -65,27 +64,27 @@ def prepare(services: Services, tenant: Tenant, body: JobCreate) -> Submission:
         config = _whole_config(session, tenant, body)
         resolve.refuse_unsupported(config)
         base = _base(session, config)
-        dataset = _dataset(session, tenant, str(config.dataset), "dataset")
+        sources = find_sources(session, tenant, config)
         other = config.validation if isinstance(config.validation, str) else None
-        valid_dataset = None if other is None else _dataset(session, tenant, other, "validation")
+        valid_dataset = None if other is None else find(session, tenant, other, "validation")
         start = _start(session, tenant, config, base)
     adapter = resolve.resolve_adapter(config.adapter, base, config.preset, start.config if start else None)
-    fitted = _fit(services, base, config, dataset, "dataset")
-    notes = [*resolve.warnings_of(adapter), *fitted.notes]
+    parts = [take(services, base, config, source) for source in sources]
+    notes = [*resolve.warnings_of(adapter), *(note for part in parts for note in part.notes)]
+    train = [row for part in parts for row in part.train_rows]
+    valid = [row for part in parts for row in part.valid_rows]
     if valid_dataset is not None:
-        fitted_valid = _fit(services, base, config, valid_dataset, "validation")
-        notes += fitted_valid.notes
-        train, valid = fitted.rows, fitted_valid.rows
+        fitted = fit(services, base, config, valid_dataset, "validation")
+        notes += fitted.notes
+        valid = fitted.rows
         validation: dict[str, Any] = {"rows": len(valid), "dataset": valid_dataset.id}
     else:
-        fraction = None if isinstance(config.validation, str) else config.validation
-        count = num_held_out(fraction, len(fitted.rows))
-        train, valid = hold_out(fitted.rows, count, resolve.seed_of(config.training))
-        validation = {"rows": count, "fraction": count / len(fitted.rows)}
+        validation = {"rows": len(valid), "fraction": len(valid) / (len(train) + len(valid))}
     return Submission(
         config=config,
         base=base,
-        dataset=dataset,
+        parts=parts,
+        mixture=None if isinstance(config.dataset, str) else mixture_of(parts),
         start=start,
         adapter=adapter,
         training=resolve.resolve_training(
@@ -137,16 +136,18 @@ def _job(tenant: Tenant, submission: Submission) -> Job:
     priority = config.priority or "normal"
     start = submission.start
     id_ = new_id("job")
+    names = " + ".join(part.dataset.name for part in submission.parts)
     return Job(
         id=id_,
         tenant_id=tenant.tenant_id,
-        name=config.name or submission.dataset.name,
+        name=config.name or names[:MAX_NAME],
         request=config.model_dump(exclude_unset=True),
         status=JobStatus.QUEUED,
         base_name=submission.base.name,
         base_hash=submission.base.hash,
-        dataset_id=submission.dataset.id,
-        dataset_sha256=submission.dataset.sha256,
+        dataset_id=submission.parts[0].dataset.id,
+        dataset_sha256=sha256_of(submission.parts),
+        mixture=submission.mixture,
         validation=submission.validation,
         init_from=None if start is None else {"adapter": start.id, "sha256": start.sha256},
         adapter=submission.adapter,
@@ -203,31 +204,7 @@ def _base(session: Session, config: JobConfig) -> Base:
     return base
 
 
-def _dataset(session: Session, tenant: Tenant, dataset_id: str, param: str) -> Dataset:
-    try:
-        dataset = get_dataset(session, tenant.tenant_id, dataset_id)
-    except MixloomError as error:
-        raise replace(error, param=param) from None
-    if dataset.status == "uploaded":
-        raise MixloomError(
-            "dataset_not_ready", f"Data set '{dataset_id}' is still being read. Try again soon.", 409, param
-        )
-    if dataset.status != "processed":
-        raise MixloomError("dataset_failed", f"Data set '{dataset_id}' could not be read. Upload it again.", 422, param)
-    return dataset
-
-
 def _start(session: Session, tenant: Tenant, config: JobConfig, base: Base) -> Adapter | None:
     if config.init_from is None:
         return None
     return usable_adapter(session, tenant.tenant_id, config.init_from, base, "init_from")
-
-
-def _fit(services: Services, base: Base, config: JobConfig, dataset: Dataset, param: str) -> Fitted:
-    rows = read_rows(services.store, dataset.id)
-    return fit_rows(
-        render_rows(renderer_for(services, base), rows, resolve.supervise_of(config.training)),
-        cutoff=resolve.cutoff_length(config.training, base, config.preset),
-        long_rows=resolve.long_rows_of(config.training),
-        param=param,
-    )

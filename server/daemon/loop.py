@@ -14,7 +14,7 @@ from engine.engine import Engine
 from scheduler.plan import Plan, plan
 from scheduler.promise import longest_waits
 from server.daemon.books import Books
-from server.daemon.program import StepReport, Work
+from server.daemon.program import Evaluation, StepReport, Work
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
 from server.daemon.snapshot import take_snapshot
@@ -44,11 +44,11 @@ class Ended:
     """The steps and evaluations that a gang brought to their end."""
 
     steps: list[tuple[Resident, StepReport]] = field(default_factory=list)
-    losses: list[tuple[Resident, int, float]] = field(default_factory=list)
+    evaluations: list[tuple[Resident, Evaluation]] = field(default_factory=list)
 
     @property
     def residents(self) -> list[Resident]:
-        return [*(step[0] for step in self.steps), *(loss[0] for loss in self.losses)]
+        return [*(step[0] for step in self.steps), *(one[0] for one in self.evaluations)]
 
 
 @dataclass
@@ -244,9 +244,8 @@ class Loop:
                 continue
             resident.unit_cost = 0
             if resident.program.cursor.evaluating:
-                step, loss = resident.program.cursor.step, resident.program.end_evaluation()
-                resident.valid_loss = (step, loss)
-                ended.losses.append((resident, step, loss))
+                resident.evaluation = resident.program.end_evaluation()
+                ended.evaluations.append((resident, resident.evaluation))
                 continue
             report = resident.program.end_step(self.engine, resident.run)
             if math.isfinite(report.grad_norm):
@@ -266,8 +265,8 @@ class Loop:
         self.num_gangs += 1
         with self.books.write() as session:
             runs.add_steps(session, [self._step_row(*step, gang_jobs=len(gang)) for step in ended.steps])
-            for resident, step, loss in ended.losses:
-                runs.set_valid_loss(session, resident.job.id, step, loss)
+            for resident, evaluation in ended.evaluations:
+                runs.add_evaluation(session, resident.job, **vars(evaluation))
             self._charge(session, decision)
             daemons.update_daemon(session, self.books.epoch, floor=decision.floor, detail=self._detail())
         self.floor, self.backlogged = decision.floor, decision.backlogged

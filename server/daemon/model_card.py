@@ -32,7 +32,7 @@ def model_card(
 A {job.adapter["method"]} adapter trained with Mixloom.
 
 - base: {job.base_name} (sha256 {job.base_hash}), computed in {fingerprint.dtype}{start}
-- data: sha256 {job.dataset_sha256}
+- data: sha256 {job.dataset_sha256}{_parts(job)}
 - chat template: sha256 {template_hash}
 - optimizer steps: {step} of {job.total_steps}{validation}
 
@@ -46,3 +46,12 @@ One training row, as the model saw it:
 {example}
 ```
 """
+
+
+def _parts(job: Job) -> str:
+    """A line for each data set of a mixture."""
+    return "".join(
+        f"\n  - sha256 {part['sha256']}, weight {part['weight']:g}: {part['rows']} rows, "
+        f"{part['epoch_rows']} in an epoch"
+        for part in job.mixture or ()
+    )

@@ -3,7 +3,7 @@
 Knows no SQL and no scheduler. A *unit* is one optimizer step or one evaluation; a cursor stands between units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from engine.engine import Engine
 from engine.run import Microbatch, Outcome, Row, Run
 from server import curriculum
-from server.daemon.tally import Tally
+from server.daemon.tally import LossesBySet, Tally
 from server.tokens import TokenRows
 
 LOADS_EVERY = 10
@@ -49,20 +49,41 @@ class StepReport:
     tokens: int  # trained so far
     step_tokens: int
     train_loss: float
+    train_losses: list[float | None] | None  # of each data set of a mixture
     aux_loss: float | None
     learning_rate: float
     grad_norm: float
     expert_loads: list[list[int]] | None  # slots of each expert, by layer; None where they are not kept
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What the validation rows came to: the mean loss a supervised token."""
+
+    step: int
+    valid_loss: float
+    valid_losses: list[float | None] | None  # of each data set of a mixture, where rows of each are held out
+
+
 class JobProgram:
     """Offers the microbatches of the unit under way, takes their outcomes, and ends the unit."""
 
-    def __init__(self, training: dict[str, Any], train: TokenRows, valid: TokenRows | None, cursor: Cursor):
+    def __init__(
+        self,
+        training: dict[str, Any],
+        train: TokenRows,
+        valid: TokenRows | None,
+        cursor: Cursor,
+        parts: Sequence[Mapping[str, Any]] | None = None,
+    ):
+        """`parts` is a job's `mixture`, whose sets' rows lie end to end in `train` and `valid`."""
         self.training = training
         self.train = train
         self.valid = valid
         self.cursor = cursor
+        self._mixture = curriculum.Mixture.of(parts, len(train))
+        self._train_rows = [part["rows"] for part in parts or ()]
+        self._valid_rows = [part["validation_rows"] for part in parts or ()]
         self._unit: list[Work] = []
         self._num_tokens = 0
         self._num_targets = 0
@@ -102,7 +123,7 @@ class JobProgram:
     def took(self, works: Sequence[Work], outcomes: Sequence[Outcome]) -> None:
         """Add what the next microbatches came to."""
         for work, outcome in zip(works, outcomes, strict=True):
-            self._tally.add(outcome, share=work.num_tokens / self._num_tokens)
+            self._tally.add(work.rows, outcome, share=work.num_tokens / self._num_tokens)
         self._done += len(works)
 
     def end_step(self, engine: Engine, run: Run) -> StepReport:
@@ -129,6 +150,7 @@ class JobProgram:
             tokens=tokens,
             step_tokens=self._num_tokens,
             train_loss=self._tally.loss,
+            train_losses=self._tally.losses,
             aux_loss=self._tally.aux_loss,
             learning_rate=rate,
             grad_norm=grad_norm,
@@ -138,12 +160,12 @@ class JobProgram:
         self._begin()
         return report
 
-    def end_evaluation(self) -> float:
-        """The mean loss a supervised validation token, of an evaluation that is done."""
-        valid_loss = self._tally.loss / self._num_targets
+    def end_evaluation(self) -> Evaluation:
+        """What an evaluation that is done came to."""
+        report = Evaluation(self.cursor.step, self._tally.loss / self._num_targets, self._tally.losses)
         self.cursor = Cursor(self.cursor.step, self.cursor.tokens)
         self._begin()
-        return valid_loss
+        return report
 
     def step_ends_in_checkpoint(self) -> bool:
         """Whether an adapter is published after the optimizer step under way."""
@@ -168,7 +190,8 @@ class JobProgram:
     def _begin(self) -> None:
         """Cut the next unit into microbatches."""
         self._done = 0
-        self._tally = Tally()
+        num_rows = self._valid_rows if self.cursor.evaluating else self._train_rows
+        self._tally = Tally(by_set=LossesBySet(num_rows) if any(num_rows) else None)
         self._unit = []
         if self.is_finished:
             return
@@ -179,7 +202,7 @@ class JobProgram:
             if self.cursor.evaluating
             else curriculum.rows_of_step(
                 self.cursor.step,
-                num_rows=len(rows),
+                mixture=self._mixture,
                 batch_size=self.training["batch_size"],
                 seed=self.training["seed"],
             )

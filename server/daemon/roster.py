@@ -18,7 +18,7 @@ from scheduler.cost import Prices
 from server.daemon.books import Books
 from server.daemon.model_card import model_card
 from server.daemon.prices import prices_of
-from server.daemon.program import Cursor, JobProgram
+from server.daemon.program import Cursor, Evaluation, JobProgram
 from server.daemon.writer import Writer, manifest
 from server.db import events, recovery_points, runs
 from server.db.tables import Adapter, Job, RecoveryPoint
@@ -49,7 +49,7 @@ class Resident:
     is_evicted: bool = False  # by a plan: it is saved and let go at the next boundary
     is_suspect: bool = False  # the last pass that it rode in failed
     is_closing: bool = False  # its last write is under way: it offers nothing any more
-    valid_loss: tuple[int, float] | None = None  # of the last evaluation: (step, loss)
+    evaluation: Evaluation | None = None  # the last one
     step_began: float = field(default_factory=time.monotonic)
     unit_cost: int = 0  # charged for the step or evaluation under way
     refund: int = 0  # of that, to be given back: others made its pass fail
@@ -168,7 +168,8 @@ class Roster:
         """Make an adapter of the run as it stands; the final one ends its job."""
         resident.is_closing = final
         job, step = resident.job, resident.program.cursor.step
-        valid_loss = resident.valid_loss[1] if resident.valid_loss and resident.valid_loss[0] == step else None
+        evaluation = resident.evaluation
+        valid_loss = evaluation.valid_loss if evaluation and evaluation.step == step else None
         adapter_id = new_id("adp")
         key = f"adapters/{adapter_id}"
         base = self.engine.base
@@ -244,7 +245,7 @@ class Roster:
             job=job,
             run_id=row.id,
             run=run,
-            program=JobProgram(job.training, train, valid, cursor),
+            program=JobProgram(job.training, train, valid, cursor, job.mixture),
             prices=prices_of(self.engine.base, run.adapter),
             cost_charged=cost_charged,
             cost_at_claim=cost_charged,

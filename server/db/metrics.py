@@ -25,22 +25,42 @@ COLUMNS = (
     Metric.created_at,
 )
 COLUMN_NAMES = [column.key for column in COLUMNS]
+BY_SET = (Metric.train_losses, Metric.valid_losses)
 
 
-def read_metrics(session: Session, job_id: str, *, from_step: int, every: int | None) -> tuple[list[list[Any]], int]:
-    """(rows in the order of `COLUMNS`, ascending; n if only each n-th step is among them, else 1).
+def column_names(job: Job) -> list[str]:
+    """Of a job's metrics: those of every job, then of a mixture the losses of each data set, `train_loss.ID`."""
+    return [*COLUMN_NAMES, *(f"{loss}.{part['id']}" for loss in _losses_by_set(job) for part in job.mixture or ())]
+
+
+def _losses_by_set(job: Job) -> list[str]:
+    """Those measured of each data set: the validation loss only where rows of each are held out."""
+    held_out = any(part["validation_rows"] for part in job.mixture or ())
+    return ["train_loss", "valid_loss"] if held_out else ["train_loss"]
+
+
+def _flat(job: Job, values: Sequence[Any]) -> list[Any]:
+    """A row of `COLUMNS` and `BY_SET` in the order of `column_names`."""
+    *row, train_losses, valid_losses = values
+    by_set = {"train_loss": train_losses, "valid_loss": valid_losses}
+    unknown = [None] * len(job.mixture or ())
+    return [*row, *(loss for name in _losses_by_set(job) for loss in by_set[name] or unknown)]
+
+
+def read_metrics(session: Session, job: Job, *, from_step: int, every: int | None) -> tuple[list[list[Any]], int]:
+    """(rows in the order of `column_names`, ascending; n if only each n-th step is among them, else 1).
 
     `every` None takes all steps, thinned to `MAX_ROWS`. The last step and those with a validation loss are
     always there.
     """
-    wanted = (Metric.job_id == job_id, Metric.step >= from_step)
+    wanted = (Metric.job_id == job.id, Metric.step >= from_step)
     if every is None:
         count = session.scalar(select(func.count()).where(*wanted)) or 0
         every = max(1, -(-count // MAX_ROWS))
-    statement = select(*COLUMNS).where(*wanted).order_by(Metric.step)
+    statement = select(*COLUMNS, *BY_SET).where(*wanted).order_by(Metric.step)
     if every > 1:
         statement = statement.where(_kept(session, wanted, every))
-    return [list(row) for row in session.execute(statement)], every
+    return [_flat(job, row) for row in session.execute(statement)], every
 
 
 def _kept(session: Session, wanted: Sequence[ColumnElement[bool]], every: int) -> ColumnElement[bool]:
@@ -54,15 +74,19 @@ def list_expert_loads(session: Session, job: Job, page: Page) -> tuple[list[Expe
     return fetch_page(session, scope, page, identity=ExpertLoads.step, order=(ExpertLoads.step,))
 
 
-def latest_metrics(session: Session, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+def latest_metrics(session: Session, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
     """The newest row of each job that has one, by job: column name -> value."""
+    by_id = {job.id: job for job in jobs}
     newest = (
         select(Metric.job_id, func.max(Metric.step).label("step"))
-        .where(Metric.job_id.in_(job_ids))
+        .where(Metric.job_id.in_(by_id))
         .group_by(Metric.job_id)
         .subquery()
     )
-    statement = select(Metric.job_id, *COLUMNS).join(
+    statement = select(Metric.job_id, *COLUMNS, *BY_SET).join(
         newest, (Metric.job_id == newest.c.job_id) & (Metric.step == newest.c.step)
     )
-    return {job_id: dict(zip(COLUMN_NAMES, row, strict=True)) for job_id, *row in session.execute(statement)}
+    return {
+        job_id: dict(zip(column_names(by_id[job_id]), _flat(by_id[job_id], row), strict=True))
+        for job_id, *row in session.execute(statement)
+    }

@@ -122,8 +122,20 @@ _STILL_RESIDENT = (
 _PROGRESS = update(_JOBS).where(_JOBS.c.id == bindparam("id_")).values(step=bindparam("at"), tokens=bindparam("sum"))
 
 
-def set_valid_loss(session: Session, job_id: str, step: int, valid_loss: float) -> None:
-    session.execute(update(Metric).where(Metric.job_id == job_id, Metric.step == step).values(valid_loss=valid_loss))
+def add_evaluation(
+    session: Session, job: Job, *, step: int, valid_loss: float, valid_losses: list[float | None] | None
+) -> None:
+    """Into its step's row, and an event; nothing for a job that has been ended meanwhile."""
+    if wishes(session, [job.id]).get(job.id, ("", None))[0] not in RESIDENT:
+        return
+    row = update(Metric).where(Metric.job_id == job.id, Metric.step == step)
+    session.execute(row.values(valid_loss=valid_loss, valid_losses=valid_losses))
+    by_set = zip(job.mixture or (), valid_losses, strict=True) if valid_losses else ()
+    measured = [(part, loss) for part, loss in by_set if loss is not None]
+    each = ", ".join(f"{part['name']} {loss:.4f}" for part, loss in measured)
+    message = f"Validation loss {valid_loss:.4f} after step {step}" + (f" ({each})." if each else ".")
+    data = {"step": step, "valid_loss": valid_loss, **{f"valid_loss.{part['id']}": loss for part, loss in measured}}
+    events.record(session, job, "evaluated", message, data)
 
 
 def add_adapter(session: Session, adapter: Adapter) -> bool:

@@ -100,7 +100,7 @@ class Job(Table):
     reason: Mapped[str | None]
     base_name: Mapped[str]
     base_hash: Mapped[str] = mapped_column(index=True)
-    dataset_id: Mapped[str]  # no foreign key: a data set may be deleted, the job keeps its tokens
+    dataset_id: Mapped[str]  # of several the first. No foreign key: it may be deleted, the job keeps its tokens
     dataset_sha256: Mapped[str]
     validation: Mapped[dict[str, Any]]  # {"rows", "dataset" | "fraction"}
     adapter: Mapped[dict[str, Any]]  # resolved
@@ -121,6 +121,7 @@ class Job(Table):
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
     init_from: Mapped[dict[str, Any] | None]  # {"adapter", "sha256"}: see `server.starts`
+    mixture: Mapped[list[Any] | None]  # of a job on several data sets: `server.api.parts.mixture_of`
 
     __table_args__ = (Index("jobs_by_status", "status", "tenant_id"),)
 
@@ -194,6 +195,8 @@ class Metric(Table):
     gang: Mapped[int]  # number of the gang that ended the step, within the daemon's life
     gang_jobs: Mapped[int]  # jobs that rode in it
     created_at: Mapped[float]
+    train_losses: Mapped[list[Any] | None]  # of each data set of a mixture; null where it had no row in the step
+    valid_losses: Mapped[list[Any] | None]
 
 
 class ExpertLoads(Table):

@@ -1,4 +1,4 @@
-"""The benchmark drives the daemon's own loop through the real database; whether that is quick is for a machine to say."""
+"""The benchmark drives the daemon's own loop on a real database; whether that is quick is for a machine to say."""
 
 import json
 from pathlib import Path

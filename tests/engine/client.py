@@ -11,14 +11,15 @@ from server import curriculum
 from server.tokens import TokenRows
 
 
-def train_by_hand(engine: Engine, config: AdapterConfig, training: dict[str, Any], data: TokenRows) -> Run:
-    """`training` is a job's, resolved."""
+def train_by_hand(
+    engine: Engine, config: AdapterConfig, training: dict[str, Any], data: TokenRows, parts: list[Any] | None = None
+) -> Run:
+    """`training` is a job's, resolved; `parts` its mixture."""
+    mixture = curriculum.Mixture.of(parts, len(data))
     run = engine.create_run(config, training["seed"])
     schedule = {key: training[key] for key in ("schedule", "warmup_steps", "total_steps")}
     for step in range(training["total_steps"]):
-        batch = curriculum.rows_of_step(
-            step, num_rows=len(data), batch_size=training["batch_size"], seed=training["seed"]
-        )
+        batch = curriculum.rows_of_step(step, mixture=mixture, batch_size=training["batch_size"], seed=training["seed"])
         num_targets = sum(len(data.row(index)[1]) for index in batch)
         for part in curriculum.cut(batch.tolist(), data.lengths, training["microbatch_tokens"]):
             rows = [Row(t, places, np.full(len(places), 1 / num_targets)) for t, places in map(data.row, part)]

@@ -213,7 +213,10 @@ def test_fault_6_warm_up_reaches_the_optimizer(engine: Engine) -> None:
 def test_fault_6_every_epoch_has_its_own_order_of_all_rows() -> None:
     epochs = [
         np.concatenate(
-            [curriculum.rows_of_step(s, num_rows=26, batch_size=8, seed=42) for s in range(4 * e, 4 * e + 4)]
+            [
+                curriculum.rows_of_step(s, mixture=curriculum.Mixture.single(26), batch_size=8, seed=42)
+                for s in range(4 * e, 4 * e + 4)
+            ]
         )
         for e in range(3)
     ]

@@ -18,7 +18,7 @@ from server.api.services import Services
 from server.db.tables import Base
 from tests.mixloom.conftest import COLUMNS, Run
 from tests.server.conftest import ADMIN_KEY
-from tests.server.making import add_adapter, add_expert_loads, uploadable_adapter
+from tests.server.making import add_adapter, add_expert_loads, add_metric, uploadable_adapter
 from tests.server.test_uploads import LORA
 
 COMMANDS = {
@@ -159,6 +159,77 @@ def test_a_yaml_file_is_a_job_and_flags_win_over_it(as_alice: Run, table: Path, 
     assert again["adapter"] == job["adapter"]
     cost = json.loads(as_alice("estimate", job["dataset"], "--max-steps", "5", "--json").out)
     assert cost["steps"] == 5
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    """Another table, with columns of other names."""
+    path = tmp_path / "words.csv"
+    path.write_text("ask;reply\n" + "".join(f"Word {n}?;word {n}\n" for n in range(10)))
+    return path
+
+
+def test_several_files_and_data_sets_are_mixed_as_their_weights_say(as_alice: Run, table: Path) -> None:
+    first = json.loads(as_alice("datasets", "upload", str(table), *COLUMNS, "--json").out)["id"]
+    submitted = as_alice("submit", first, str(table), *COLUMNS, "--weight", "3", "--weight", "1", "--json")
+    assert submitted.code == 0, submitted.err
+    mixture = json.loads(submitted.out)["mixture"]
+    assert [(part["weight"], part["rows"], part["epoch_rows"]) for part in mixture] == [(3, 20, 30), (1, 20, 10)]
+    assert mixture[0]["id"] == first
+    unweighted = json.loads(as_alice("estimate", first, str(table), *COLUMNS, "--json").out)
+    assert [part["epoch_rows"] for part in unweighted["mixture"]] == [20, 20]
+    again = json.loads(as_alice("submit", "--from", "@last", "--json").out)
+    assert again["mixture"] == mixture
+
+
+def test_a_yaml_file_lists_data_with_weights_and_columns(
+    as_alice: Run, table: Path, words: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        "columns: {prompt: question, completion: answer}\ndata:\n- {data: data.csv, weight: 1}\n"
+        "- {data: words.csv, weight: 0.5, columns: {prompt: ask, completion: reply}}\n"
+    )
+    mixture = json.loads(as_alice("submit", str(file), "--json").out)["mixture"]
+    assert [(part["name"], part["weight"], part["rows"]) for part in mixture] == [
+        ("data.csv", 1, 20),
+        ("words.csv", 0.5, 10),
+    ]
+    flags = as_alice("submit", str(file), "--weight", "1", "--weight", "4", "--json")
+    assert [part["weight"] for part in json.loads(flags.out)["mixture"]] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("data", "arguments"),
+    [
+        ("", "data.csv data.csv --weight 1"),
+        ("", "--from @last --weight 1"),
+        ("data: data.csv", "job.yaml data.csv"),
+        ("data: [{file: data.csv}]", "job.yaml"),
+        ("data: [data.csv, 3]", "job.yaml"),
+        ("data: {data: data.csv, wieght: 1}", "job.yaml"),
+    ],
+)
+def test_a_mixture_that_is_unclear_is_wrong_usage(
+    data: str, arguments: str, as_alice: Run, job_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "job.yaml").write_text(data)
+    monkeypatch.chdir(tmp_path)
+    outcome = as_alice("submit", *arguments.split())
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: ")
+
+
+def test_a_mixture_is_shown_by_the_names_of_its_sets(
+    as_alice: Run, table: Path, words: Path, services: Services
+) -> None:
+    first = json.loads(as_alice("datasets", "upload", str(table), *COLUMNS, "--json").out)["id"]
+    columns = ("--column", "prompt=ask", "--column", "completion=reply")
+    job = as_alice("submit", first, str(words), *columns, "--validation", "0.1").out.strip()
+    add_metric(services, job, 1, train_losses=[0.5, 0.25], valid_loss=0.5, valid_losses=[0.75, None])
+    shown = as_alice("show", "@last").out
+    assert "data.csv (weight 18, 18 rows, 18 an epoch), words.csv (weight 9, 9 rows, 9 an epoch)" in shown
+    assert "train_loss.data.csv 0.5, train_loss.words.csv 0.25, valid_loss.data.csv 0.75" in shown
 
 
 def test_a_job_can_start_from_an_adapter(as_alice: Run, alice: Client, job_id: str, services: Services) -> None:

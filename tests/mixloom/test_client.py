@@ -9,6 +9,8 @@ import pytest
 
 from mixloom import Client, MixloomError, ServerUnreachable
 from mixloom.transport import Transport
+from server.api.services import Services
+from tests.server.making import add_metric
 
 ROWS = [{"prompt": f"What is {n} and {n}?", "completion": f"{2 * n}"} for n in range(20)]
 
@@ -52,6 +54,14 @@ def test_an_estimate_makes_nothing_and_a_clone_is_like_its_original(alice: Clien
     original = alice.jobs.submit({"dataset": dataset["id"]}, training={"max_steps": 3, "seed": 7})
     clone = alice.jobs.clone(original["id"], name="again")
     assert (clone["training"], clone["name"]) == (original["training"], "again")
+
+
+def test_losses_of_each_set_of_a_mixture_are_in_its_metrics_by_id(alice: Client, services: Services) -> None:
+    ids = [alice.datasets.upload(ROWS)["id"] for _ in range(2)]
+    job = alice.jobs.submit(dataset=[{"id": id_, "weight": 1} for id_ in ids], training={"max_steps": 3})["id"]
+    add_metric(services, job, 1, train_losses=[0.5, None])
+    (row,) = alice.jobs.metrics(job)
+    assert [row[f"train_loss.{id_}"] for id_ in ids] == [0.5, None]
 
 
 def test_a_job_is_steered_and_forgotten(alice: Client) -> None:

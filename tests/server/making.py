@@ -32,7 +32,7 @@ def upload(caller: TestClient, rows: list[Row], name: str = "rows.jsonl") -> str
     return str(answer.json()["id"])
 
 
-def submit(caller: TestClient, dataset: str | None = None, **config: Any) -> dict[str, Any]:
+def submit(caller: TestClient, dataset: str | list[Row] | None = None, **config: Any) -> dict[str, Any]:
     """The answer to an accepted job; on a data set of 12 rows unless told otherwise."""
     answer = caller.post("/jobs", json={"dataset": dataset or upload(caller, prompt_rows(12)), **config})
     assert answer.status_code == 201, answer.text

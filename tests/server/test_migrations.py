@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import URL, Connection, inspect, text
+from sqlalchemy import URL, Connection, MetaData, inspect, text
+from sqlalchemy.orm import Session
 
 from server.admin_key import ensure_admin_key
+from server.data_dir import ensure_data_dir
 from server.db import migrate
+from server.db.metrics import column_names, read_metrics
 from server.db.session import Database
-from server.db.tables import Table
+from server.db.tables import Job, Metric, Table
 from server.errors import MixloomError
 from server.settings import Settings
 
@@ -87,6 +92,31 @@ def test_an_upgraded_database_is_left_as_it_is(settings: Settings) -> None:
     before = sorted(path.name for path in settings.data_dir.iterdir())
     migrate.upgrade(settings)
     assert sorted(path.name for path in settings.data_dir.iterdir()) == before
+
+
+SOMETHING = {str: "1", int: 1, float: 1.0, bool: True, object: {}}
+"""By a column's type in Python, where JSON is an object."""
+
+
+def test_a_database_of_the_first_version_keeps_its_jobs_and_steps(settings: Settings) -> None:
+    ensure_data_dir(settings)
+    with connected(settings.database) as connection:
+        command.upgrade(migrate._config(connection), "0001")
+        for name, keys in (
+            ("tenants", {"id": "tenant"}),
+            ("jobs", {"id": "job", "tenant_id": "tenant"}),
+            ("metrics", {"job_id": "job", "step": 3}),
+        ):
+            table = sqlalchemy.Table(name, MetaData(), autoload_with=connection)
+            whole = {column.name: SOMETHING[column.type.python_type] for column in table.columns}
+            connection.execute(table.insert().values({**whole, **keys}))
+        connection.commit()
+    migrate.upgrade(settings)
+    with Session(Database(settings.database).engine) as session:
+        job, metric = session.get_one(Job, "job"), session.get_one(Metric, ("job", 3))
+        assert (job.mixture, job.tokens_key, metric.train_loss) == (None, "1", 1)
+        (row,) = read_metrics(session, job, from_step=0, every=None)[0]
+        assert len(row) == len(column_names(job))
 
 
 @pytest.mark.databases("sqlite")

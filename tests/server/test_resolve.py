@@ -248,7 +248,6 @@ def test_a_row_with_nothing_to_learn_is_refused() -> None:
 @pytest.mark.parametrize(
     ("config", "param"),
     [
-        ({"dataset": [{"id": "ds_1", "weight": 1}]}, "dataset"),
         ({"training": {"early_stopping": {"patience": 2}}}, "training.early_stopping"),
     ],
 )

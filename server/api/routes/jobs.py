@@ -8,7 +8,7 @@ from fastapi import Query, Response
 from sqlalchemy.orm import Session
 
 from server import resolve
-from server.api.answers import job_answers
+from server.api.answers import dataset_answer, job_answers
 from server.api.deps import ServicesDep, Tenant, TenantDep
 from server.api.lists import METADATA_PARAMETER, MetadataDep, PageDep, list_answer
 from server.api.routing import new_router
@@ -44,6 +44,8 @@ def estimate_job(services: ServicesDep, tenant: TenantDep, body: JobCreate) -> d
     return {
         "object": "estimate",
         "base": {"name": submission.base.name, "hash": submission.base.hash},
+        "dataset": dataset_answer(submission.mixture) or submission.parts[0].dataset.id,
+        "mixture": submission.mixture,
         "adapter": submission.adapter,
         "training": submission.training,
         "validation": submission.validation,

@@ -46,15 +46,20 @@ def get_metrics(
     format: Annotated[Literal["json", "csv"] | None, Query()] = None,
     accept: AcceptHeader = "*/*",
 ) -> Response:
-    """A row a step. Above 10,000 they are thinned; `every` (in CSV the header `X-Every`) says how much."""
+    """A row a step. Above 10,000 they are thinned; `every` (in CSV the header `X-Every`) says how much.
+
+    A job on several data sets has a column `train_loss.ID` for each, empty where a step had no row of it, and
+    `valid_loss.ID` where rows of each are held out.
+    """
     with services.database.read() as session:
         job = jobs.get_job(session, tenant.tenant_id, job_id)
-        rows, thinned = metrics.read_metrics(session, job.id, from_step=from_step, every=every)
+        rows, thinned = metrics.read_metrics(session, job, from_step=from_step, every=every)
+    columns = metrics.column_names(job)
     if format == "csv" or (format is None and "text/csv" in accept):
         text = io.StringIO()
-        csv.writer(text).writerows([metrics.COLUMN_NAMES, *rows])
+        csv.writer(text).writerows([columns, *rows])
         return Response(text.getvalue(), media_type="text/csv", headers={"X-Every": str(thinned)})
-    return JSONResponse({"object": "metrics", "columns": metrics.COLUMN_NAMES, "rows": rows, "every": thinned})
+    return JSONResponse({"object": "metrics", "columns": columns, "rows": rows, "every": thinned})
 
 
 @router.get("/checkpoints")

@@ -81,7 +81,7 @@ def do_unit(program: JobProgram, engine: Engine, run: Run) -> float:
         do = engine.forward_backward if works[0].is_training else engine.forward
         program.took(works, do([program.microbatch(works[0], run)]))
     if program.cursor.evaluating:
-        return program.end_evaluation()
+        return program.end_evaluation().valid_loss
     return program.end_step(engine, run).train_loss
 
 
@@ -116,7 +116,9 @@ def test_the_cursor_counts_steps_and_tokens_and_what_is_offered_hangs_on_it_alon
         do_unit(program, engine, run)
     assert program.is_finished
     assert program.offered() == []
-    assert program.cursor.tokens == curriculum.tokens_of_steps(8, lengths=TRAIN.lengths, batch_size=4, seed=42)
+    assert program.cursor.tokens == curriculum.tokens_of_steps(
+        8, mixture=curriculum.Mixture.single(10), lengths=TRAIN.lengths, batch_size=4, seed=42
+    )
 
 
 def test_a_unit_under_way_is_no_place_to_save_at(engine: Engine, run: Run) -> None:

@@ -12,7 +12,7 @@ from server.api.services import Services
 from server.daemon.writer import Writer
 from server.db import drains, recovery_points, runs
 from server.db.daemons import Fenced, begin_epoch
-from server.db.tables import ExpertLoads, RecoveryPoint, Run, Table, Tenant
+from server.db.tables import RecoveryPoint, Run, Table, Tenant
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import (
     MIXTURE,
@@ -103,31 +103,6 @@ def test_a_job_goes_on_from_its_point_with_the_same_bits_and_every_step_once(
         assert (run.lease_epoch, run.attempts) == (second.books.epoch, 2)
         charged = {tenant.id: tenant.counter for tenant in session.query(Tenant)}[alice.tenant_id]
     assert charged >= run.cost_charged > 0
-
-
-def loads(services: Services, job_id: str) -> dict[int, list[list[int]]]:
-    """Those of the experts that are kept of a job, by step."""
-    with services.database.read() as session:
-        rows = session.query(ExpertLoads).filter_by(job_id=job_id).order_by(ExpertLoads.step)
-        return {row.step: row.loads for row in rows}
-
-
-def test_loads_above_a_point_are_recorded_anew_and_go_with_their_job(
-    new_life: NewLife, alice: Caller, services: Services
-) -> None:
-    life = new_life(recovery_steps=8)
-    id_ = submit(alice, MIXTURE, steps=13)
-    life.turn_until(lambda: job(services, id_).step == 11)
-    before = loads(services, id_)
-    assert list(before) == [10]
-    second = new_life()
-    second.turn()
-    assert (job(services, id_).step, loads(services, id_)) == (9, {})
-    second.finish()
-    after = loads(services, id_)
-    assert (list(after), after[10]) == ([10, 13], before[10])
-    alice.delete(f"/jobs/{id_}")
-    assert loads(services, id_) == {}
 
 
 def test_lost_steps_are_given_back_to_the_tenant(
