@@ -86,7 +86,8 @@ class Engine:
     ) -> float:
         """AdamW on the accumulated gradient, which is then zeroed; returns its norm before clipping.
 
-        `loraplus_ratio` times the learning rate is that of every B (LoRA+).
+        `loraplus_ratio` times the learning rate is that of every B (LoRA+). Where the norm is not finite, the
+        weights and moments stay as they are.
         """
         norm = run.optimizer.update(
             run.adapter.flat,

@@ -1,5 +1,6 @@
 """torch's fused AdamW over one flat float32 vector, with the state where a recovery point finds it."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,10 +35,13 @@ class AdamW:
     ) -> float:
         """One decoupled-decay Adam step on `flat`, in place; returns the gradient's norm before clipping.
 
+        There is no step, and nothing changes, where the norm is not finite.
         `max_grad_norm` 0 clips nothing. `gradient` is scaled in place. The parameters `faster` have the learning
         rate times `ratio` (LoRA+).
         """
         norm = float(torch.linalg.vector_norm(gradient))
+        if not math.isfinite(norm):
+            return norm
         if 0 < max_grad_norm < norm:
             gradient.mul_(max_grad_norm / (norm + 1e-6))
         parts = _rates(len(flat), learning_rate, faster, ratio)

@@ -1,20 +1,19 @@
 """The daemon's loop: reconcile, decide, do, record. Between two gangs it obeys what the database says is wanted."""
 
 import logging
-import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from sqlalchemy.orm import Session
 
 from engine.engine import Engine
 from scheduler.plan import Plan, plan
 from scheduler.promise import longest_waits
 from server.daemon.books import Books
-from server.daemon.program import Evaluation, StepReport, Work
+from server.daemon.passes import Passes, Riding
+from server.daemon.program import Diverged, Evaluation, StepReport
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
 from server.daemon.snapshot import take_snapshot
@@ -29,14 +28,6 @@ log = logging.getLogger("mixloom.daemon")
 IDLE_SECONDS = 0.05
 FILL_MIN = 320
 """Rows at which a matmul has 95 % of its speed on a CPU (docs/log.md); `server.daemon.fill_min` measures others."""
-
-
-@dataclass
-class Riding:
-    """One run's part of a gang."""
-
-    resident: Resident
-    works: list[Work]
 
 
 @dataclass
@@ -83,6 +74,7 @@ class Loop:
         self.books = books
         self.settings = settings
         self.roster = roster
+        self.passes = Passes(engine, roster)
         self.sampler = sampler
         self.writer = writer
         self.fill_min = fill_min
@@ -115,10 +107,10 @@ class Loop:
         decision = self.decide()
         gang = self._gang(decision)
         began = time.monotonic()
-        done = self._execute(gang)
+        tokens = self.passes.run(gang)
         ended = self._end_units(gang)
         if gang:
-            self.pace.add(sum(work.num_tokens for r in done for work in r.works), time.monotonic() - began)
+            self.pace.add(tokens, time.monotonic() - began)
         self.record(decision, gang, ended)
         for resident in ended.residents:
             self._after_unit(resident)
@@ -196,62 +188,21 @@ class Loop:
             gang.append(Riding(resident, resident.program.offered()[: slot.num_microbatches]))
         return gang
 
-    def _execute(self, gang: Sequence[Riding]) -> list[Riding]:
-        """One pass for what trains, one for what evaluates; what of the gang was done.
-
-        When a pass fails (a broken row, no memory), its runs begin their units anew, and the next time that they ride
-        each of their microbatches has a pass of its own: who fails alone is at fault, the others lose only time.
-        """
-        done = []
-        for is_training in (True, False):
-            riding = [r for r in gang if r.works[0].is_training is is_training]
-            suspects = [r for r in riding if r.resident.is_suspect]
-            alone = [[Riding(r.resident, [work])] for r in suspects for work in r.works]
-            for part in [[r for r in riding if not r.resident.is_suspect], *alone]:
-                if not all(r.resident.run_id in self.roster.residents for r in part):
-                    continue  # its microbatch before this one failed
-                try:
-                    self._pass(part, is_training)
-                    done += part
-                except Exception as error:
-                    log.exception("pass_failed")
-                    if sum(len(r.works) for r in part) == 1:
-                        self.roster.fail(part[0].resident, *_blame(error))
-                        continue
-                    for r in part:
-                        r.resident.begin_unit_anew()
-            for r in suspects:
-                r.resident.is_suspect = False
-        return done
-
-    def _pass(self, riding: Sequence[Riding], is_training: bool) -> None:
-        microbatches = [r.resident.program.microbatch(w, r.resident.run) for r in riding for w in r.works]
-        if not microbatches:
-            return
-        outcomes = iter((self.engine.forward_backward if is_training else self.engine.forward)(microbatches))
-        for r in riding:
-            mine = [next(outcomes) for _ in r.works]
-            if all(math.isfinite(outcome.loss) for outcome in mine):
-                r.resident.program.took(r.works, mine)
-            else:
-                self.roster.fail(r.resident, "diverged", _DIVERGED.format(step=r.resident.program.cursor.step + 1))
-
     def _end_units(self, gang: Sequence[Riding]) -> Ended:
         """Take the optimizer step, or the mean, of each step or evaluation of the gang that is done."""
         ended = Ended()
         for resident in [r.resident for r in gang if r.resident.run_id in self.roster.residents]:
             if not resident.program.unit_is_done:
                 continue
-            resident.unit_cost = 0
+            resident.unit_cost, resident.is_suspect = 0, False
             if resident.program.cursor.evaluating:
                 resident.evaluation = resident.program.end_evaluation()
                 ended.evaluations.append((resident, resident.evaluation))
                 continue
-            report = resident.program.end_step(self.engine, resident.run)
-            if math.isfinite(report.grad_norm):
-                ended.steps.append((resident, report))
-            else:
-                self.roster.fail(resident, "diverged", _DIVERGED.format(step=report.step))
+            try:
+                ended.steps.append((resident, resident.program.end_step(self.engine, resident.run)))
+            except Diverged as error:
+                self.roster.end_diverged(resident, error.works)
         return ended
 
     def record(self, decision: Plan, gang: Sequence[Riding], ended: Ended) -> None:
@@ -315,16 +266,3 @@ class Loop:
             "fill_min": self.fill_min,
             "longest_wait_gangs": self.longest_wait,
         }
-
-
-def _blame(error: Exception) -> tuple[str, str]:
-    """(code, message) for a job whose microbatch fails by itself."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return "out_of_memory", "One microbatch needs more memory than there is. Use shorter rows or a smaller adapter."
-    return "pass_failed", f"The engine could not compute this job's rows ({type(error).__name__}). Look at the data."
-
-
-_DIVERGED = (
-    "The loss or the gradient became infinite or not a number at step {step}. Lower the learning rate, or look "
-    "for extreme rows in the data."
-)

@@ -3,6 +3,7 @@
 Knows no SQL and no scheduler. A *unit* is one optimizer step or one evaluation; a cursor stands between units.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -65,6 +66,14 @@ class Evaluation:
     valid_losses: list[float | None] | None  # of each data set of a mixture, where rows of each are held out
 
 
+class Diverged(ArithmeticError):
+    """The unit under way cannot be ended: the loss of `works` is infinite or not a number; if none, the gradient."""
+
+    def __init__(self, works: Sequence[Work] = ()):
+        super().__init__()
+        self.works = works
+
+
 class JobProgram:
     """Offers the microbatches of the unit under way, takes their outcomes, and ends the unit."""
 
@@ -121,13 +130,19 @@ class JobProgram:
         self._begin()
 
     def took(self, works: Sequence[Work], outcomes: Sequence[Outcome]) -> None:
-        """Add what the next microbatches came to."""
+        """Add what the next microbatches came to. Raises `Diverged`."""
+        broke = [work for work, outcome in zip(works, outcomes, strict=True) if not math.isfinite(outcome.loss)]
+        if broke:
+            raise Diverged(broke)
         for work, outcome in zip(works, outcomes, strict=True):
             self._tally.add(work.rows, outcome, share=work.num_tokens / self._num_tokens)
         self._done += len(works)
 
     def end_step(self, engine: Engine, run: Run) -> StepReport:
-        """Take the optimizer step of a training unit that is done."""
+        """Take the optimizer step of a training unit that is done.
+
+        Raises `Diverged` where the gradient is no number; the run's weights are then those before the step.
+        """
         rate = curriculum.learning_rate(
             self.cursor.step,
             peak=self.training["learning_rate"],
@@ -142,6 +157,8 @@ class JobProgram:
             max_grad_norm=self.training["max_grad_norm"],
             loraplus_ratio=self.training["loraplus_ratio"],
         )
+        if not math.isfinite(grad_norm):
+            raise Diverged
         step, tokens = self.cursor.step + 1, self.cursor.tokens + self._num_tokens
         per_epoch = curriculum.steps_per_epoch(len(self.train), self.training["batch_size"])
         report = StepReport(

@@ -2,28 +2,31 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from engine import formats, recovery
-from engine.base_model import Fingerprint
+from engine import recovery
+from engine.adapter import Adapter
 from engine.config import AdapterConfig
 from engine.engine import Engine
 from engine.errors import EngineError
 from engine.run import Run
 from scheduler.cost import Prices
 from server.daemon.books import Books
-from server.daemon.model_card import model_card
+from server.daemon.last_good import Candidate, last_good
+from server.daemon.memory import is_out_of_memory
 from server.daemon.prices import prices_of
-from server.daemon.program import Cursor, Evaluation, JobProgram
+from server.daemon.program import Cursor, Evaluation, JobProgram, Work
+from server.daemon.publisher import Ending, Publisher, State
 from server.daemon.writer import Writer, manifest
 from server.db import events, recovery_points, runs
-from server.db.tables import Adapter, Job, RecoveryPoint
+from server.db.tables import Job, RecoveryPoint
 from server.db.tables import Run as RunRow
-from server.ids import new_id
+from server.resolve import TRAINING_BYTES_PER_PARAMETER
 from server.settings import Settings
 from server.starts import check_start
 from server.states import JobStatus
@@ -47,7 +50,7 @@ class Resident:
     saved: Cursor  # of the newest recovery point
     saved_at: float
     is_evicted: bool = False  # by a plan: it is saved and let go at the next boundary
-    is_suspect: bool = False  # the last pass that it rode in failed
+    is_suspect: bool = False  # a pass of the unit under way failed: each microbatch rides alone
     is_closing: bool = False  # its last write is under way: it offers nothing any more
     evaluation: Evaluation | None = None  # the last one
     step_began: float = field(default_factory=time.monotonic)
@@ -64,9 +67,9 @@ class Resident:
         self.cost_charged += cost
         self.unit_cost += cost
 
-    def begin_unit_anew(self) -> None:
+    def begin_unit_anew(self, *, is_suspect: bool) -> None:
         """After a pass that failed half-way: the gradient of the unit is no sum of whole microbatches."""
-        self.is_suspect = True
+        self.is_suspect = is_suspect
         self.refund, self.unit_cost = self.unit_cost, 0
         self.cost_charged -= self.refund
         self.run.discard_gradient()
@@ -82,13 +85,13 @@ class Roster:
         self.store = store
         self.writer = writer
         self.settings = settings
-        self.fingerprint = Fingerprint.of(engine.base)
+        self.publisher = Publisher(engine.base, books, store, writer)
         self.residents: dict[str, Resident] = {}
 
     def attach(self, run_id: str) -> None:
         """Claim a queued run and bring it into memory, from its recovery point if it has one."""
         with self.books.write() as session:
-            claimed = runs.claim(session, run_id, self.books.epoch, vars(self.fingerprint))
+            claimed = runs.claim(session, run_id, self.books.epoch, vars(self.publisher.fingerprint))
             points = list(recovery_points.of_run(session, run_id))
         if claimed is None:
             return
@@ -96,11 +99,17 @@ class Roster:
         try:
             resident = self._load(job, row, points)
         except EngineError as error:
-            self._fail(job, run_id, "cannot_start", str(error))
+            self._fail(job, "cannot_start", str(error))
             return
         except (OSError, SafetensorError) as error:  # whose words may name a path
             log.error("rows_unreadable", extra={"fields": {"job": job.id, "reason": str(error)}})
-            self._fail(job, run_id, "cannot_start", "The job's files on the server cannot be read; submit it again.")
+            self._fail(job, "cannot_start", "The job's files on the server cannot be read; submit it again.")
+            return
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            num_bytes = TRAINING_BYTES_PER_PARAMETER * self.engine.base.layout(_config(job)).size
+            self._fail(job, "out_of_memory", _TOO_LARGE.format(bytes=num_bytes))
             return
         step = resident.program.cursor.step
         message = f"Training goes on after step {step}." if step else "Training begins."
@@ -159,74 +168,60 @@ class Roster:
         self.residents.pop(resident.run_id, None)
         self.writer.delete(f"recovery/{resident.run_id}")
 
-    def fail(self, resident: Resident, code: str, message: str) -> None:
-        """End a job by its own fault; nobody else notices."""
+    def fail(self, resident: Resident, code: str, message: str, *, adapter_id: str | None = None) -> None:
+        """End a job by its own fault; nobody else notices. `adapter_id`: what is left of it."""
         self.residents.pop(resident.run_id, None)
-        self._fail(resident.job, resident.run_id, code, message)
+        self._fail(resident.job, code, message, adapter_id)
+
+    def end_diverged(self, resident: Resident, works: Sequence[Work]) -> None:
+        """End a job whose numbers broke, with the last good state of it as an adapter.
+
+        `works` are those whose loss is no number; none where it was the gradient.
+        """
+        resident.is_closing = True
+        self.writer.wait()  # a checkpoint or a recovery point that is being written counts
+        cursor = resident.program.cursor
+        broke = [resident.program.microbatch(work, resident.run) for work in works]
+        good = last_good(self.engine, self._states(resident), broke)
+        message = _DIVERGED.format(step=cursor.step if cursor.evaluating else cursor.step + 1)
+        if good is None:
+            self.fail(resident, "diverged", message)
+            return
+        state = self._state(resident, good.adapter, good.step)
+        message += f" Its state after step {good.step} is kept as adapter '{good.adapter_id or state.id}'."
+        if good.adapter_id is not None:
+            self.fail(resident, "diverged", message, adapter_id=good.adapter_id)
+            return
+        ending = Ending(JobStatus.FAILED, message, {"code": "diverged", "message": message})
+        self.publisher.publish(state, ending, then=lambda: self.drop(resident))
+
+    def _states(self, resident: Resident) -> list[Candidate]:
+        """All that is left of a run: in memory, in recovery points, as adapters."""
+        with self.books.read() as session:
+            points = list(recovery_points.of_run(session, resident.run_id))
+            adapters = runs.adapters_of(session, resident.job.id)
+        path, load, load_adapter = self.store.path, self.engine.load, self.engine.load_adapter
+        return [
+            Candidate(resident.program.cursor.step, lambda: resident.run.adapter),
+            *(Candidate(one.step, partial(lambda key: load(path(key)).adapter, one.key)) for one in points),
+            *(Candidate(one.step, partial(load_adapter, path(one.key)), one.id) for one in adapters),
+        ]
 
     def publish_adapter(self, resident: Resident, *, final: bool) -> None:
         """Make an adapter of the run as it stands; the final one ends its job."""
         resident.is_closing = final
-        job, step = resident.job, resident.program.cursor.step
+        state = self._state(resident, resident.run.adapter, resident.program.cursor.step)
+        if final:
+            ending = Ending(JobStatus.SUCCEEDED, "The job is done; its adapter can be downloaded.")
+            self.publisher.publish(state, ending, then=lambda: self.drop(resident))
+        else:
+            self.publisher.publish(state, None, then=lambda: None)
+
+    def _state(self, resident: Resident, adapter: Adapter, step: int) -> State:
         evaluation = resident.evaluation
         valid_loss = evaluation.valid_loss if evaluation and evaluation.step == step else None
-        adapter_id = new_id("adp")
-        key = f"adapters/{adapter_id}"
-        base = self.engine.base
-        tensors = formats.tensors(resident.run.adapter)
-        config = formats.disk_config(
-            resident.run.adapter.config, base_name=job.base_name, activation=base.activation_name
-        )
         example, _ = resident.program.train.row(0)
-        card = model_card(self.store, job, example, step=step, valid_loss=valid_loss, fingerprint=self.fingerprint)
-
-        def publish(files: dict[str, str]) -> None:
-            weights = self.store.path(key) / formats.WEIGHTS
-            row = Adapter(
-                id=adapter_id,
-                tenant_id=job.tenant_id,
-                name=job.name if final else f"{job.name}, step {step}",
-                job_id=job.id,
-                step=step,
-                final=final,
-                base_name=job.base_name,
-                base_hash=job.base_hash,
-                method=job.adapter["method"],
-                config=job.adapter,
-                valid_loss=valid_loss,
-                exact=job.exact,
-                key=key,
-                sha256=files[formats.WEIGHTS],
-                bytes=weights.stat().st_size,
-                created_at=time.time(),
-            )
-            for old_key in self._add_adapter(resident, row):
-                self.writer.delete(old_key)
-
-        self.writer.put(key, lambda folder: formats.write(tensors, config, folder, card), publish)
-
-    def _add_adapter(self, resident: Resident, row: Adapter) -> list[str]:
-        """Insert the adapter, end the job if it is the final one; the keys to delete from the store."""
-        job, data = resident.job, {"step": row.step, "adapter_id": row.id, "sha256": row.sha256}
-        with self.books.write() as session:
-            added = False
-            exists = runs.lock_job(session, job.id) is not None
-            if row.final:
-                values = {"adapter_id": row.id, "finished_at": time.time(), "requested": None}
-                if runs.move(session, job.id, JobStatus.SUCCEEDED, **values):
-                    added = runs.add_adapter(session, row)
-                    events.record(session, job, "succeeded", "The job is done; its adapter can be downloaded.", data)
-            elif exists:
-                added = runs.add_adapter(session, row)
-                if added:
-                    events.record(session, job, "checkpoint", f"Checkpoint of step {row.step}.", data)
-            session.flush()
-            surplus = runs.surplus_checkpoints(session, job.id, job.training["keep_checkpoints"])
-            for old in surplus:
-                session.delete(old)
-        if row.final:
-            self.drop(resident)
-        return [old.key for old in surplus] + ([] if added else [row.key])
+        return State(job=resident.job, adapter=adapter, step=step, valid_loss=valid_loss, example=example)
 
     def _load(self, job: Job, row: RunRow, points: list[RecoveryPoint]) -> Resident:
         folder = self.store.path(job.tokens_key)
@@ -278,11 +273,10 @@ class Roster:
             raise EngineError("Every recovery point of this job is damaged; submit it again.")
         return None
 
-    def _fail(self, job: Job, run_id: str, code: str, message: str) -> None:
-        error = {"code": code, "message": message}
+    def _fail(self, job: Job, code: str, message: str, adapter_id: str | None = None) -> None:
+        values = {"error": {"code": code, "message": message}, "adapter_id": adapter_id, "requested": None}
         with self.books.write() as session:
-            failed = JobStatus.FAILED
-            if runs.move(session, job.id, failed, error=error, finished_at=time.time(), requested=None):
+            if runs.move(session, job.id, JobStatus.FAILED, finished_at=time.time(), **values):
                 events.record(session, job, "failed", message, {"code": code})
 
     def forget_ended(self) -> None:
@@ -307,6 +301,16 @@ class Roster:
                 message = f"The job is {word}, saved at step {step}."
                 events.record(session, job, word, message, {"step": step})
         self.residents.pop(resident.run_id, None)
+
+
+_DIVERGED = (
+    "The loss or the gradient became infinite or not a number at step {step}. Lower the learning rate, or look "
+    "for extreme rows in the data."
+)
+_TOO_LARGE = (
+    "The adapter with its gradient and its moments needs {bytes} bytes, which do not fit into memory beside the other "
+    "jobs'. Use fewer experts, fewer target modules or a smaller rank."
+)
 
 
 def _config(job: Job) -> AdapterConfig:

@@ -147,6 +147,11 @@ def add_adapter(session: Session, adapter: Adapter) -> bool:
     return True
 
 
+def adapters_of(session: Session, job_id: str) -> Sequence[Adapter]:
+    """The adapters that a job has made so far."""
+    return session.scalars(select(Adapter).where(Adapter.job_id == job_id)).all()
+
+
 def surplus_checkpoints(session: Session, job_id: str, keep: int) -> list[Adapter]:
     """Checkpoints beyond the newest `keep`; the best one by validation loss and a final adapter stay."""
     rows: Sequence[Adapter] = session.scalars(

@@ -95,3 +95,18 @@ def test_a_part_with_a_rate_of_its_own_is_a_parameter_group_of_torch(weight_deca
         settings = {"learning_rate": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": weight_decay}
         ours.update(flat, gradient, **settings, max_grad_norm=1.0, faster=part, ratio=16.0)
     torch.testing.assert_close(flat, torch.cat(theirs).detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_is_no_number_changes_nothing(value: float) -> None:
+    flat = torch.randn(SIZE)
+    optimizer = AdamW(torch.rand(SIZE), torch.rand(SIZE), step=3)
+    before = [tensor.clone() for tensor in (flat, optimizer.first, optimizer.second)]
+    gradient = torch.ones(SIZE)
+    gradient[17] = value
+    norm = optimizer.update(
+        flat, gradient, learning_rate=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, max_grad_norm=1.0
+    )
+    assert not math.isfinite(norm)
+    assert all(map(torch.equal, before, (flat, optimizer.first, optimizer.second)))
+    assert optimizer.step == 3

@@ -87,7 +87,10 @@ def list_jobs(
 
 @router.get("/{job_id}")
 def get_job(services: ServicesDep, tenant: TenantDep, job_id: str) -> dict[str, Any]:
-    """A job as it is now."""
+    """A job as it is now.
+
+    `adapter_id` is what it ended with; of one that failed with the code `diverged`, its last good state, if any.
+    """
     return _answer(services, tenant, job_id)
 
 

@@ -1,5 +1,6 @@
 """A job as a program: which rows, which weights, what comes next. Driven over the real engine."""
 
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -12,7 +13,7 @@ from engine.config import AdapterConfig
 from engine.engine import Engine
 from engine.run import Microbatch, Row, Run
 from server import curriculum
-from server.daemon.program import Cursor, JobProgram
+from server.daemon.program import Cursor, Diverged, JobProgram
 from server.tokens import TokenRow, TokenRows
 
 MIXTURE = AdapterConfig(
@@ -214,3 +215,27 @@ def test_loads_of_experts_are_kept_each_tenth_step_and_of_the_last_summed_over_t
             assert report.expert_loads == slots.tolist()
             assert slots.sum(1).tolist() == [report.step_tokens * 2] * 2, "each token has top_k = 2 slots in each layer"
     assert list(kept) == [10, 11]
+
+
+def test_a_loss_that_is_no_number_is_named_by_its_microbatch_and_not_taken(engine: Engine, run: Run) -> None:
+    program = new_program()
+    works = program.offered()
+    outcomes = engine.forward_backward([program.microbatch(work, run) for work in works])
+    broken = [outcomes[0], replace(outcomes[1], loss=float("nan")), *outcomes[2:]]
+    with pytest.raises(Diverged) as caught:
+        program.took(works, broken)
+    assert caught.value.works == [works[1]]
+    assert program.at_boundary
+
+
+def test_a_gradient_that_is_no_number_takes_no_step(engine: Engine, run: Run) -> None:
+    program = new_program()
+    do_unit(program, engine, run)
+    works, cursor, weights = program.offered(), program.cursor, run.adapter.flat.clone()
+    program.took(works, engine.forward_backward([program.microbatch(work, run) for work in works]))
+    run.gradient[0] = float("inf")
+    with pytest.raises(Diverged) as caught:
+        program.end_step(engine, run)
+    assert list(caught.value.works) == []
+    assert (program.cursor, run.step) == (cursor, 1)
+    assert torch.equal(run.adapter.flat, weights)

@@ -1,0 +1,124 @@
+"""Adapters of jobs: the files first, then the row that names them, and with it the end of a job that ends so."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from engine import formats
+from engine.adapter import Adapter
+from engine.base_model import BaseModel, Fingerprint
+from server.daemon.books import Books
+from server.daemon.model_card import model_card
+from server.daemon.writer import Writer
+from server.db import events, runs
+from server.db.tables import Adapter as AdapterRow
+from server.db.tables import Job
+from server.ids import new_id
+from server.states import JobStatus
+from server.store import LocalStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A job's weights at some step."""
+
+    job: Job
+    adapter: Adapter
+    step: int
+    valid_loss: float | None
+    example: np.ndarray  # a row that it trained on
+    id: str = field(default_factory=lambda: new_id("adp"))
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the job ends whose last adapter this is."""
+
+    status: JobStatus
+    message: str
+    error: dict[str, Any] | None = None
+
+
+class Publisher:
+    """Makes adapters of runs, by the writer, from copies."""
+
+    def __init__(self, base: BaseModel, books: Books, store: LocalStore, writer: Writer):
+        self.base = base
+        self.books = books
+        self.store = store
+        self.writer = writer
+        self.fingerprint = Fingerprint.of(base)
+
+    def publish(self, state: State, ending: Ending | None, then: Callable[[], None]) -> None:
+        """Keep a state as an adapter, and end its job if it is the last one; `then` runs when that is written."""
+        job, key = state.job, f"adapters/{state.id}"
+        tensors = formats.tensors(state.adapter)
+        config = formats.disk_config(
+            state.adapter.config, base_name=job.base_name, activation=self.base.activation_name
+        )
+        card = model_card(
+            self.store,
+            job,
+            state.example,
+            step=state.step,
+            valid_loss=state.valid_loss,
+            fingerprint=self.fingerprint,
+        )
+
+        def add(files: dict[str, str]) -> None:
+            num_bytes = (self.store.path(key) / formats.WEIGHTS).stat().st_size
+            row = _row(state, key, files[formats.WEIGHTS], num_bytes, final=_is_success(ending))
+            for old_key in self._add(job, row, ending):
+                self.writer.delete(old_key)
+            then()
+
+        self.writer.put(key, lambda folder: formats.write(tensors, config, folder, card), add)
+
+    def _add(self, job: Job, row: AdapterRow, ending: Ending | None) -> list[str]:
+        """Insert the adapter and end the job; the keys to delete from the store."""
+        data = {"step": row.step, "adapter_id": row.id, "sha256": row.sha256}
+        with self.books.write() as session:
+            exists = runs.lock_job(session, job.id) is not None
+            if ending is not None:
+                values = {"adapter_id": row.id, "finished_at": time.time(), "requested": None, "error": ending.error}
+                exists = runs.move(session, job.id, ending.status, **values)
+            added = exists and runs.add_adapter(session, row)
+            if added and not row.final:
+                events.record(session, job, "checkpoint", f"Checkpoint of step {row.step}.", data)
+            if exists and ending is not None:
+                code = {"code": ending.error["code"]} if ending.error else {}
+                events.record(session, job, ending.status, ending.message, {**data, **code})
+            session.flush()
+            surplus = runs.surplus_checkpoints(session, job.id, job.training["keep_checkpoints"])
+            for old in surplus:
+                session.delete(old)
+        return [old.key for old in surplus] + ([] if added else [row.key])
+
+
+def _is_success(ending: Ending | None) -> bool:
+    return ending is not None and ending.status is JobStatus.SUCCEEDED
+
+
+def _row(state: State, key: str, sha256: str, num_bytes: int, *, final: bool) -> AdapterRow:
+    job = state.job
+    return AdapterRow(
+        id=state.id,
+        tenant_id=job.tenant_id,
+        name=job.name if final else f"{job.name}, step {state.step}",
+        job_id=job.id,
+        step=state.step,
+        final=final,
+        base_name=job.base_name,
+        base_hash=job.base_hash,
+        method=job.adapter["method"],
+        config=job.adapter,
+        valid_loss=state.valid_loss,
+        exact=job.exact,
+        key=key,
+        sha256=sha256,
+        bytes=num_bytes,
+        created_at=time.time(),
+    )
