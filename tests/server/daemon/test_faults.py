@@ -23,8 +23,8 @@ from tests.server.making import upload
 pytestmark = pytest.mark.databases("sqlite")
 
 NewLife = Callable[..., Life]
-WIDE = {"steps": 6, "rows": 24, "batch": 24}
-"""Of a job whose optimizer step takes several microbatches."""
+WIDE = {"steps": 4, "rows": 36, "batch": 36}
+"""Of a job whose optimizer step takes three microbatches of 228 tokens."""
 NARROW = {"steps": 6, "batch": 2}
 """Of one whose microbatches have 114 tokens."""
 
@@ -94,7 +94,18 @@ def test_a_gang_that_does_not_fit_rides_in_smaller_passes_and_later_ones_begin_w
     assert 2 <= num_failed <= 3
     assert not any(engine.failed[engine.failed.index(False) :])
     assert events(services, mixture)[-1] == "succeeded"
-    assert steps(services, plain) == list(range(1, 7))
+    assert steps(services, plain) == [1, 2, 3, 4]
+
+
+def test_when_a_runs_first_pass_of_a_gang_fails_its_later_ones_wait(
+    alone: dict[str, Any], life: Life, alice: Caller, services: Services
+) -> None:
+    engine = cramp(life, 300)
+    life.loop.passes.limit.failed(912)
+    mixture = submit(alice, MIXTURE, **WIDE)
+    life.finish()
+    assert engine.sizes[:4] == [456, 228, 228, 228]
+    assert final_hash(services, mixture) == alone["mixture"]
 
 
 def test_a_job_whose_single_microbatch_does_not_fit_fails_alone_with_the_bytes(
@@ -155,7 +166,7 @@ def test_a_gradient_that_is_no_number_ends_its_job_with_the_state_before_it(
     alone: dict[str, Any], new_life: NewLife, alice: Caller, bob: Caller, services: Services
 ) -> None:
     life = new_life(token_budget=512, recovery_steps=0)
-    broken, mixture = submit(bob, PLAIN), submit(alice, MIXTURE, **WIDE)
+    broken, mixture = submit(bob, PLAIN, training={"checkpoint_every": 12}), submit(alice, MIXTURE, **WIDE)
     life.turn_until(lambda: job(services, broken).step == 3)
     spoil_gradient(life, broken)
     life.finish()
@@ -227,13 +238,15 @@ def test_a_row_that_breaks_the_pass_is_found_also_when_the_step_takes_several_ga
 ) -> None:
     life = new_life(token_budget=512)
     mixture, broken = submit(alice, MIXTURE, **WIDE), submit(bob, PLAIN, rows=60, batch=60, steps=3)
+    engine = cramp(life, 10**6)
     path = services.store.path(f"jobs/{broken}") / "train.safetensors"
     rows = TokenRows.load(path)
-    last = curriculum.rows_of_step(0, num_rows=60, batch_size=60, seed=job(services, broken).training["seed"])[-1]
-    rows.tokens[rows.offsets[last]] = 10**6  # no such token, in the last microbatch of the step
+    order = curriculum.rows_of_step(0, mixture=curriculum.Mixture.of(None, 60), batch_size=60, seed=42)
+    rows.tokens[rows.offsets[order[-1]]] = 10**6  # no such token, in the last microbatch of the step
     rows.save(path)
     life.finish()
     assert job(services, broken).error["code"] == "pass_failed"
+    assert engine.sizes[-2:] == [456, 228], "microbatches ride together again"
     assert final_hash(services, mixture) == alone["mixture"]
 
 
