@@ -25,7 +25,8 @@ from engine import base_model
 from engine.engine import Engine
 from scheduler.plan import Plan
 from server.daemon import main as daemon
-from server.daemon.loop import Ended, Loop, Riding
+from server.daemon.loop import Ended, Loop
+from server.daemon.passes import Riding
 from server.daemon.roster import Roster
 from server.daemon.sampler import Sampler
 from server.daemon.writer import Writer
