@@ -122,7 +122,7 @@ def _publish(
 ) -> Adapter:
     """The files in the store, then the row that names them."""
     id_ = new_id("adp")
-    key = f"adapters/{id_}"
+    key = f"uploads/{id_}"  # in `adapters` is what the daemon writes
     found: dict[str, Any] = {}
 
     def write(folder: Path) -> None:

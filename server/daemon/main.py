@@ -156,11 +156,12 @@ def collect_orphans(books: Books, store: LocalStore) -> None:
     with books.read() as session:
         adapters, points = runs.all_adapter_keys(session), recovery_points.all_keys(session)
         of_api = {
-            "adapters": adapters,
+            "uploads": adapters,
             "jobs": jobs.all_keys(session),
             "datasets": datasets.all_keys(session),
             "operations": operations.all_keys(session),
         }
+    store.remove_orphans("adapters", adapters)
     store.remove_orphans("recovery", {point.rpartition("/")[0] for point in points})
     for run in store.list("recovery"):
         store.remove_orphans(run, points)

@@ -17,7 +17,7 @@ from engine.sampling import DIVERGED, Sample, advance, scoring
 from scheduler.cost import Prices
 from server.daemon.books import Books
 from server.daemon.prices import prices_of
-from server.db import operations
+from server.db import operations, runs
 from server.db.tables import Operation
 from server.settings import Settings
 from server.store import LocalStore
@@ -181,7 +181,11 @@ class Sampler:
         if adapter_id is None:
             return None
         if adapter_id not in self._adapters:
-            self._adapters[adapter_id] = self.engine.load_adapter(self.store.path(f"adapters/{adapter_id}"))
+            with self.books.read() as session:
+                key = runs.adapter_key(session, adapter_id)
+            if key is None:
+                raise FileNotFoundError(f"{adapter_id} was deleted")
+            self._adapters[adapter_id] = self.engine.load_adapter(self.store.path(key))
             if len(self._adapters) > KEPT_ADAPTERS:
                 self._adapters.popitem(last=False)
         self._adapters.move_to_end(adapter_id)

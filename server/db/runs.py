@@ -152,6 +152,11 @@ def adapters_of(session: Session, job_id: str) -> Sequence[Adapter]:
     return session.scalars(select(Adapter).where(Adapter.job_id == job_id)).all()
 
 
+def adapter_key(session: Session, adapter_id: str) -> str | None:
+    """Where the store has an adapter's files; None if it was deleted."""
+    return session.scalar(select(Adapter.key).where(Adapter.id == adapter_id))
+
+
 def surplus_checkpoints(session: Session, job_id: str, keep: int) -> list[Adapter]:
     """Checkpoints beyond the newest `keep`; the best one by validation loss and a final adapter stay."""
     rows: Sequence[Adapter] = session.scalars(

@@ -40,7 +40,7 @@ def send(caller: Caller, config: Any, weights: bytes, file_name: str = WEIGHTS, 
 def kept(services: Services) -> tuple[int, list[str]]:
     """(rows, folders) of adapters."""
     with services.database.read() as session:
-        return session.query(Adapter).count(), services.store.list("adapters")
+        return session.query(Adapter).count(), services.store.list("uploads")
 
 
 def refused(answer: Any, code: str, param: str | None, services: Services, status: int = 422) -> dict[str, Any]:
@@ -77,14 +77,14 @@ def test_an_upload_is_an_adapter_like_any_other(
     with zipfile.ZipFile(io.BytesIO(alice.get(f"/adapters/{made['id']}/archive").content)) as archive:
         assert archive.read(WEIGHTS) == content
     assert alice.delete(f"/adapters/{made['id']}").status_code == 200
-    assert not services.store.path(f"adapters/{made['id']}").exists()
+    assert not services.store.path(f"uploads/{made['id']}").exists()
 
 
 def test_smaller_types_are_kept_in_float32(alice: Caller, base: Base, services: Services) -> None:
     config, weights = uploadable_adapter(LORA, base)
     halves = {name: tensor.astype(np.float16) for name, tensor in load(weights).items()}
     made = send(alice, config, save(halves)).json()
-    stored = load((services.store.path(f"adapters/{made['id']}") / WEIGHTS).read_bytes())
+    stored = load((services.store.path(f"uploads/{made['id']}") / WEIGHTS).read_bytes())
     assert all(np.array_equal(stored[name], half.astype(np.float32)) for name, half in halves.items())
     assert {str(tensor.dtype) for tensor in stored.values()} == {"float32"}
 
@@ -337,9 +337,9 @@ def test_an_upload_has_a_largest_size_which_is_not_that_of_data_sets(
 def test_a_files_name_is_no_path(name: str, alice: Caller, base: Base, services: Services) -> None:
     config, weights = uploadable_adapter(LORA, base)
     made = send(alice, config, weights, name).json()
-    folder = services.store.path(f"adapters/{made['id']}")
+    folder = services.store.path(f"uploads/{made['id']}")
     assert {path.name for path in folder.iterdir()} == {"README.md", "adapter_config.json", WEIGHTS}
-    assert services.store.list("adapters") == [f"adapters/{made['id']}"]
+    assert services.store.list("uploads") == [f"uploads/{made['id']}"]
 
 
 def test_a_named_upload_can_be_found(alice: Caller, base: Base) -> None:

@@ -193,7 +193,7 @@ def test_what_a_dead_life_had_not_published_is_cleared_away(
 ) -> None:
     id_ = submit(alice, MIXTURE)
     life.turn_until(lambda: job(services, id_).step == 6)
-    orphans = ["recovery/run_gone/1-5", f"recovery/{points(services, id_)[0].run_id}/1-99"]
+    orphans = ["adapters/adp_orphan", "recovery/run_gone/1-5", f"recovery/{points(services, id_)[0].run_id}/1-99"]
     for key in [*orphans, "recovery/run_gone/1-10.tmp"]:
         services.store.path(key).mkdir(parents=True)
     new_life()
@@ -207,8 +207,8 @@ def test_what_a_dead_api_had_not_named_is_cleared_away_an_hour_later(
 ) -> None:
     id_ = submit(alice, MIXTURE)
     named = [f"jobs/{id_}", f"datasets/{job(services, id_).dataset_id}"]
-    old = ["jobs/job_gone", "jobs/job_half.tmp", "datasets/ds_gone", "operations/gen_gone", "adapters/adp_gone"]
-    new = ["jobs/job_new", "datasets/ds_new.tmp", "adapters/adp_new.tmp"]  # an upload may be under way
+    old = ["jobs/job_gone", "jobs/job_half.tmp", "datasets/ds_gone", "operations/gen_gone", "uploads/adp_gone"]
+    new = ["jobs/job_new", "datasets/ds_new.tmp", "uploads/adp_new.tmp"]
     for key in [*old, *new]:
         services.store.path(key).mkdir(parents=True)
     for key in [*old, *named]:

@@ -14,6 +14,8 @@ from server.db.tables import Base, Operation, Tenant
 from server.ids import new_id
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import PLAIN, Life, submit
+from tests.server.making import uploadable_adapter
+from tests.server.test_uploads import LORA, send
 
 PROMPT = list(range(20, 40))
 
@@ -127,3 +129,17 @@ def test_what_is_sampled_while_others_train_is_paid_and_in_an_idle_server_it_is_
     prices = prices_of(life.loop.engine.base, None)
     paid = prices.forward(len(PROMPT)) + prices.sample(SLICE_TOKENS, num_sequences=1)
     assert counter() >= floor + paid > floor
+
+
+def test_an_uploaded_adapter_is_asked_like_any_other_and_one_that_is_deleted_meanwhile_is_not(
+    life: Life, ask: Any, alice: Caller, services: Services
+) -> None:
+    with services.database.read() as session:
+        base = session.query(Base).one()
+    ids = [send(alice, *uploadable_adapter({**LORA, "alpha": alpha}, base)).json()["id"] for alpha in (8, 9)]
+    plain, adapted, gone = ask(PROMPT), ask(PROMPT, adapter=ids[0]), ask(PROMPT, adapter=ids[1])
+    alice.delete(f"/adapters/{ids[1]}")
+    finish(life, plain, adapted, gone)
+    assert [operation(services, id_).status for id_ in (plain, adapted, gone)] == ["done", "done", "failed"]
+    assert result(services, plain) != result(services, adapted)
+    assert operation(services, gone).error["code"] == "adapter_unreadable"

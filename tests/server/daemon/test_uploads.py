@@ -54,7 +54,7 @@ def send_folder(caller: Caller, folder: Path, weights: str = formats.WEIGHTS) ->
 
 
 def logprobs_of(engine: Engine, services: Services, adapter_id: str) -> list[torch.Tensor]:
-    adapter = engine.load_adapter(services.store.path(f"adapters/{adapter_id}"))
+    adapter = engine.load_adapter(services.store.path(f"uploads/{adapter_id}"))
     return our_logprobs(engine, Run.fresh(adapter, 0))
 
 
@@ -70,7 +70,7 @@ def test_what_the_engine_writes_comes_back_byte_for_byte(
     stored = load_file(folder / formats.WEIGHTS)
     assert tensor_shapes(config.as_dict(), base) == {name: list(tensor.shape) for name, tensor in stored.items()}
     made = send_folder(alice, folder).json()
-    kept = services.store.path(f"adapters/{made['id']}")
+    kept = services.store.path(f"uploads/{made['id']}")
     for name in (formats.WEIGHTS, formats.CONFIG):
         assert (kept / name).read_bytes() == (folder / name).read_bytes()
     assert made["sha256"] == hashlib.sha256((folder / formats.WEIGHTS).read_bytes()).hexdigest()
