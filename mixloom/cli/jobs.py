@@ -61,6 +61,7 @@ def show(job: JobArgument, as_json: JsonFlag = False) -> None:
             "data": [_part_line(part) for part in found["mixture"] or ()] or found["dataset"],
             "latest": _by_name(found),
             "base": found["base"],
+            "started from": (found["init_from"] or {}).get("adapter"),
             "adapter": found["adapter"],
             "training": found["training"],
             "adapter id": found["adapter_id"],

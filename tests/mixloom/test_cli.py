@@ -236,6 +236,7 @@ def test_a_job_can_start_from_an_adapter(as_alice: Run, alice: Client, job_id: s
     dataset, adapter = alice.jobs.get(job_id)["dataset"], add_adapter(services, job_id, 3)
     job = json.loads(as_alice("submit", dataset, "--init-from", adapter, "--json").out)
     assert job["init_from"]["adapter"] == adapter
+    assert adapter in as_alice("show", job["id"]).out
     assert json.loads(as_alice("estimate", dataset, "--init-from", adapter, "--json").out)["adapter"] == job["adapter"]
     assert "adp_nothing" in as_alice("submit", dataset, "--init-from", "adp_nothing").err
 
