@@ -27,7 +27,7 @@ from server.states import JobStatus
 log = logging.getLogger("mixloom.daemon")
 IDLE_SECONDS = 0.05
 FILL_MIN = 320
-"""Rows at which a matmul has 95 % of its speed on a CPU (docs/log.md); `server.daemon.fill_min` measures others."""
+"""Rows at which a matmul has 95 % of its speed on a CPU (docs/log.md); `engine.probe` measures others."""
 
 
 @dataclass

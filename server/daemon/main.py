@@ -18,9 +18,8 @@ from engine import base_model, sources
 from engine.base_model import BaseModel
 from engine.engine import Engine
 from engine.errors import EngineError
-from engine.probe import choose_device, choose_dtype, probe
+from engine.probe import choose_device, choose_dtype, fewest_rows, probe
 from server.daemon.books import Books
-from server.daemon.fill_min import measure_fill_min
 from server.daemon.lock import hold
 from server.daemon.loop import Loop
 from server.daemon.publish import base_row, publish_tokenizer
@@ -71,7 +70,7 @@ def _live(settings: Settings) -> int:
     folder_key = publish_tokenizer(store, base, source, settings)
     engine, writer = Engine(base), Writer(store)
     roster = Roster(engine, books, store, writer, settings)
-    fill_min = measure_fill_min(base, settings.microbatch_tokens)
+    fill_min = fewest_rows(base, settings.microbatch_tokens)
     sampler = Sampler(engine, books, store, settings)
     loop = Loop(engine, books, settings, roster, sampler, writer, fill_min=fill_min)
     signal.signal(signal.SIGTERM, _stopper(loop))
