@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-from fastapi.exceptions import RequestValidationError
-from pydantic import AfterValidator, ValidationError
+from pydantic import AfterValidator
 from starlette.datastructures import FormData, UploadFile
 
 from server import strict_json
@@ -19,7 +18,7 @@ from server.adapter_files.layout import refuse_unfit, tensor_shapes
 from server.adapter_files.safetensors import Stored, read_header, write_float32
 from server.api.deps import Tenant
 from server.api.middleware import MIB
-from server.api.schemas import Name, StrictModel
+from server.api.schemas import Name, StrictModel, validated
 from server.api.services import Services
 from server.db import adapters
 from server.db.bases import current_base
@@ -97,7 +96,9 @@ def keep_adapter(services: Services, tenant: Tenant, form: FormData) -> tuple[Ad
     """
     config, weights = _file(form, "config"), _file(form, "weights")
     refuse_too_large(services.settings, weights.size or 0)
-    options = _options({name: value for name, value in form.items() if name not in ("config", "weights")})
+    options = validated(
+        AdapterOptions, {name: value for name, value in form.items() if name not in ("config", "weights")}
+    )
     with services.database.read() as session:
         base = current_base(session)
     values = _json(config)
@@ -163,13 +164,6 @@ def _file(form: FormData, part: str) -> UploadFile:
         return upload
     name = CONFIG if part == "config" else WEIGHTS
     raise MixloomError("missing_field", f"'{part}' is required: send {name} as a file part.", param=part)
-
-
-def _options(fields: dict[str, Any]) -> AdapterOptions:
-    try:
-        return AdapterOptions.model_validate(fields)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from None
 
 
 def _json(upload: UploadFile) -> dict[str, Any]:

@@ -9,17 +9,16 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from fastapi.exceptions import RequestValidationError
-from pydantic import Field, ValidationError
+from pydantic import Field
 from starlette.datastructures import FormData, UploadFile
 
 from server import strict_json
 from server.api.deps import Tenant
 from server.api.middleware import MIB
 from server.api.rendering import renderer_for
-from server.api.schemas import Name, StrictModel
+from server.api.schemas import Name, StrictModel, validated
 from server.api.services import Services
 from server.db import datasets
 from server.db.bases import current_base
@@ -103,7 +102,7 @@ def keep_upload(services: Services, tenant: Tenant, form: FormData) -> Dataset:
             fields["columns"] = strict_json.parse(fields["columns"])
         except ValueError as error:
             raise MixloomError("invalid_columns", f"'columns' {error}.", param="columns") from None
-    options = _validated(DatasetOptions, fields)
+    options = validated(DatasetOptions, fields)
     file_name = Path(upload.filename or "upload").name[:200]
 
     def obtain(content: Path) -> dict[str, Any]:
@@ -116,7 +115,7 @@ def keep_upload(services: Services, tenant: Tenant, form: FormData) -> Dataset:
 
 def keep_hub_dataset(services: Services, tenant: Tenant, body: Any) -> Dataset:
     """Fetch a hub data set and keep it, if every row is good. Raises as `ingest` and `fetch`."""
-    options = _validated(HubDataset, body)
+    options = validated(HubDataset, body)
 
     wanted = HubSplit(options.hub, options.config, options.split, options.revision)
 
@@ -165,13 +164,3 @@ def _keep(
     with services.database.write() as session:
         datasets.add_dataset(session, dataset)
     return dataset
-
-
-Options = TypeVar("Options", bound=DatasetOptions)
-
-
-def _validated(model: type[Options], values: Any) -> Options:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from None
