@@ -121,10 +121,6 @@ class Adapter:
     layout: Layout
     flat: Tensor = field(repr=False)
 
-    def view(self, layer: int, module: str, matrix: str) -> Tensor:
-        """One slot's parameters; writing to it changes the adapter."""
-        return self.layout.slots[layer, module, matrix].view(self.flat)
-
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """`Layout.named` of its own parameters; writing to them changes the adapter."""
         return self.layout.named(self.flat)

@@ -75,7 +75,7 @@ class DownLora:
     def forward(self, h_NF: Tensor) -> Tensor:
         """r·s·A dropout(h) of each slot, in the cells of its expert: [n, X]."""
         self.places = self._places(h_NF)
-        dropped_NF = self._drop(h_NF)
+        dropped_NF = Dropped.of(h_NF, self.places).x
         self.low_NR = h_NF.new_empty(len(h_NF), self.a.value.shape[1])
         for expert, start, stop in self.routing.ranges:
             torch.mm(dropped_NF[start:stop], self.a.value[expert].t(), out=self.low_NR[start:stop])
@@ -87,23 +87,20 @@ class DownLora:
         g_low_NR = self.routing.from_cells(g_nX)
         g_r_N += (g_low_NR * self.low_NR).sum(-1, dtype=g_r_N.dtype)
         g_low_NR.mul_(self._weights_N1()).mul_(self.segment.scaling)
-        dropped_NF, g_NF = self._drop(h_NF), torch.empty_like(h_NF)
+        dropped, g_NF = Dropped.of(h_NF, self.places), torch.empty_like(h_NF)
         for expert, start, stop in self.routing.ranges:
             a = self.a.expert(expert)
-            a.accumulate(g_low_NR[start:stop].t() @ dropped_NF[start:stop])
+            a.accumulate(g_low_NR[start:stop].t() @ dropped.x[start:stop])
             torch.mm(g_low_NR[start:stop], a.value, out=g_NF[start:stop])
-        g_h_NF += Dropped(dropped_NF, self.places).backward_(g_NF)
+        g_h_NF += dropped.backward_(g_NF)
 
     def _weights_N1(self) -> Tensor:
-        return self.routing.weights_N()[:, None].to(self.a.value.dtype)
-
-    def _drop(self, h_NF: Tensor) -> Tensor:
-        return h_NF if self.places is None else h_NF.view(-1).index_fill(0, self.places, 0).view(h_NF.shape)
+        return self.routing.weights_N[:, None].to(self.a.value.dtype)
 
     def _places(self, h_NF: Tensor) -> Tensor | None:
         """The dropped elements of h; each expert has a mask of its own."""
         dropout, width = self.segment.dropout, h_NF.shape[1]
-        if dropout is None or dropout.probability == 0:
+        if dropout is None:
             return None
         drawn = [
             dropout.dropped(self.layer, f"{self.input_name}.{expert}", (stop - start) * width) + start * width

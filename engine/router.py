@@ -4,6 +4,7 @@ Legend: n a segment's tokens, D hidden, E experts, K active experts, N = n·K sl
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -54,8 +55,9 @@ class Routing:
         """(gradient at x [N, D], gradient at r by place [N])."""
         g_ND = self.dispatch(g_nD)
         g_r_N = (g_ND * x_ND).sum(-1, dtype=self.weights_nK.dtype)
-        return g_ND.mul_(self.weights_N()[:, None].to(g_ND.dtype)), g_r_N
+        return g_ND.mul_(self.weights_N[:, None].to(g_ND.dtype)), g_r_N
 
+    @cached_property
     def weights_N(self) -> Tensor:
         """r by place, 0 in the padding: no gradient comes from there."""
         zeros_N = self.weights_nK.new_zeros(len(self.token_N))
@@ -64,10 +66,13 @@ class Routing:
     def from_cells(self, dense_nX: Tensor) -> Tensor:
         """Each slot's own R of a token's [n, E·R], by place: [N, R]."""
         num_cells = len(dense_nX) * len(self.loads_E)
-        cell_N = self.cell_nK.new_zeros(len(self.token_N)).index_copy_(
-            0, self.place_nK.flatten(), self.cell_nK.flatten()
-        )
-        return dense_nX.view(num_cells, -1).index_select(0, cell_N)
+        return dense_nX.view(num_cells, -1).index_select(0, self._cell_N)
+
+    @cached_property
+    def _cell_N(self) -> Tensor:
+        """place -> cell; the padding has any."""
+        zeros_N = self.cell_nK.new_zeros(len(self.token_N))
+        return zeros_N.index_copy_(0, self.place_nK.flatten(), self.cell_nK.flatten())
 
     def to_cells(self, x_NR: Tensor) -> Tensor:
         """The inverse of `from_cells`, with 0 for the experts that a token does not have: [n, E·R]."""

@@ -43,8 +43,10 @@ class Run:
         self.gradient.zero_()
         self.microbatch = 0
 
-    def dropout_key(self, microbatch: int) -> DropoutKey:
-        return DropoutKey(self.seed, self.step, microbatch, self.adapter.config.dropout)
+    def dropout_key(self, microbatch: int) -> DropoutKey | None:
+        """None for an adapter without dropout."""
+        probability = self.adapter.config.dropout
+        return DropoutKey(self.seed, self.step, microbatch, probability) if probability else None
 
 
 @dataclass(frozen=True)

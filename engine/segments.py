@@ -27,6 +27,11 @@ class Dropped:
     x: Tensor
     places: Tensor | None  # the elements of x that are 0, int64; None: there is no dropout
 
+    @classmethod
+    def of(cls, x: Tensor, places: Tensor | None) -> "Dropped":
+        """A copy of `x` without those elements; `x` itself where there is no dropout."""
+        return cls(x if places is None else x.reshape(-1).index_fill(0, places, 0).view(x.shape), places)
+
     def backward_(self, gradient: Tensor) -> Tensor:
         """The gradient at the input, in place of the one at `x`."""
         if self.places is not None:
@@ -78,10 +83,8 @@ class Segment:
 
     def drop(self, x: Tensor, layer: int, input_name: str) -> Dropped:
         """This segment's own rows [n, D] with its dropout applied."""
-        if self.dropout is None or self.dropout.probability == 0:
-            return Dropped(x, None)
-        places = self.dropout.dropped(layer, input_name, x.numel()).to(x.device)
-        return Dropped(x.reshape(-1).index_fill(0, places, 0).view(x.shape), places)
+        places = None if self.dropout is None else self.dropout.dropped(layer, input_name, x.numel())
+        return Dropped.of(x, None if places is None else places.to(x.device))
 
 
 @dataclass

@@ -92,7 +92,7 @@ class Oracle:
         self.model.set_attn_implementation("sdpa")
 
     def mask(self, layer: int, input_name: str, like: Tensor) -> Tensor | None:
-        if self.dropout is None or self.dropout.probability == 0:
+        if self.dropout is None:
             return None
         places = self.dropout.dropped(layer, input_name, like.numel())
         kept = torch.ones(like.numel(), dtype=torch.float64).index_fill(0, places, 0)
