@@ -4,7 +4,6 @@ Seconds are those of all threads together, the least of some repeats: another pr
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.contenders import DROPOUT, MIXLORA, PackedLimit, target_modules
+from benchmarks.reports import write_json
 from engine import base_model, formats, sources
 from engine.base_model import BaseModel
 from engine.config import AdapterConfig
@@ -61,9 +61,7 @@ def main(arguments: list[str]) -> int:
         "rows": rows,
     }
     console.print(_table(report), highlight=False)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(report, options.json)
     return 0
 
 

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.errors import BenchmarkError
+from benchmarks.reports import write_json
 from engine.probe import choose_device
 from mixloom.client import Client
 from mixloom.demo.server import serving
@@ -73,9 +74,7 @@ def main(arguments: list[str]) -> int:
         "results": results,
     }
     console.print(_table(results))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(report, options.json)
     return 0
 
 

@@ -4,7 +4,6 @@ The real loop trains a model of a few thousand parameters for real runs; many te
 """
 
 import argparse
-import json
 import random
 import tempfile
 import time
@@ -21,6 +20,7 @@ from sqlalchemy import insert
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import machine
+from benchmarks.reports import write_json
 from engine import base_model
 from engine.engine import Engine
 from scheduler.plan import Plan
@@ -83,9 +83,7 @@ def main(arguments: list[str]) -> int:
         report = _report(loop, options)
         loop.writer.wait()
     console.print(_table(report), highlight=False)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(report, options.json)
     return 0
 
 

@@ -4,7 +4,6 @@ All contenders are measured in one run, in turn, on the same token lists: only r
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from benchmarks import machine
 from benchmarks.contenders import CONTENDERS, DROPOUT, LORA, MIXLORA, Bases
 from benchmarks.data import Step, all_rows, make_steps, num_tokens
 from benchmarks.errors import BenchmarkError
+from benchmarks.reports import write_json
 from engine import sources
 from engine.errors import EngineError
 from engine.probe import choose_device, choose_dtype, probe
@@ -61,16 +61,13 @@ def main(arguments: list[str]) -> int:
     """Measure, print the table and write the JSON; the exit code."""
     options = _parser().parse_args(arguments)
     console = Console()
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
     try:
         report = measure(options, console)
     except (BenchmarkError, EngineError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
     _show(report, console)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(report, options.json)
     return 0
 
 
