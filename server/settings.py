@@ -14,8 +14,10 @@ from pydantic_settings import (
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-CLIENT_VARIABLES = {"MIXLOOM_URL", "MIXLOOM_API_KEY"}
-"""Read by the client and the CLI, not here."""
+from server import faults
+
+OTHER_VARIABLES = {"MIXLOOM_URL", "MIXLOOM_API_KEY", faults.VARIABLE}
+"""Read by the client and the CLI, and by tests; not here."""
 
 
 class Settings(BaseSettings):
@@ -62,7 +64,7 @@ class Settings(BaseSettings):
     @classmethod
     def _no_unknown_variable(cls, values: Any) -> Any:
         """A misspelt `MIXLOOM_…` is an error: it would do nothing."""
-        known = {f"MIXLOOM_{name.upper()}" for name in cls.model_fields} | CLIENT_VARIABLES
+        known = {f"MIXLOOM_{name.upper()}" for name in cls.model_fields} | OTHER_VARIABLES
         unknown = sorted(name for name in os.environ if name.startswith("MIXLOOM_") and name not in known)
         if unknown:
             raise ValueError(f"{', '.join(unknown)} is not a setting of this version; `mixloom config` lists them all")

@@ -21,6 +21,7 @@ from server.daemon.writer import Writer
 from server.db import accounts, daemons, drains, runs
 from server.db.runs import StepRow
 from server.db.tables import Drain
+from server.faults import fault
 from server.settings import Settings
 from server.states import JobStatus
 
@@ -214,12 +215,14 @@ class Loop:
                 self.backlogged = decision.backlogged
             return
         self.num_gangs += 1
+        fault("record.begin")
         with self.books.write() as session:
             runs.add_steps(session, [self._step_row(*step, gang_jobs=len(gang)) for step in ended.steps])
             for resident, evaluation in ended.evaluations:
                 runs.add_evaluation(session, resident.job, **vars(evaluation))
             self._charge(session, decision)
             daemons.update_daemon(session, self.books.epoch, floor=decision.floor, detail=self._detail())
+        fault("record.end")
         self.floor, self.backlogged = decision.floor, decision.backlogged
 
     def _charge(self, session: Session, decision: Plan) -> None:

@@ -12,6 +12,7 @@ from server.daemon.memory import bytes_asked, is_out_of_memory
 from server.daemon.pass_limit import PassLimit
 from server.daemon.program import Diverged, Work
 from server.daemon.roster import Resident, Roster
+from server.faults import fault
 
 log = logging.getLogger("mixloom.daemon")
 
@@ -98,6 +99,7 @@ class Passes:
 
     def _outcomes(self, a_pass: Sequence[Seat]) -> list[Outcome]:
         """One forward, with its backward where it trains."""
+        fault("pass.begin", [seat.resident.job.name for seat in a_pass])
         do = self.engine.forward_backward if a_pass[0].work.is_training else self.engine.forward
         return do([seat.resident.program.microbatch(seat.work, seat.resident.run) for seat in a_pass])
 

@@ -26,6 +26,7 @@ from server.daemon.writer import Writer, manifest
 from server.db import events, recovery_points, runs
 from server.db.tables import Job, RecoveryPoint
 from server.db.tables import Run as RunRow
+from server.faults import fault
 from server.resolve import TRAINING_BYTES_PER_PARAMETER
 from server.settings import Settings
 from server.starts import check_start
@@ -96,6 +97,7 @@ class Roster:
         if claimed is None:
             return
         job, row = claimed
+        fault("claim.done", [job.name])
         try:
             resident = self._load(job, row, points)
         except EngineError as error:

@@ -1,0 +1,86 @@
+"""Named places where a test makes something go wrong. Off, and a call of nothing, unless MIXLOOM_FAULTS is set.
+
+MIXLOOM_FAULTS is the path of a file that a test writes with `arm`, also while the server runs. A fault that has struck
+is gone from it, so that the next process does not meet it again.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+POINTS = {
+    "claim.done": "a run is leased, its job is being loaded; about the job's name",
+    "pass.begin": "before a pass; about the names of the jobs that ride in it",
+    "record.begin": "a gang is computed, nothing of it is written yet",
+    "record.end": "what a gang came to is written",
+}
+"""Every name that `fault` is called with, and where. A test reads the calls and fails when this is not the same."""
+
+Kind = Literal["kill", "abort", "EIO", "ENOSPC", "delay", "hang"]
+VARIABLE = "MIXLOOM_FAULTS"
+_FILE = os.environ.get(VARIABLE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Something that goes wrong at a point."""
+
+    point: str
+    kind: Kind
+    about: str = ""  # strikes only where this is among what the call is about; empty: everywhere
+    after: int = 0  # passes of the point to let go by first
+    times: int = 1  # how often it strikes
+    seconds: float = 1.0  # of a delay
+
+
+def arm(path: Path, *faults: Fault) -> None:
+    """Write the faults to be met from now on, in place of those before."""
+    unknown = [fault.point for fault in faults if fault.point not in POINTS]
+    assert not unknown, f"no such points: {unknown}"
+    path.write_text(json.dumps([asdict(fault) for fault in faults]))
+
+
+def fault(point: str, about: Sequence[str] = ()) -> None:
+    """A place where what is armed strikes."""
+    if _FILE is not None and (struck := _next(Path(_FILE), point, about)):
+        _strike(struck)
+
+
+def _next(path: Path, point: str, about: Sequence[str]) -> Fault | None:
+    """The fault that strikes now, which is counted in the file before it does."""
+    if not path.exists():
+        return None
+    with path.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        armed = json.loads(file.read() or "[]")
+        for one in armed:
+            if one["point"] != point or not one["times"] or (one["about"] and one["about"] not in about):
+                continue
+            is_now = one["after"] == 0
+            one["times" if is_now else "after"] -= 1
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(armed))
+            return Fault(**one) if is_now else None
+    return None
+
+
+def _strike(struck: Fault) -> None:
+    if struck.kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif struck.kind == "abort":
+        os.abort()
+    elif struck.kind == "delay":
+        time.sleep(struck.seconds)
+    elif struck.kind == "hang":
+        while True:
+            time.sleep(3600)
+    else:
+        raise OSError(getattr(errno, struck.kind), f"fault at {struck.point}")
