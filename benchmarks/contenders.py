@@ -33,6 +33,13 @@ DROPOUT = 0.05
 MIXLORA = {"rank": 16, "alpha": 32.0, "num_experts": 8, "top_k": 2, "router_aux_loss_coef": 1e-3}
 LORA = {"rank": 80, "alpha": 160.0}
 """The paper's baseline with about as many parameters as MIXLORA."""
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"method": "lora", **LORA},
+    "dora": {"method": "lora", **LORA, "dora": True},
+    "mixlora": {"method": "mixlora", **MIXLORA},
+    "mixdora": {"method": "mixlora", **MIXLORA, "dora": True},
+}
+"""What our engine trains, by the name of its contender."""
 
 
 class Contender(Protocol):
@@ -66,18 +73,17 @@ class Bases:
         model.to(torch.device(self.device))  # type: ignore[arg-type]
         return model.eval().requires_grad_(False)
 
-    @cached_property
-    def mixlora_runs(self) -> list[Run]:
-        return self._runs("mixlora", MIXLORA)
+    def runs(self, method: str) -> list[Run]:
+        """One of each job; the same ones at each call."""
+        if method not in self._runs:
+            targets = target_modules(self.packed.model)
+            config = AdapterConfig.from_dict({"dropout": DROPOUT, "target_modules": targets, **METHODS[method]})
+            self._runs[method] = [Engine(self.packed).create_run(config, seed) for seed in range(self.jobs)]
+        return self._runs[method]
 
     @cached_property
-    def lora_runs(self) -> list[Run]:
-        return self._runs("lora", LORA)
-
-    def _runs(self, method: str, values: dict[str, Any]) -> list[Run]:
-        targets = target_modules(self.packed.model)
-        config = AdapterConfig.from_dict({"method": method, "dropout": DROPOUT, "target_modules": targets, **values})
-        return [Engine(self.packed).create_run(config, seed) for seed in range(self.jobs)]
+    def _runs(self) -> dict[str, list[Run]]:
+        return {}
 
 
 class PackedLimit:
@@ -91,7 +97,7 @@ class PackedLimit:
     def step(self, step: Step) -> float:
         sequences = [[torch.from_numpy(row.tokens) for row in rows] for rows in step]
         batch = pack([Segment(rows) for rows in sequences], self.base.device)
-        targets = _packed_targets([row for rows in step for row in rows], self.base.device)
+        targets = packed_targets([row for rows in step for row in rows], self.base.device)
         with self.base.pass_.over(batch), input_gradient(self.base.model):
             hidden = self.base.hidden_states(batch)
             loss, logprobs = target_logprobs(hidden, self.base.head, *targets, LOSSES["cross_entropy"])
@@ -136,13 +142,21 @@ class Packed:
         self.trainable_parameters = runs[0].adapter.flat.numel()
 
     def step(self, step: Step) -> float:
+        loss = self.forward_backward(step)
+        self.optim_step()
+        return loss
+
+    def forward_backward(self, step: Step) -> float:
+        """The loss of the first job."""
         jobs = [Microbatch(rows=rows, run=run) for rows, run in zip(step, self.runs, strict=True)]
         outcomes = []
         for start in range(0, len(jobs), self.jobs_a_pass):
             outcomes += self.engine.forward_backward(jobs[start : start + self.jobs_a_pass])
+        return outcomes[0].loss
+
+    def optim_step(self) -> None:
         for run in self.runs:
             self.engine.optim_step(run, learning_rate=LEARNING_RATE, max_grad_norm=MAX_GRAD_NORM)
-        return outcomes[0].loss
 
 
 def target_modules(model: PreTrainedModel) -> tuple[str, ...]:
@@ -162,13 +176,7 @@ def input_gradient(model: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def _peft(bases: Bases) -> Contender:
-    from benchmarks.hf_peft import Peft  # seconds to load, and no part of what the others need
-
-    return Peft(bases.plain())
-
-
-def _packed_targets(rows: list[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def packed_targets(rows: list[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(row of the pack that predicts, target id, weight) of all targets, [N] each."""
     starts = np.cumsum([0, *(len(row.tokens) for row in rows[:-1])])
     columns = (
@@ -180,11 +188,20 @@ def _packed_targets(rows: list[Row], device: torch.device) -> tuple[Tensor, Tens
     return places, targets, weights
 
 
+def _peft(bases: Bases) -> Contender:
+    from benchmarks.hf_peft import Peft  # seconds to load, and no part of what the others need
+
+    return Peft(bases.plain())
+
+
+def _packed(method: str) -> Callable[[Bases], Contender]:
+    return lambda bases: Packed(bases.packed, bases.runs(method), bases.jobs)
+
+
 CONTENDERS: dict[str, Callable[[Bases], Contender]] = {
     "limit_packed": lambda bases: PackedLimit(bases.packed),
     "limit_transformers": lambda bases: SequenceLimit(bases.plain()),
-    "mixlora": lambda bases: Packed(bases.packed, bases.mixlora_runs, bases.jobs),
-    "mixlora_one_job_a_pass": lambda bases: Packed(bases.packed, bases.mixlora_runs, 1),
-    "lora": lambda bases: Packed(bases.packed, bases.lora_runs, bases.jobs),
+    **{method: _packed(method) for method in METHODS},
+    "mixlora_one_job_a_pass": lambda bases: Packed(bases.packed, bases.runs("mixlora"), 1),
     "peft": _peft,
 }

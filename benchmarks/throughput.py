@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.contenders import CONTENDERS, DROPOUT, LORA, MIXLORA, Bases
+from benchmarks.contenders import CONTENDERS, DROPOUT, METHODS, Bases
 from benchmarks.data import Step, all_rows, make_steps, num_tokens
 from benchmarks.errors import BenchmarkError
 from benchmarks.reports import write_json
@@ -31,10 +31,13 @@ RATIOS = {
     "mixlora_over_limit": ("mixlora", "limit"),
     "mixlora_over_peft": ("mixlora", "peft"),
     "mixlora_over_lora": ("mixlora", "lora"),
+    "dora_over_lora": ("dora", "lora"),
+    "mixdora_over_lora": ("mixdora", "lora"),
     "lora_over_limit": ("lora", "limit"),
     "lora_over_peft": ("lora", "peft"),
     "packing_gain": ("mixlora", "mixlora_one_job_a_pass"),
 }
+"""Of speeds; those of contenders that take part are reported."""
 SAME_LOSS = {"float32": 1e-4, "bfloat16": 0.02}
 """All contenders start as the base alone: how far rounding takes their first losses apart, as a share."""
 
@@ -82,21 +85,32 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     dtype = choose_dtype(probed, device) if options.dtype == "auto" else options.dtype
     bases = Bases(sources.resolve(options.base), dtype, device, options.jobs)
     steps = _steps(options, bases)
-    firsts = _first_steps(bases, max(steps, key=lambda step: num_tokens([step])), console)
-    turns = _alternate(bases, steps, options.rounds, console)
-    speeds = {name: num_tokens(steps) / median(turn.seconds for turn in turns[name]) for name in CONTENDERS}
+    names = taking_part(options.methods)
+    firsts = _first_steps(names, bases, max(steps, key=lambda step: num_tokens([step])), console)
+    turns = _alternate(names, bases, steps, options.rounds, console)
+    speeds = {name: num_tokens(steps) / median(turn.seconds for turn in turns[name]) for name in names}
     speeds["limit"] = max(speeds[name] for name in LIMITS)
     return {
         "benchmark": "throughput",
         "machine": machine.describe(device) | {"gigaflops": probed},
         "settings": _settings(options, dtype, steps),
         "tokens_per_second": speeds,
-        "ratios": {name: speeds[over] / speeds[under] for name, (over, under) in RATIOS.items()},
+        "ratios": {
+            name: speeds[over] / speeds[under]
+            for name, (over, under) in RATIOS.items()
+            if {over, under} <= speeds.keys()
+        },
         "memory": {"peak_bytes": {name: first.peak_bytes for name, first in firsts.items()}},
         "trainable_parameters": {name: first.trainable_parameters for name, first in firsts.items()},
         "first_loss": {name: first.loss for name, first in firsts.items()},
-        "turns": {name: [asdict(turn) for turn in turns[name]] for name in CONTENDERS},
+        "turns": {name: [asdict(turn) for turn in turns[name]] for name in names},
     }
+
+
+def taking_part(methods: Sequence[str]) -> list[str]:
+    """The contenders of a run, in the order of their turns."""
+    ours = {*methods, *(["mixlora_one_job_a_pass"] if "mixlora" in methods else [])}
+    return [name for name in CONTENDERS if name in {*LIMITS, *ours, "peft"}]
 
 
 def _steps(options: argparse.Namespace, bases: Bases) -> list[Step]:
@@ -111,7 +125,7 @@ def _steps(options: argparse.Namespace, bases: Bases) -> list[Step]:
     return steps
 
 
-def _first_steps(bases: Bases, step: Step, console: Console) -> dict[str, FirstStep]:
+def _first_steps(names: Sequence[str], bases: Bases, step: Step, console: Console) -> dict[str, FirstStep]:
     """Every contender's first step, each in a fresh process: a process's peak of memory never falls.
 
     Raises:
@@ -119,10 +133,9 @@ def _first_steps(bases: Bases, step: Step, console: Console) -> dict[str, FirstS
     """
     firsts = {}
     processes = machine.fresh_processes(bases.device, preload="benchmarks.contenders")
-    for name in CONTENDERS:
-        fresh = Bases(bases.folder, bases.dtype, bases.device, bases.jobs)
+    for name in names:
         with ProcessPoolExecutor(1, mp_context=processes) as pool:
-            first = firsts[name] = pool.submit(_first_step, name, fresh, step).result()
+            first = firsts[name] = pool.submit(_first_step, name, replace(bases), step).result()
         console.print(f"{name}: first loss {first.loss:.4f}, peak {first.peak_bytes / 1e9:.2f} GB", highlight=False)
     losses = [first.loss for first in firsts.values()]
     if max(losses) - min(losses) > SAME_LOSS[bases.dtype] * max(losses):
@@ -137,9 +150,11 @@ def _first_step(name: str, bases: Bases, step: Step) -> FirstStep:
     return FirstStep(loss, machine.peak_bytes(bases.device), contender.trainable_parameters)
 
 
-def _alternate(bases: Bases, steps: Sequence[Step], rounds: int, console: Console) -> dict[str, list[Turn]]:
+def _alternate(
+    names: Sequence[str], bases: Bases, steps: Sequence[Step], rounds: int, console: Console
+) -> dict[str, list[Turn]]:
     """Each contender's turns, one a round, after one step each that does not count."""
-    contenders = {name: build(bases) for name, build in CONTENDERS.items()}
+    contenders = {name: CONTENDERS[name](bases) for name in names}
     for contender in contenders.values():
         contender.step(steps[0])
     turns: dict[str, list[Turn]] = {name: [] for name in contenders}
@@ -177,8 +192,7 @@ def _settings(options: argparse.Namespace, dtype: str, steps: Sequence[Step]) ->
         "peft_padding": 1 - num_tokens(steps) / padded,
         "optimizer_step": "included for all that train",
         "dropout": DROPOUT,
-        "mixlora": MIXLORA,
-        "lora": LORA,
+        "methods": {name: METHODS[name] for name in options.methods},
     }
 
 
@@ -223,6 +237,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks throughput", description=__doc__)
     parser.add_argument("--jobs", type=_positive, default=4, help="jobs that train side by side (4)")
     parser.add_argument("--batch", type=_positive, default=8, help="rows of each job in a step (8)")
+    parser.add_argument(
+        "--methods", choices=METHODS, nargs="+", default=["lora", "mixlora"], help="of ours (lora mixlora)"
+    )
     parser.add_argument(
         "--rows", type=_positive, help="rows of all jobs together, rounded up to whole steps (one step)"
     )

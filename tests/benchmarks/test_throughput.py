@@ -15,7 +15,7 @@ from benchmarks.contenders import CONTENDERS, Bases, PackedLimit, SequenceLimit
 from benchmarks.data import Step, all_rows, make_steps
 from benchmarks.errors import BenchmarkError
 from benchmarks.hf_peft import IGNORED, collate
-from benchmarks.throughput import main
+from benchmarks.throughput import main, taking_part
 from engine.run import Row
 from tests.base_folder import write_tiny_base
 
@@ -25,6 +25,8 @@ RATIOS = {
     "mixlora_over_limit",
     "mixlora_over_peft",
     "mixlora_over_lora",
+    "dora_over_lora",
+    "mixdora_over_lora",
     "lora_over_limit",
     "lora_over_peft",
     "packing_gain",
@@ -68,6 +70,7 @@ def gradients_at_embeddings(model: nn.Module, limit: PackedLimit | SequenceLimit
 def test_one_command_gives_every_figure(bases: Bases, tmp_path: Path):
     file = tmp_path / "report.json"
     arguments = ["--jobs", "2", "--batch", "2", "--rows", "8", "--rounds", "2", "--dtype", "float32"]
+    arguments += ["--methods", "lora", "dora", "mixlora", "mixdora"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "throughput", *arguments, "--base", bases.folder, "--json", file],
         cwd=ROOT,
@@ -92,10 +95,16 @@ def test_one_command_gives_every_figure(bases: Bases, tmp_path: Path):
     assert report["ratios"]["packing_gain"] == speeds["mixlora"] / speeds["mixlora_one_job_a_pass"]
     trainable = report["trainable_parameters"]
     assert trainable["limit_packed"] == trainable["limit_transformers"] == 0
-    assert trainable["peft"] == trainable["lora"]
+    assert trainable["peft"] == trainable["lora"] < trainable["dora"]
+    assert trainable["mixlora"] < trainable["mixdora"]
     assert all(len(turns) == 2 for turns in report["turns"].values())
     assert {"capability", "flags", "threads", "torch", "transformers", "peft"} <= set(report["machine"])
     assert str(bases.folder.parent) not in file.read_text()
+
+
+def test_only_the_methods_that_were_asked_for_take_part():
+    assert taking_part(["dora", "lora"]) == ["limit_packed", "limit_transformers", "lora", "dora", "peft"]
+    assert "mixlora_one_job_a_pass" in taking_part(["mixlora"])
 
 
 def test_both_limits_do_the_same_work(bases: Bases, steps: list[Step]):
