@@ -2,11 +2,12 @@
 
 Expert e has its own LoRA beside the shared gate (W1), up (W3) and down (W2). A is applied to all tokens for all
 experts at once, one matmul of E·R columns, and so is the B of down: both are cheaper than one for each expert. The
-B of gate and up and the A of down work on each expert's own rows. Kept for the backward are x, W1x, W3x, the routing
-and activations of rank R; the states of the experts are computed again.
+B of gate and up and the A of down work on each expert's own rows, block after block of them, so that the states of
+the experts are made, used and forgotten in the processor's cache. Kept for the backward are x, W1x, W3x, the routing
+and activations of rank R; the states are computed again.
 
-Legend: n a segment's tokens, N their slots sorted by expert, D hidden, F feed-forward width, R rank, E experts,
-X = E·R.
+Legend: n a segment's tokens, N their slots sorted by expert, m those of a block, D hidden, F feed-forward width,
+R rank, E experts, X = E·R.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from engine.adapter import Parameter
 from engine.dora import Magnitude
-from engine.router import Routing
+from engine.router import Block, Routing
 from engine.segments import Dropped, Segment
 
 Activation = Callable[[Tensor], Tensor]
@@ -35,29 +36,34 @@ class ExpertLora:
     magnitudes: list[Magnitude]  # of each expert (MixDoRA), or none
 
     def project(self, x_nD: Tensor) -> None:
-        """Ax, kept for `add_` and `backward`."""
+        """s·Ax, kept for `add_` and its backward."""
         dense_nX = F.linear(x_nD, self.a.value.flatten(0, 1))
         self.low_NR = self.routing.from_cells(dense_nX).mul_(self.scaling)
+        self.g_low_NR = torch.empty_like(self.low_NR)
 
-    def add_(self, y_NF: Tensor) -> None:
-        """y += s·Ax B for each expert's rows, in place; then the magnitudes."""
-        for expert, start, stop in self.routing.ranges:
-            y_NF[start:stop].addmm_(self.low_NR[start:stop], self.b.value[expert])
+    def add_(self, y_mF: Tensor, block: Block) -> None:
+        """y += s·Ax B for a block's rows, in place; then the magnitudes."""
+        low_mR = self.low_NR[block.rows]
+        for expert, rows in block.shares:
+            y_mF[rows].addmm_(low_mR[rows], self.b.value[expert])
         if self.magnitudes:
-            self.z_NF = y_NF.clone()
-            for expert, start, stop in self.routing.ranges:
-                y_NF[start:stop] = self.magnitudes[expert].apply(self.z_NF[start:stop])
+            self.z_mF = y_mF.clone()  # of the block at hand, whose backward follows at once
+            for expert, rows in block.shares:
+                y_mF[rows] = self.magnitudes[expert].apply(self.z_mF[rows])
 
-    def backward(self, g_NF: Tensor, x_nD: Tensor, g_x_nD: Tensor) -> None:
-        """Adds the gradient at x to `g_x_nD`; `g_NF` becomes the gradient at the frozen module's output."""
-        g_low_NR = torch.empty_like(self.low_NR)
-        for expert, start, stop in self.routing.ranges:
-            g_nF = g_NF[start:stop]
+    def add_backward_(self, g_mF: Tensor, block: Block) -> None:
+        """`g_mF`, the gradient at what `add_` gave, becomes that at the frozen module's output."""
+        low_mR, g_low_mR = self.low_NR[block.rows], self.g_low_NR[block.rows]
+        for expert, rows in block.shares:
+            g = g_mF[rows]
             if self.magnitudes:
-                g_nF.copy_(self.magnitudes[expert].backward(g_nF, self.z_NF[start:stop]))
-            torch.mm(g_nF, self.b.value[expert].t(), out=g_low_NR[start:stop])
-            self.b.expert(expert).accumulate(self.low_NR[start:stop].t() @ g_nF)
-        dense_nX = self.routing.to_cells(g_low_NR.mul_(self.scaling))
+                g.copy_(self.magnitudes[expert].backward(g, self.z_mF[rows]))
+            torch.mm(g, self.b.value[expert].t(), out=g_low_mR[rows])
+            self.b.expert(expert).accumulate(low_mR[rows].t() @ g)
+
+    def project_backward(self, x_nD: Tensor, g_x_nD: Tensor) -> None:
+        """Adds the gradient at x, once all blocks went through `add_backward_`."""
+        dense_nX = self.routing.to_cells(self.g_low_NR.mul_(self.scaling))
         self.a.accumulate(dense_nX.t() @ x_nD)
         g_x_nD.addmm_(dense_nX, self.a.value.flatten(0, 1))
 
@@ -72,41 +78,54 @@ class DownLora:
     input_name: str
     routing: Routing
 
-    def forward(self, h_NF: Tensor) -> Tensor:
+    def begin(self) -> None:
+        """Before the first block."""
+        self.low_NR = self.a.value.new_empty(len(self.routing.token_N), self.a.value.shape[1])
+        self.places: dict[int, Tensor | None] = {}  # first row of a block -> the dropped elements of its h
+
+    def project(self, h_mF: Tensor, block: Block) -> None:
+        """s·A dropout(h) of a block's rows."""
+        places = self.places[block.rows.start] = self._places(h_mF, block)
+        dropped_mF, low_mR = Dropped.of(h_mF, places).x, self.low_NR[block.rows]
+        for expert, rows in block.shares:
+            torch.mm(dropped_mF[rows], self.a.value[expert].t(), out=low_mR[rows])
+        low_mR.mul_(self.segment.scaling)
+
+    def output(self) -> Tensor:
         """r·s·A dropout(h) of each slot, in the cells of its expert: [n, X]."""
-        self.places = self._places(h_NF)
-        dropped_NF = Dropped.of(h_NF, self.places).x
-        self.low_NR = h_NF.new_empty(len(h_NF), self.a.value.shape[1])
-        for expert, start, stop in self.routing.ranges:
-            torch.mm(dropped_NF[start:stop], self.a.value[expert].t(), out=self.low_NR[start:stop])
-        self.low_NR.mul_(self.segment.scaling)
         return self.routing.to_cells(self.low_NR * self._weights_N1())
 
-    def backward(self, g_nX: Tensor, h_NF: Tensor, g_h_NF: Tensor, g_r_N: Tensor) -> None:
-        """Adds to the gradients at h and at the routing weights."""
+    def output_backward(self, g_nX: Tensor) -> Tensor:
+        """The gradient at the routing weights, by place [N]."""
         g_low_NR = self.routing.from_cells(g_nX)
-        g_r_N += (g_low_NR * self.low_NR).sum(-1, dtype=g_r_N.dtype)
-        g_low_NR.mul_(self._weights_N1()).mul_(self.segment.scaling)
-        dropped, g_NF = Dropped.of(h_NF, self.places), torch.empty_like(h_NF)
-        for expert, start, stop in self.routing.ranges:
+        g_r_N = (g_low_NR * self.low_NR).sum(-1, dtype=self.routing.weights_N.dtype)
+        self.g_low_NR = g_low_NR.mul_(self._weights_N1()).mul_(self.segment.scaling)
+        return g_r_N
+
+    def project_backward(self, h_mF: Tensor, block: Block) -> Tensor:
+        """The gradient at a block's h, after `output_backward`."""
+        dropped, g_low_mR = Dropped.of(h_mF, self.places[block.rows.start]), self.g_low_NR[block.rows]
+        g_mF = torch.empty_like(h_mF)
+        for expert, rows in block.shares:
             a = self.a.expert(expert)
-            a.accumulate(g_low_NR[start:stop].t() @ dropped.x[start:stop])
-            torch.mm(g_low_NR[start:stop], a.value, out=g_NF[start:stop])
-        g_h_NF += dropped.backward_(g_NF)
+            a.accumulate(g_low_mR[rows].t() @ dropped.x[rows])
+            torch.mm(g_low_mR[rows], a.value, out=g_mF[rows])
+        return dropped.backward_(g_mF)
 
     def _weights_N1(self) -> Tensor:
         return self.routing.weights_N[:, None].to(self.a.value.dtype)
 
-    def _places(self, h_NF: Tensor) -> Tensor | None:
-        """The dropped elements of h; each expert has a mask of its own."""
-        dropout, width = self.segment.dropout, h_NF.shape[1]
+    def _places(self, h_mF: Tensor, block: Block) -> Tensor | None:
+        """The dropped elements of a block's h; each expert has a mask of its own."""
+        dropout, width = self.segment.dropout, h_mF.shape[1]
         if dropout is None:
             return None
         drawn = [
-            dropout.dropped(self.layer, f"{self.input_name}.{expert}", (stop - start) * width) + start * width
-            for expert, start, stop in self.routing.ranges
+            dropout.dropped(self.layer, f"{self.input_name}.{expert}", (rows.stop - rows.start) * width)
+            + rows.start * width
+            for expert, rows in block.shares
         ]
-        return torch.cat(drawn).to(h_NF.device)
+        return torch.cat(drawn).to(h_mF.device)
 
 
 @dataclass(frozen=True)
@@ -139,45 +158,59 @@ class Experts:
         for lora in (self.gate, self.up):
             if lora is not None:
                 lora.project(self.input.x)
-        gate_NF, up_NF = self._states()
-        h_NF = self.activation(gate_NF).mul_(up_NF)
+        if self.down is not None:
+            self.down.begin()
+        h_NF = gate_nF.new_empty(len(self.routing.token_N), gate_nF.shape[1])
+        for block in self.routing.blocks:
+            gate_mF, up_mF = self._states(block)
+            h_mF = torch.mul(self.activation(gate_mF), up_mF, out=h_NF[block.rows])
+            if self.down is not None:
+                self.down.project(h_mF, block)
         if self.splits_down:
             hidden_nF.zero_()
             return h_NF
         self.routing.combine(h_NF, hidden_nF)
-        return h_NF.new_empty(0) if self.down is None else self.down.forward(h_NF)
+        return h_NF.new_empty(0) if self.down is None else self.down.output()
 
     def backward(self, g_hidden_nF: Tensor, g_extra: Tensor | None, out: InputGradients) -> Tensor | None:
         """From the gradients of what `forward` wrote and returned; returns that of the routing weights [n, K]."""
-        gate_NF, up_NF = self._states()
-        with torch.enable_grad():
-            activated_NF = self.activation(gate_NF.requires_grad_())
-        a_NF, g_r_nK = activated_NF.detach(), None
-        if self.splits_down:
+        g_r_N = torch.zeros_like(self.routing.weights_N)
+        if self.down is not None:
             assert g_extra is not None
-            g_h_NF = g_extra
-        else:
-            h_NF = a_NF * up_NF
-            g_h_NF, g_r_N = self.routing.combine_backward(g_hidden_nF, h_NF)
-            if self.down is not None:
+            g_r_N += self.down.output_backward(g_extra)
+        g_gate_NF, g_up_NF = (self.gate_nF.new_empty(len(g_r_N), self.gate_nF.shape[1]) for _ in range(2))
+        for block in self.routing.blocks:
+            gate_mF, up_mF = self._states(block)
+            with torch.enable_grad():
+                activated_mF = self.activation(gate_mF.requires_grad_())
+            a_mF = activated_mF.detach()
+            if self.splits_down:
                 assert g_extra is not None
-                self.down.backward(g_extra, h_NF, g_h_NF, g_r_N)
-            g_r_nK = g_r_N[self.routing.place_nK]
-        g_up_NF = g_h_NF * a_NF
-        (g_gate_NF,) = torch.autograd.grad(activated_NF, gate_NF, g_h_NF * up_NF)
-        for lora, g_NF in ((self.gate, g_gate_NF), (self.up, g_up_NF)):
+                g_h_mF = g_extra[block.rows]
+            else:
+                h_mF = a_mF * up_mF
+                g_h_mF, g_r_m = self.routing.combine_backward(g_hidden_nF, h_mF, block)
+                g_r_N[block.rows] += g_r_m
+                if self.down is not None:
+                    g_h_mF += self.down.project_backward(h_mF, block)
+            torch.mul(g_h_mF, a_mF, out=g_up_NF[block.rows])
+            g_gate_NF[block.rows] = torch.autograd.grad(activated_mF, gate_mF, up_mF.mul_(g_h_mF))[0]
+            for lora, g_NF in ((self.gate, g_gate_NF), (self.up, g_up_NF)):
+                if lora is not None:
+                    lora.add_backward_(g_NF[block.rows], block)
+        for lora in (self.gate, self.up):
             if lora is not None:
-                lora.backward(g_NF, self.input.x, out.x_nD)
+                lora.project_backward(self.input.x, out.x_nD)
         self.input.backward_(out.x_nD)
         self.routing.collect(g_gate_NF, out.gate_nF)
         self.routing.collect(g_up_NF, out.up_nF)
-        return g_r_nK
+        return None if self.splits_down else g_r_N[self.routing.place_nK]
 
-    def _states(self) -> tuple[Tensor, Tensor]:
-        """Gate and up of each slot [N, F], with the experts' LoRA."""
-        gate_NF, up_NF = self.routing.dispatch(self.gate_nF), self.routing.dispatch(self.up_nF)
+    def _states(self, block: Block) -> tuple[Tensor, Tensor]:
+        """Gate and up of a block's slots [m, F], with the experts' LoRA."""
+        gate_mF, up_mF = self.routing.dispatch(self.gate_nF, block), self.routing.dispatch(self.up_nF, block)
         if self.gate is not None:
-            self.gate.add_(gate_NF)
+            self.gate.add_(gate_mF, block)
         if self.up is not None:
-            self.up.add_(up_NF)
-        return gate_NF, up_NF
+            self.up.add_(up_mF, block)
+        return gate_mF, up_mF

@@ -54,20 +54,21 @@ class PackedFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[1, T, D] -> [1, T, D]."""
         parts = []
-        for start, segment, x_nD in self.pass_.batch.split(x[0]):
+        x_TD = x.squeeze(0)
+        for start, segment, x_nD in self.pass_.batch.split(x_TD):
             experts = self._experts(segment, x_nD) if segment is not None and segment.is_mixture else None
             parts.append(Part(start, start + len(x_nD), segment, experts))
         mixtures = [part.experts for part in parts if part.experts is not None]
         hidden_TF, *extras = _GatedUnit.apply(
             self.pass_.anchor,
-            x[0],
-            self.gate(x)[0],
-            self.up(x)[0],
+            x_TD,
+            self.gate(x).squeeze(0),
+            self.up(x).squeeze(0),
             self.activation,
             parts,
             *(experts.routing.weights_nK for experts in mixtures),
         )
-        y_TD = self.down(hidden_TF[None])[0]
+        y_TD = self.down(hidden_TF[None]).squeeze(0)
         return self._down(y_TD, [part for part in parts if part.experts is not None], extras)[None]
 
     def _experts(self, segment: Segment, x_nD: Tensor) -> Experts:
@@ -122,11 +123,10 @@ class PackedFeedForward(nn.Module):
         a, b = (segment.parameter(self.layer, self.down.module, matrix) for matrix in "AB")
         magnitudes = self.down.magnitudes(segment)
         groups, scales = [], []
-        for expert, start, stop in experts.routing.ranges:
-            name = f"{self.down.input_name}.{expert}"
-            input_ = segment.drop(h_NF[start:stop].detach(), self.layer, name)
-            groups.append(Group(start, stop, input_, a.expert(expert), b.expert(expert), segment.scaling))
-            scales.append(dora.Group(start, stop, magnitudes[expert]))
+        for expert, rows in experts.routing.whole.shares:
+            input_ = segment.drop(h_NF[rows].detach(), self.layer, f"{self.down.input_name}.{expert}")
+            groups.append(Group(rows.start, rows.stop, input_, a.expert(expert), b.expert(expert), segment.scaling))
+            scales.append(dora.Group(rows.start, rows.stop, magnitudes[expert]))
         y_ND = add_lora(self.pass_.anchor, self.down.frozen(h_NF), h_NF, groups)
         y_ND = dora.scale(self.pass_.anchor, y_ND, self.down.frozen.bias, scales)
         return _Combine.apply(y_ND, experts.routing, experts.routing.weights_nK)
@@ -162,7 +162,7 @@ class _GatedUnit(torch.autograd.Function):
                 activated_nF = activation(leaf_nF)
             torch.mul(activated_nF.detach(), up_nF, out=hidden_nF)
             ctx.activated[part.start] = leaf_nF, activated_nF
-        ctx.x_TD, ctx.up_TF, ctx.parts = x_TD, up_TF, parts
+        ctx.input_shape, ctx.up_TF, ctx.parts = x_TD.shape, up_TF, parts
         ctx.set_materialize_grads(False)
         return hidden_TF, *extras
 
@@ -170,7 +170,7 @@ class _GatedUnit(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         g_hidden_TF, *g_extras = gradients
         parts, ctx.parts = ctx.parts, None  # a pass lets go of what it kept while it goes back
-        g_x_TD = torch.zeros_like(ctx.x_TD)
+        g_x_TD = g_hidden_TF.new_zeros(ctx.input_shape)
         g_gate_TF, g_up_TF = torch.empty_like(g_hidden_TF), torch.empty_like(g_hidden_TF)
         g_weights: list[Tensor | None] = []
         for part in parts:
@@ -218,5 +218,5 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        g_x_ND, g_r_N = ctx.routing.combine_backward(gradients[0], ctx.x_ND)
+        g_x_ND, g_r_N = ctx.routing.combine_backward(gradients[0], ctx.x_ND, ctx.routing.whole)
         return g_x_ND, None, g_r_N[ctx.routing.place_nK]

@@ -81,7 +81,8 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[1, T, D] -> [1, T, O]."""
         groups, scales = [], []
-        for start, segment, x_nD in self.pass_.batch.split(x[0].detach()):
+        x_TD = x.squeeze(0)  # not x[0], whose backward fills a tensor with zeros first
+        for start, segment, x_nD in self.pass_.batch.split(x_TD.detach()):
             if segment is None or not segment.has_lora(self.module):
                 continue
             stop = start + len(x_nD)
@@ -89,7 +90,7 @@ class LoraLinear(nn.Module):
             a, b = (segment.parameter(self.layer, self.module, matrix) for matrix in "AB")
             groups.append(Group(start, stop, input_, a, b, segment.scaling))
             scales += [dora.Group(start, stop, magnitude) for magnitude in self.magnitudes(segment)]
-        y = add_lora(self.pass_.anchor, self.frozen(x)[0], x[0], groups)
+        y = add_lora(self.pass_.anchor, self.frozen(x_TD), x_TD, groups)
         return dora.scale(self.pass_.anchor, y, self.frozen.bias, scales)[None]
 
     def magnitudes(self, segment: Segment) -> list[dora.Magnitude]:

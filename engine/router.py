@@ -1,17 +1,36 @@
 """MixLoRA's router and its auxiliary loss (paper §3.2, eq. 7 to 9).
 
-Legend: n a segment's tokens, D hidden, E experts, K active experts, N = n·K slots and their padding.
+Legend: n a segment's tokens, D hidden, E experts, K active experts, N = n·K slots and their padding, m those of a
+block.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.segments import ROW_MULTIPLE
+
+BLOCK_ROWS = 256
+"""Places of a block, unless one expert alone has more: what is computed of them stays in the processor's cache."""
+
+
+class Share(NamedTuple):
+    """One expert's rows within a block."""
+
+    expert: int
+    rows: slice
+
+
+class Block(NamedTuple):
+    """Neighbouring experts' places, which go through the feed-forward together."""
+
+    rows: slice
+    shares: list[Share]
 
 
 @dataclass(frozen=True)
@@ -26,12 +45,12 @@ class Routing:
     cell_nK: Tensor  # slot -> token · E + expert
     place_nK: Tensor  # slot -> place
     token_N: Tensor  # place -> token
-    ranges: list[tuple[int, int, int]]  # (expert, first place, last place + 1) of each expert that got a token
+    blocks: list[Block]  # every place is in one
     loads_E: Tensor  # slots of each expert
 
-    def dispatch(self, x_nD: Tensor) -> Tensor:
-        """Each token's row, once for each of its experts, sorted by expert: [n, D] -> [N, D]."""
-        return x_nD.index_select(0, self.token_N)
+    def dispatch(self, x_nD: Tensor, block: Block) -> Tensor:
+        """The token's row of each place of a block: [n, D] -> [m, D]."""
+        return x_nD.index_select(0, self.token_N[block.rows])
 
     def collect(self, x_ND: Tensor, out: Tensor) -> Tensor:
         """The backward of `dispatch`: Σ_k x_k for each token, [N, D] -> [n, D]."""
@@ -51,11 +70,21 @@ class Routing:
             first_nD.addcmul_(difference_nD, self.weights_nK[:, k : k + 1].to(x_ND.dtype))
         return first_nD
 
-    def combine_backward(self, g_nD: Tensor, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """(gradient at x [N, D], gradient at r by place [N])."""
-        g_ND = self.dispatch(g_nD)
-        g_r_N = (g_ND * x_ND).sum(-1, dtype=self.weights_nK.dtype)
-        return g_ND.mul_(self.weights_N[:, None].to(g_ND.dtype)), g_r_N
+    def combine_backward(self, g_nD: Tensor, x_mD: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """Of a block: (gradient at x [m, D], gradient at r [m])."""
+        g_mD, r_m = self.dispatch(g_nD, block), self.weights_N[block.rows]
+        g_r_m = (g_mD * x_mD).sum(-1, dtype=r_m.dtype)
+        return g_mD.mul_(r_m[:, None].to(g_mD.dtype)), g_r_m
+
+    @cached_property
+    def whole(self) -> Block:
+        """All places as one block."""
+        shares = [
+            Share(expert, slice(block.rows.start + rows.start, block.rows.start + rows.stop))
+            for block in self.blocks
+            for expert, rows in block.shares
+        ]
+        return Block(slice(0, len(self.token_N)), shares)
 
     @cached_property
     def weights_N(self) -> Tensor:
@@ -99,15 +128,29 @@ def route(x_nD: Tensor, router_ED: Tensor, top_k: int) -> tuple[Routing, Tensor]
     padding_before_E = (sizes_E - loads_E).cumsum(0) - (sizes_E - loads_E)
     sizes = sizes_E.tolist()
     places = torch.arange(len(order), device=order.device) + padding_before_E[slot_expert[order]]
-    starts = accumulate(sizes[:-1], initial=0)
     tokens_n1 = torch.arange(num_tokens, device=order.device)[:, None]
     routing = Routing(
         weights_nK=top_nK / top_nK.sum(-1, keepdim=True),
         cell_nK=tokens_n1 * num_experts + expert_nK,
         place_nK=torch.empty_like(order).index_copy_(0, order, places).view_as(expert_nK),
         token_N=order.new_zeros(sum(sizes)).index_copy_(0, places, order // top_k),
-        ranges=[(e, start, start + size) for e, (start, size) in enumerate(zip(starts, sizes, strict=True)) if size],
+        blocks=list(_blocks(sizes)),
         loads_E=loads_E,
     )
     balance = num_experts * (loads_E.to(precise) / num_tokens * probability_nE.mean(0)).sum()
     return routing, balance
+
+
+def _blocks(sizes: Sequence[int]) -> Iterator[Block]:
+    """Neighbouring experts together, as long as they have no more than `BLOCK_ROWS` places."""
+    shares: list[Share] = []
+    start = rows = 0
+    for expert, size in enumerate(sizes):
+        if shares and rows + size > BLOCK_ROWS:
+            yield Block(slice(start, start + rows), shares)
+            start, rows, shares = start + rows, 0, []
+        if size:
+            shares.append(Share(expert, slice(rows, rows + size)))
+            rows += size
+    if shares:
+        yield Block(slice(start, start + rows), shares)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from engine import router
 from engine.engine import Engine
 from tests.engine.loads import LOADS, build
 from tests.engine.oracle import Oracle
@@ -12,6 +13,12 @@ from tests.models import tiny_base
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     return Engine(tiny_base(dtype=torch.float64))
+
+
+@pytest.fixture(autouse=True)
+def _blocks_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the experts of these small passes have several, as those of large passes do."""
+    monkeypatch.setattr(router, "BLOCK_ROWS", 32)
 
 
 @pytest.mark.parametrize("name", LOADS)

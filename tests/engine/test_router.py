@@ -1,0 +1,36 @@
+"""How slots are laid out for the experts."""
+
+import pytest
+import torch
+
+from engine import router
+from engine.router import route
+
+TOKENS, WIDTH, EXPERTS, TOP_K = 600, 8, 6, 2
+
+
+@pytest.mark.parametrize("block_rows", [1, 200, 10_000])
+def test_every_place_is_in_one_block_beside_its_own_expert(monkeypatch: pytest.MonkeyPatch, block_rows: int) -> None:
+    monkeypatch.setattr(router, "BLOCK_ROWS", block_rows)
+    torch.manual_seed(0)
+    routing, _ = route(torch.randn(TOKENS, WIDTH), torch.randn(EXPERTS, WIDTH), TOP_K)
+    expert_of_place = {}
+    for block in routing.blocks:
+        size = block.rows.stop - block.rows.start
+        assert len(block.shares) == 1 or size <= block_rows
+        for expert, rows in block.shares:
+            assert rows.stop <= size
+            for place in range(block.rows.start + rows.start, block.rows.start + rows.stop):
+                assert expert_of_place.setdefault(place, expert) == expert
+    assert sorted(expert_of_place) == list(range(len(routing.token_N)))
+    for cell, place in zip(routing.cell_nK.flatten().tolist(), routing.place_nK.flatten().tolist(), strict=True):
+        assert expert_of_place[place] == cell % EXPERTS
+        assert routing.token_N[place] == cell // EXPERTS
+
+
+def test_an_expert_without_a_token_has_no_share() -> None:
+    weights = torch.zeros(EXPERTS, WIDTH)
+    weights[1], weights[4] = 2.0, 1.0
+    routing, _ = route(torch.ones(TOKENS, WIDTH), weights, TOP_K)
+    assert {expert for block in routing.blocks for expert, _ in block.shares} == {1, 4}
+    assert routing.loads_E.tolist() == [0, TOKENS, 0, 0, TOKENS, 0]
