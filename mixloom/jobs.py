@@ -91,7 +91,7 @@ class Jobs:
         return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
 
     def experts(self, job: str, *, limit: int | None = None, order: str = "asc") -> Iterator[Object]:
-        """How the tokens of each tenth step, and of the last, were spread over a MixLoRA job's experts.
+        """How the tokens of the last step, and of each tenth before it, were spread over a MixLoRA job's experts.
 
         `{"step", "slots", "mean", "std", "layers": [{"loads": [part of the slots, …], "mean", "std"}, …]}`
         """

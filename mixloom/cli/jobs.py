@@ -105,7 +105,7 @@ def experts(
     layers: Annotated[bool, typer.Option("--layers", help="Of the newest step, every layer and expert.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show how a MixLoRA job's tokens are spread over its experts, as parts of 1: each tenth step, and the last."""
+    """Show the parts of a MixLoRA job's tokens that its experts get, in the last step and each tenth before it."""
     client = Client()
     id_ = job_of(client, job)["id"]
     found = list(client.jobs.experts(id_, limit=1, order="desc") if layers else client.jobs.experts(id_))

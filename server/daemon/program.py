@@ -17,7 +17,7 @@ from server.daemon.tally import LossesBySet, Tally
 from server.tokens import TokenRows
 
 LOADS_EVERY = 10
-"""Steps between two whose experts' loads are kept."""
+"""Steps from one whose experts' loads are kept to the next, counted back from the last."""
 
 
 @dataclass(frozen=True)
@@ -195,9 +195,9 @@ class JobProgram:
         return not self.cursor.evaluating and step > 0 and step % self.training["checkpoint_every"] == 0
 
     def _loads_to_keep(self, step: int) -> list[list[int]] | None:
-        """Those of each tenth step and of the last one."""
+        """Those of the last step, and of each tenth before it."""
         loads = self._tally.expert_loads
-        is_kept = step % LOADS_EVERY == 0 or step == self.training["total_steps"]
+        is_kept = (self.training["total_steps"] - step) % LOADS_EVERY == 0
         return loads.tolist() if loads is not None and is_kept else None
 
     def _evaluation_is_due(self, step: int) -> bool:

@@ -73,7 +73,7 @@ def list_checkpoints(services: ServicesDep, tenant: TenantDep, page: PageDep, jo
 
 @router.get("/experts")
 def list_expert_loads(services: ServicesDep, tenant: TenantDep, page: PageDep, job_id: str) -> dict[str, Any]:
-    """How a step's tokens were spread over the experts, for each tenth step and the last; newest first.
+    """How a step's tokens were spread over the experts, for the last step and each tenth before it; newest first.
 
     `loads` are parts of a layer's `slots` (tokens · top_k) and sum to 1; `mean` and `std` are over the experts,
     those of a step averaged over its layers.

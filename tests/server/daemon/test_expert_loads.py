@@ -21,7 +21,7 @@ def test_loads_above_a_point_are_recorded_anew_and_go_with_their_job(
     new_life: NewLife, alice: Caller, services: Services
 ) -> None:
     life = new_life(recovery_steps=8)
-    id_ = submit(alice, MIXTURE, steps=13)
+    id_ = submit(alice, MIXTURE, steps=20)
     life.turn_until(lambda: job(services, id_).step == 11)
     before = loads(services, id_)
     assert list(before) == [10]
@@ -30,6 +30,6 @@ def test_loads_above_a_point_are_recorded_anew_and_go_with_their_job(
     assert (job(services, id_).step, loads(services, id_)) == (9, {})
     second.finish()
     after = loads(services, id_)
-    assert (list(after), after[10]) == ([10, 13], before[10])
+    assert (list(after), after[10]) == ([10, 20], before[10])
     alice.delete(f"/jobs/{id_}")
     assert loads(services, id_) == {}
