@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from server.db import accounts, events
-from server.db.tables import Adapter, ExpertLoads, Job, Metric, Run
+from server.db.tables import Adapter, Event, ExpertLoads, Job, Metric, Run
 from server.states import JobStatus, sources
 
 RESIDENT = (JobStatus.PREPARING, JobStatus.RUNNING)
@@ -125,11 +125,17 @@ _PROGRESS = update(_JOBS).where(_JOBS.c.id == bindparam("id_")).values(step=bind
 def add_evaluation(
     session: Session, job: Job, *, step: int, valid_loss: float, valid_losses: list[float | None] | None
 ) -> None:
-    """Into its step's row, and an event; nothing for a job that has been ended meanwhile."""
+    """Into its step's row, and an event; nothing for a job that has been ended meanwhile.
+
+    An evaluation that is repeated, since its job went back to a recovery point, was told of before.
+    """
     if wishes(session, [job.id]).get(job.id, ("", None))[0] not in RESIDENT:
         return
     row = update(Metric).where(Metric.job_id == job.id, Metric.step == step)
     session.execute(row.values(valid_loss=valid_loss, valid_losses=valid_losses))
+    told = select(Event.id).where(Event.job_id == job.id, Event.kind == "evaluated")
+    if session.scalar(told.where(Event.data["step"].as_integer() == step)) is not None:
+        return
     by_set = zip(job.mixture or (), valid_losses, strict=True) if valid_losses else ()
     measured = [(part, loss) for part, loss in by_set if loss is not None]
     each = ", ".join(f"{part['name']} {loss:.4f}" for part, loss in measured)

@@ -15,7 +15,7 @@ from server.tokens import TokenRows
 from tests.engine.client import train_by_hand
 from tests.engine.gangs import fingerprint
 from tests.server.conftest import Caller
-from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, final_hash, job, steps, submit
+from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, events, final_hash, job, steps, submit
 from tests.server.making import Row as DataRow
 from tests.server.making import prompt_rows, upload
 
@@ -91,6 +91,7 @@ def test_a_mixture_killed_and_paused_in_the_middle_of_epochs_comes_out_the_same(
     second.turn_until(lambda: job(services, id_).step == 13)
     new_life().finish()
     assert steps(services, id_) == list(range(1, 18))
+    assert events(services, id_).count("evaluated") == 4, "those of steps 5, 10, 15 and 17, though two were repeated"
     assert (final_hash(services, id_), losses(services, id_)) == undisturbed
 
 
