@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from engine.base_model import BaseModel
 from engine.segments import ROW_MULTIPLE
@@ -25,7 +26,7 @@ def failing_facts(base: BaseModel) -> list[str]:
         return list(FACTS)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        return [name for name, holds in FACTS.items() if not all(holds(linear, draw) for linear in _widths(base))]
+        return [name for name, holds in FACTS.items() if not all(holds(base, one, draw) for one in _widths(base))]
 
 
 def _widths(base: BaseModel) -> Iterator[nn.Linear]:
@@ -37,7 +38,7 @@ def _widths(base: BaseModel) -> Iterator[nn.Linear]:
             yield linear.frozen
 
 
-def _rows_of_frozen_matmuls(frozen: nn.Linear, draw: torch.Generator) -> bool:
+def _rows_of_frozen_matmuls(base: BaseModel, frozen: nn.Linear, draw: torch.Generator) -> bool:
     """Rows in whole multiples come out the same from a short and from a long pack, forward and backward."""
     weight_OD = frozen.weight
     x_nD, g_nO = (
@@ -53,10 +54,10 @@ def _rows_of_frozen_matmuls(frozen: nn.Linear, draw: torch.Generator) -> bool:
     return True
 
 
-def _segments_anywhere_in_a_pack(frozen: nn.Linear, draw: torch.Generator) -> bool:
+def _segments_anywhere_in_a_pack(base: BaseModel, frozen: nn.Linear, draw: torch.Generator) -> bool:
     """A segment's matmuls of rank R and its activation do not depend on the row at which it starts."""
     out_width, in_width = frozen.weight.shape
-    dtype = frozen.weight.dtype
+    dtype, activation = frozen.weight.dtype, ACT2FN[base.activation_name]
     x_nD, y_nO = (torch.randn(PACKED_ROWS, width, generator=draw).to(dtype) for width in (in_width, out_width))
     a_RD, b_RO = (torch.randn(RANK, width, generator=draw).to(dtype) for width in (in_width, out_width))
     for start, stop in ((1, 24), (5, 111), (7, PACKED_ROWS)):
@@ -64,8 +65,8 @@ def _segments_anywhere_in_a_pack(frozen: nn.Linear, draw: torch.Generator) -> bo
         if not all(
             torch.equal(in_pack, alone)
             for in_pack, alone in zip(
-                _of_segment(x_nD[rows], y_nO.clone()[rows], a_RD, b_RO),
-                _of_segment(x_nD[rows].clone(), y_nO[rows].clone(), a_RD, b_RO),
+                _of_segment(x_nD[rows], y_nO.clone()[rows], a_RD, b_RO, activation),
+                _of_segment(x_nD[rows].clone(), y_nO[rows].clone(), a_RD, b_RO, activation),
                 strict=True,
             )
         ):
@@ -73,14 +74,14 @@ def _segments_anywhere_in_a_pack(frozen: nn.Linear, draw: torch.Generator) -> bo
     return True
 
 
-def _of_segment(x_nD: Tensor, y_nO: Tensor, a_RD: Tensor, b_RO: Tensor) -> list[Tensor]:
+def _of_segment(x_nD: Tensor, y_nO: Tensor, a_RD: Tensor, b_RO: Tensor, activation: nn.Module) -> list[Tensor]:
     low_nR = F.linear(x_nD, a_RD)
     back_nR = y_nO @ b_RO.t()
     gradients = [low_nR.t() @ y_nO, back_nR.t() @ x_nD, back_nR @ a_RD]
-    return [low_nR, back_nR, *gradients, F.silu(y_nO), y_nO.addmm_(low_nR, b_RO)]
+    return [low_nR, back_nR, *gradients, activation(y_nO), y_nO.addmm_(low_nR, b_RO)]
 
 
-FACTS: dict[str, Callable[[nn.Linear, torch.Generator], bool]] = {
+FACTS: dict[str, Callable[[BaseModel, nn.Linear, torch.Generator], bool]] = {
     "rows of frozen matmuls": _rows_of_frozen_matmuls,
     "segments anywhere in a pack": _segments_anywhere_in_a_pack,
 }

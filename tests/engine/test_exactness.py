@@ -1,10 +1,12 @@
 """What the base promises is tried on this machine, and a promise that is not kept is not made."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.activations import ACT2FN
 
 from engine import exactness
 from engine.base_model import BaseModel
@@ -30,8 +32,16 @@ def base_of_width(width: int) -> BaseModel:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_facts_hold_here_for_widths_of_real_models(dtype: torch.dtype) -> None:
-    assert exactness.failing_facts(tiny_base(dtype=dtype)) == []
+@pytest.mark.parametrize("model_type", ["llama", "gemma"])
+def test_the_facts_hold_here_for_even_widths(model_type: str, dtype: torch.dtype) -> None:
+    assert exactness.failing_facts(tiny_base(model_type, dtype)) == []
+
+
+def test_the_activation_that_is_tried_is_the_bases_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+    monkeypatch.setitem(ACT2FN, "gelu_pytorch_tanh", lambda: lambda y_nO: y_nO + next(calls))
+    assert exactness.failing_facts(tiny_base("gemma")) == ["segments anywhere in a pack"]
+    assert exactness.failing_facts(tiny_base("llama")) == []
 
 
 @pytest.mark.parametrize("width", [101, 128, 1013])
@@ -46,5 +56,5 @@ def test_a_base_that_is_promised_to_be_exact_is(width: int) -> None:
 
 
 def test_a_fact_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(exactness.FACTS, "rows of frozen matmuls", lambda frozen, draw: False)
+    monkeypatch.setitem(exactness.FACTS, "rows of frozen matmuls", lambda *_: False)
     assert exactness.failing_facts(tiny_base()) == ["rows of frozen matmuls"]

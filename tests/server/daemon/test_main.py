@@ -1,18 +1,22 @@
 """Bases that cannot be loaded, each a sentence that names it; and what is told of one that can."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from engine.base_model import BaseModel
+from engine import exactness
+from engine.base_model import BaseModel, Fingerprint
 from engine.errors import EngineError
 from server.daemon.main import _load_base
 from server.daemon.publish import publish_tokenizer
 from server.settings import Settings
 from server.store import LocalStore
 from tests.base_folder import write_tiny_base
+from tests.server.conftest import Caller
+from tests.server.daemon.conftest import Life
 
 
 def nothing(folder: Path) -> Path:
@@ -95,6 +99,21 @@ def test_a_base_that_cannot_be_used_is_named(make: Callable[[Path], Path], tmp_p
 
     with pytest.raises(EngineError, match=path.name):
         start()
+
+
+@pytest.mark.databases("sqlite")
+def test_the_base_promises_bits_where_the_facts_hold_and_names_those_that_do_not(
+    new_life: Callable[..., Life], frozen: BaseModel, alice: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said() -> tuple[str, list[str]]:
+        new_life()
+        base = alice.get("/base").json()
+        assert base["fingerprint"] == asdict(Fingerprint.of(frozen))
+        return base["probe"]["exact"], base["probe"]["failing_facts"]
+
+    assert said() == ("bitwise", [])
+    monkeypatch.setitem(exactness.FACTS, "segments anywhere in a pack", lambda *_: False)
+    assert said() == ("to rounding", ["segments anywhere in a pack"])
 
 
 def test_a_restart_leaves_the_published_tokenizer_untouched_unless_it_has_changed(
