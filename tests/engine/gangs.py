@@ -24,6 +24,7 @@ class Job:
     config: AdapterConfig
     seed: int
     steps: list[list[list[Row]]]
+    loraplus_ratio: float = 1.0
 
     @property
     def num_microbatches(self) -> int:
@@ -75,7 +76,8 @@ def train(engine: Engine, jobs: Sequence[Job], gangs: Iterable[Gang]) -> list[st
         )
         for index, step, part in taken:
             if part == len(jobs[index].steps[step]) - 1:
-                engine.optim_step(runs[index], learning_rate=0.02)
+                ratio = jobs[index].loraplus_ratio
+                engine.optim_step(runs[index], learning_rate=0.02, loraplus_ratio=ratio)
     assert not any(places), "the gangs end before the jobs"
     return [fingerprint(run) for run in runs]
 

@@ -52,7 +52,10 @@ LOADS = {
         [(0, [9]), (1, [5, 6]), (2, [11]), (3, [4, 4, 4])],
     ),
     "skewed sizes": Load([mixlora(), lora(), mixlora()], [(0, [60, 50]), (1, [2]), (2, [3])]),
-    "mixed ranks": Load([lora(1), lora(16), mixlora(2), mixlora(13)], [(0, [8]), (1, [8]), (2, [8]), (3, [8])]),
+    "mixed ranks, alphas and dropouts": Load(
+        [lora(1, alpha=16), lora(16, dropout=0.0), mixlora(2, alpha=1, dropout=0.5), mixlora(13, alpha=7.5)],
+        [(0, [8]), (1, [8]), (2, [8]), (3, [8])],
+    ),
     "LoRA beside MixLoRA": Load([lora(), mixlora()], [(0, [10, 3]), (1, [6, 9])]),
     "two segments of one job": Load([mixlora(), lora()], [(0, [6, 5]), (1, [7]), (0, [9]), (0, [4])]),
     "a sequence of one token": Load([mixlora(), lora()], [(0, [1, 8]), (1, [5, 1])]),

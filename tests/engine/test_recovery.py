@@ -16,7 +16,13 @@ from engine.run import Microbatch, Run
 from tests.engine.gangs import fingerprint
 from tests.engine.loads import lora, mixlora, random_row
 
-CONFIGS = {"LoRA": lora(), "MixLoRA": mixlora(dropout=0.3), "rsLoRA on two modules": lora(8, rslora=True)}
+CONFIGS = {
+    "LoRA": lora(),
+    "MixLoRA": mixlora(dropout=0.3),
+    "rsLoRA on two modules": lora(8, rslora=True, target_modules=("q_proj", "up_proj")),
+    "DoRA": lora(dora=True),
+    "MixDoRA": mixlora(dora=True),
+}
 MICROBATCHES = [[random_row(n, np.random.default_rng(n)) for n in lengths] for lengths in ([9, 14], [20], [5, 5, 5])]
 
 
