@@ -17,6 +17,11 @@ from typing import Literal
 
 POINTS = {
     "claim.done": "a run is leased, its job is being loaded; about the job's name",
+    "put.written": "a folder is filled under another name, nothing of it is synced; about the first part of its key",
+    "put.synced": "its files are on the disk",
+    "put.renamed": "it is at its key, the folder above is not synced",
+    "put.published": "it is durable, no row names it yet",
+    "point.published": "a row names a recovery point, those before the newest two are still there",
     "pass.begin": "before a pass; about the names of the jobs that ride in it",
     "record.begin": "a gang is computed, nothing of it is written yet",
     "record.end": "what a gang came to is written",

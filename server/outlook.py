@@ -43,6 +43,7 @@ class Outlook:
 
     now: float
     is_daemon_live: bool
+    is_disk_full: bool
     base_hash: str | None
     """Of the base that the newest daemon serves."""
     drain: OpenDrain | None
@@ -60,6 +61,8 @@ class Outlook:
             return None
         if not self.is_daemon_live:
             return Reason.NO_DAEMON
+        if self.is_disk_full:
+            return Reason.DISK
         if status != JobStatus.QUEUED:
             return None
         if self.drain is not None:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError
 
 from server import faults
 
+MIB = 2**20
 OTHER_VARIABLES = {"MIXLOOM_URL", "MIXLOOM_API_KEY", faults.VARIABLE}
 """Read by the client and the CLI, and by tests; not here."""
 
@@ -56,6 +57,12 @@ class Settings(BaseSettings):
     stop_seconds: float = Field(30.0, gt=0, description="Seconds that a first SIGTERM leaves for recovery points.")
     max_upload_mib: int = Field(64, ge=1, description="Largest data set in one upload.")
     max_adapter_mib: int = Field(1024, ge=1, description="Largest adapter in one upload.")
+    retention_days: float = Field(
+        0, ge=0, description="Days after its end that a job is kept, with its adapters; 0: until its tenant deletes it."
+    )
+    min_free_disk_mib: int = Field(
+        256, ge=0, description="With less room on the data directory's disk, uploads are refused and training waits."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else JSON.")
     admin_key: str | None = Field(None, description="The operator's key, 32 characters or more.", repr=False)

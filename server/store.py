@@ -1,19 +1,23 @@
 """Files that must survive, under keys relative to one root. Rename and fsync live here alone."""
 
+import errno
+import hashlib
 import os
+import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from server.faults import fault
+
+Manifest = dict[str, dict[str, Any]]
+"""File name -> {"sha256", "bytes"}."""
 
 
 class LocalStore:
@@ -27,29 +31,43 @@ class LocalStore:
         return self.root / key
 
     def put(self, key: str, write: Callable[[Path], None]) -> Path:
-        """Let `write` fill a new folder, then publish it at `key`: write, fsync, rename, fsync the parent.
+        """Let `write` fill a new folder with files, then publish it at `key`: fsync them and it, rename, fsync again.
 
-        A folder already at `key` is replaced (a retry after a crash writes the same bytes again).
+        A folder already at `key` is replaced. What an fsync failed for is lost, whatever a second one would say: all
+        of it is removed, and another `put` begins with new files.
+
+        Raises:
+            OSError: the disk did not take it.
         """
-        final = self.path(key)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.with_name(final.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        final, prefix = self.path(key), key.partition("/")[0]
+        _make_durable(final.parent)
+        written = final.with_name(f"{final.name}.{secrets.token_hex(4)}.tmp")
+        written.mkdir()
         try:
-            write(temporary)
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _fsync(file)
-            _fsync(temporary)
+            write(written)
+            fault("put.written", [prefix])
+            for file in written.iterdir():
+                _fsync(file)
+            _fsync(written)
+            fault("put.synced", [prefix])
             if final.exists():
                 shutil.rmtree(final)
-            temporary.rename(final)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            written = written.rename(final)
+            fault("put.renamed", [prefix])
+            _fsync(final.parent)
+            fault("put.published", [prefix])
+        except BaseException as error:
+            shutil.rmtree(written, ignore_errors=True)
+            if isinstance(error, SafetensorError) and (number := re.search(r"os error (\d+)", str(error))):
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
             raise
-        _fsync(final.parent)
         return final
+
+    def publish_file(self, file: Path, name: str) -> None:
+        """Put a written file at a name in the root, in place of the one that is there."""
+        _fsync(file)
+        file.replace(self.root / name)
+        _fsync(self.root)
 
     def list(self, prefix: str) -> list[str]:
         """Keys one level under `prefix`, unfinished ones excluded."""
@@ -58,14 +76,56 @@ class LocalStore:
             return []
         return sorted(f"{prefix}/{child.name}" for child in folder.iterdir() if not child.name.endswith(".tmp"))
 
-    def remove_orphans(self, prefix: str, named: Collection[str], *, seconds: float = 0.0) -> None:
-        """Delete what lies one level under `prefix`, unfinished or not in `named`, and is at least so old."""
-        folder = self.path(prefix)
+    def unnamed(self, prefix: str, named: Collection[str], *, seconds: float) -> set[str]:
+        """What lies one level under `prefix`, unfinished or not in `named`, and has not changed for so long."""
+        folder, found = self.path(prefix), set()
         for child in folder.iterdir() if folder.is_dir() else ():
             with suppress(FileNotFoundError):  # somebody else was faster
                 if f"{prefix}/{child.name}" not in named and time.time() - child.stat().st_mtime >= seconds:
-                    shutil.rmtree(child)
+                    found.add(f"{prefix}/{child.name}")
+        return found
 
     def delete(self, key: str) -> None:
         """Remove a key; a missing one is no error."""
         shutil.rmtree(self.path(key), ignore_errors=True)
+
+
+def manifest(folder: Path) -> Manifest:
+    """What each file of a folder is: to be kept in a row, and compared before the files are trusted."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.name] = {"sha256": sha256, "bytes": file.tell()}
+    return found
+
+
+def is_whole(folder: Path, expected: Manifest) -> bool:
+    """Whether a folder holds the files of a manifest and no others; what cannot be read is not whole."""
+    try:
+        found = manifest(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EIO):
+            raise
+        return False
+    return _hashes(found) == _hashes(expected)
+
+
+def _hashes(of: Manifest) -> dict[str, str]:
+    return {name: file["sha256"] for name, file in of.items()}
+
+
+def _make_durable(folder: Path) -> None:
+    """Make a folder and those above it, so that it is still there after the power has failed."""
+    if not folder.is_dir():
+        _make_durable(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _fsync(folder.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -17,7 +17,6 @@ from server.adapter_files.config import disk_config, read_config
 from server.adapter_files.layout import refuse_unfit, tensor_shapes
 from server.adapter_files.safetensors import Stored, read_header, write_float32
 from server.api.deps import Tenant
-from server.api.middleware import MIB
 from server.api.schemas import Name, StrictModel, validated
 from server.api.services import Services
 from server.db import adapters
@@ -25,7 +24,7 @@ from server.db.bases import current_base
 from server.db.tables import Adapter, Base
 from server.errors import MixloomError
 from server.ids import new_id
-from server.settings import Settings
+from server.settings import MIB, Settings
 
 MAX_CONFIG_BYTES = MIB
 CONVERSION = (

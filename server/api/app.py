@@ -7,14 +7,15 @@ from fastapi import Depends, FastAPI
 from server.admin_key import ensure_admin_key
 from server.api.auth import sha256
 from server.api.errors import add_error_handlers
-from server.api.middleware import MIB, BodyRules, RequestLine
+from server.api.middleware import BodyRules, RequestLine
 from server.api.routes import ROUTERS
 from server.api.routing import refuse_unknown
 from server.api.services import Services
 from server.api.waiting import OperationWatch
 from server.db.migrate import upgrade
 from server.db.session import Database
-from server.settings import Settings
+from server.disk import Disk
+from server.settings import MIB, Settings
 from server.store import LocalStore
 
 
@@ -27,6 +28,7 @@ def open_services(settings: Settings) -> Services:
         settings=settings,
         database=database,
         store=LocalStore(settings.data_dir),
+        disk=Disk(settings),
         operations=OperationWatch(database),
         admin_key_sha256=sha256(admin_key),
     )

@@ -79,5 +79,11 @@ def _admin(caller: CallerDep) -> Admin:
     return caller
 
 
+def _room(services: ServicesDep) -> None:
+    services.disk.refuse_if_low()
+
+
+NEEDS_ROOM = Depends(_room)
+"""For a route that keeps what it is sent. Raises 507 `disk_full`."""
 TenantDep = Annotated[Tenant, Depends(_tenant)]
 AdminDep = Annotated[Admin, Depends(_admin)]

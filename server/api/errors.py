@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
 from server.db.session import is_outage
+from server.disk import Disk, is_full
 from server.errors import Detail, MixloomError
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(DBAPIError, _database)
+    app.add_exception_handler(OSError, _os)
 
 
 def request_id_of(request: Request) -> str | None:
@@ -126,6 +128,8 @@ def _http(request: Request, error: Exception) -> JSONResponse:
 def _database(request: Request, error: Exception) -> JSONResponse:
     """503 while the database cannot be reached, or is too busy; whatever else it says is our mistake."""
     assert isinstance(error, DBAPIError)
+    if is_full(error):
+        return _no_room(request, error)
     if not is_outage(error):
         return internal_error(request, error)
     log.warning(
@@ -140,6 +144,18 @@ def _database(request: Request, error: Exception) -> JSONResponse:
             headers={"Retry-After": "5"},
         ),
     )
+
+
+def _os(request: Request, error: Exception) -> JSONResponse:
+    """507 for a disk without room; whatever else the system says is our mistake."""
+    return _no_room(request, error) if is_full(error) else internal_error(request, error)
+
+
+def _no_room(request: Request, error: Exception) -> JSONResponse:
+    disk: Disk = request.app.state.services.disk
+    log.error("disk_full", extra={"fields": {"request_id": request_id_of(request), "reason": str(error)}})
+    disk.give_up_ballast()
+    return _answer(request, disk.full_error())
 
 
 def internal_error(request: Request, error: Exception) -> JSONResponse:

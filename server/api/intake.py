@@ -16,7 +16,6 @@ from starlette.datastructures import FormData, UploadFile
 
 from server import strict_json
 from server.api.deps import Tenant
-from server.api.middleware import MIB
 from server.api.rendering import renderer_for
 from server.api.schemas import Name, StrictModel, validated
 from server.api.services import Services
@@ -26,10 +25,8 @@ from server.db.tables import Dataset
 from server.errors import MixloomError
 from server.hub import HubSplit, fetch
 from server.ids import new_id
-from server.ingest.file import ROWS_FILE, format_of, histogram, ingest
-from server.settings import Settings
-
-CONTENT_FILE = "content"
+from server.ingest.file import CONTENT_FILE, ROWS_FILE, format_of, histogram, ingest
+from server.settings import MIB, Settings
 
 HubOption = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
 

@@ -10,10 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import internal_error
 from server.ids import new_id
+from server.settings import MIB
 
 log = logging.getLogger(__name__)
 
-MIB = 2**20
 JSON_BODY_BYTES = 4 * MIB
 _PROBES = ("/healthz", "/readyz")  # asked every few seconds: not worth a line
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from server.api.waiting import OperationWatch
 from server.db.session import Database
+from server.disk import Disk
 from server.settings import Settings
 from server.store import LocalStore
 
@@ -15,5 +16,6 @@ class Services:
     settings: Settings
     database: Database
     store: LocalStore
+    disk: Disk
     operations: OperationWatch
     admin_key_sha256: str

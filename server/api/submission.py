@@ -24,6 +24,7 @@ from server.ids import new_id
 from server.job_config import MAX_NAME, JobConfig, JobCreate
 from server.starts import Damaged, copy_start
 from server.states import JobStatus
+from server.store import manifest
 from server.tokens import TokenRow, TokenRows
 
 
@@ -109,7 +110,7 @@ def submit(services: Services, tenant: Tenant, submission: Submission) -> Job:
         if submission.start is not None:
             _copy_start(services, submission.start, folder)
 
-    services.store.put(job.tokens_key, write)
+    job.tokens_manifest = manifest(services.store.put(job.tokens_key, write))
     try:
         with services.database.write() as session:
             jobs.add_job(session, job)

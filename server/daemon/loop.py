@@ -17,10 +17,12 @@ from server.daemon.program import Diverged, Evaluation, StepReport
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
 from server.daemon.snapshot import take_snapshot
+from server.daemon.upkeep import Upkeep
 from server.daemon.writer import Writer
-from server.db import accounts, daemons, drains, runs
+from server.db import accounts, daemons, drains, events, runs
 from server.db.runs import StepRow
 from server.db.tables import Drain
+from server.disk import Disk
 from server.faults import fault
 from server.settings import Settings
 from server.states import JobStatus
@@ -81,7 +83,10 @@ class Loop:
         self.fill_min = fill_min
         self.is_stopping = False
         self.drain: Drain | None = None
-        self.rests = False
+        self.state = "ready"
+        self.disk = Disk(settings)
+        self.waits_for_disk = False
+        self.upkeep = Upkeep(books, roster.store, writer, settings)
         self.num_gangs = 0
         self.backlogged: frozenset[str] | None = None  # as last written; None: not known
         self.pace = Pace()
@@ -104,7 +109,10 @@ class Loop:
     def turn(self) -> bool:
         """Reconcile, decide, do, record: one gang and one slice of sampling; whether there was any."""
         self.writer.settle()
+        self.upkeep.turn()
         self._reconcile()
+        if self.waits_for_disk:
+            return self.sampler.turn(training_seconds=None)
         decision = self.decide()
         gang = self._gang(decision)
         began = time.monotonic()
@@ -138,16 +146,33 @@ class Loop:
                 self.roster.abandon(resident)
             elif (requested == "pause" or drains_now or resident.is_evicted) and resident.program.at_boundary:
                 self.roster.leave(resident)
-        self.roster.forget_ended()
-        self._tell_whether_it_rests()
+        self.roster.points.forget_ended()
+        self._look_at_the_disk()
+        self._tell_state()
 
-    def _tell_whether_it_rests(self) -> None:
-        """`drained` in the books from when a drain has let every run go until it ends."""
-        rests = self.drain is not None and not self.residents and self.writer.is_idle
-        if rests != self.rests:
+    def _look_at_the_disk(self) -> None:
+        """Training waits while there is no room, or while the disk does not take what was written last."""
+        self.disk.tend_ballast()
+        trouble = self.writer.trouble
+        waits = trouble is not None or self.disk.is_low
+        if waits != self.waits_for_disk:
+            reason = "the disk is nearly full" if trouble is None else str(trouble.strerror)
+            message = f"Training waits for the server's disk ({reason})." if waits else "The disk has room: it goes on."
+            log.warning("disk", extra={"fields": {"waits": waits, "reason": reason}})
             with self.books.write() as session:
-                daemons.update_daemon(session, self.books.epoch, state="drained" if rests else "ready")
-            self.rests = rests
+                for resident in self.residents:
+                    if runs.lock_job(session, resident.job.id) is not None:
+                        events.record(session, resident.job, "disk_full" if waits else "disk_has_room", message)
+            self.waits_for_disk = waits
+
+    def _tell_state(self) -> None:
+        """In the books: `drained` from when a drain has let every run go until it ends, else `disk_full` or `ready`."""
+        rests = self.drain is not None and not self.residents and self.writer.is_idle
+        state = "drained" if rests else "disk_full" if self.waits_for_disk else "ready"
+        if state != self.state:
+            with self.books.write() as session:
+                daemons.update_daemon(session, self.books.epoch, state=state)
+            self.state = state
 
     def _drains_quickly(self) -> bool:
         if self.drain is None:

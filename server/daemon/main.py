@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from transformers.utils.logging import disable_progress_bar
 
 from engine import base_model, sources
@@ -25,18 +25,20 @@ from server.daemon.loop import Loop
 from server.daemon.publish import base_row, publish_tokenizer
 from server.daemon.roster import Roster
 from server.daemon.sampler import Sampler
+from server.daemon.upkeep import clear_orphans
 from server.daemon.writer import Writer
-from server.db import bases, daemons, datasets, jobs, operations, recovery_points, runs
+from server.db import bases, daemons, operations, runs
 from server.db.daemons import Fenced
 from server.db.migrate import upgrade
 from server.db.session import Database
+from server.disk import Disk, is_full
 from server.logs import configure_logging
 from server.settings import Settings
 from server.store import LocalStore
 
 log = logging.getLogger("mixloom.daemon")
 HEARTBEAT_SECONDS = 2.0
-API_ORPHAN_SECONDS = 3600.0
+FULL_SECONDS = 5.0
 EXIT_BAD_BASE = 3
 """The base cannot be loaded: starting again would not help."""
 
@@ -50,7 +52,9 @@ def main(settings: Settings, *, supervised: bool) -> int:
     lock = hold(settings.data_dir / "daemon.lock")
     with lock:
         try:
-            return _live(settings)
+            while (code := _until_full(settings)) is None:
+                time.sleep(FULL_SECONDS)
+            return code
         except EngineError as error:
             log.error("base_not_loaded", extra={"fields": {"reason": str(error)}})
             return EXIT_BAD_BASE
@@ -59,16 +63,47 @@ def main(settings: Settings, *, supervised: bool) -> int:
             return 1
 
 
+def _until_full(settings: Settings) -> int | None:
+    """The exit code of a life; None if it has ended because rows did not fit on the disk: another one begins later.
+
+    Nothing is lost with it: the next one goes on from recovery points, as after a kill.
+    """
+    try:
+        return _live(settings)
+    except (OSError, DBAPIError) as error:
+        if not is_full(error):
+            raise
+        log.error("disk_full", extra={"fields": {"reason": str(error), "retry_in_seconds": FULL_SECONDS}})
+        Disk(settings).give_up_ballast()
+        return None
+
+
 def _live(settings: Settings) -> int:
     database, store = Database(settings.database), LocalStore(settings.data_dir)
     books = begin(database)
     ended = threading.Event()
     heart = threading.Thread(target=_heartbeat, args=(books, ended), daemon=True)
     heart.start()
-    collect_orphans(books, store)
+    writer = Writer(store)
+    try:
+        _train(settings, books, store, writer)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        writer.close()
+        ended.set()
+        heart.join()
+    with books.write() as session:
+        daemons.update_daemon(session, books.epoch, state="stopped", ended_at=time.time())
+    log.info("stopped", extra={"fields": {"epoch": books.epoch}})
+    return 0
+
+
+def _train(settings: Settings, books: Books, store: LocalStore, writer: Writer) -> None:
+    """Load the base, publish it, and run the loop until it is told to end."""
+    clear_orphans(books, store)
     base, probed, source = _load_base(settings)
     folder_key = publish_tokenizer(store, base, source, settings)
-    engine, writer = Engine(base), Writer(store)
+    engine = Engine(base)
     roster = Roster(engine, books, store, writer, settings)
     fill_min = fewest_rows(base, settings.microbatch_tokens)
     sampler = Sampler(engine, books, store, settings)
@@ -80,12 +115,6 @@ def _live(settings: Settings) -> int:
         daemons.update_daemon(session, books.epoch, base_hash=base.hash, state="ready")
     log.info("ready", extra={"fields": {"base": base.name, "dtype": str(base.dtype), "epoch": books.epoch}})
     loop.run()
-    ended.set()
-    heart.join()
-    with books.write() as session:
-        daemons.update_daemon(session, books.epoch, state="stopped", ended_at=time.time())
-    log.info("stopped", extra={"fields": {"epoch": books.epoch}})
-    return 0
 
 
 def begin(database: Database) -> Books:
@@ -135,7 +164,9 @@ def _heartbeat(books: Books, ended: threading.Event) -> None:
         except Fenced:
             log.error("fenced", extra={"fields": {"epoch": books.epoch}})
             os._exit(1)
-        except SQLAlchemyError:
+        except SQLAlchemyError as error:
+            if is_full(error):
+                continue
             log.exception("no_heartbeat")  # nobody would know that it lives: the supervisor starts another
             os._exit(1)
 
@@ -145,24 +176,3 @@ def _end_with_parent() -> None:
     while os.read(sys.stdin.fileno(), 1):  # not `sys.stdin`: its lock, held here, would abort an orderly end
         pass
     os._exit(1)
-
-
-def collect_orphans(books: Books, store: LocalStore) -> None:
-    """Delete folders that no row names: what was written by somebody who was killed before it was published.
-
-    Only one daemon lives, so its own have nobody. An API may be about to name what it has just written.
-    """
-    with books.read() as session:
-        adapters, points = runs.all_adapter_keys(session), recovery_points.all_keys(session)
-        of_api = {
-            "uploads": adapters,
-            "jobs": jobs.all_keys(session),
-            "datasets": datasets.all_keys(session),
-            "operations": operations.all_keys(session),
-        }
-    store.remove_orphans("adapters", adapters)
-    store.remove_orphans("recovery", {point.rpartition("/")[0] for point in points})
-    for run in store.list("recovery"):
-        store.remove_orphans(run, points)
-    for prefix, named in of_api.items():
-        store.remove_orphans(prefix, named, seconds=API_ORPHAN_SECONDS)

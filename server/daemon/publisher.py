@@ -12,13 +12,14 @@ from engine.adapter import Adapter
 from engine.base_model import BaseModel, Fingerprint
 from server.daemon.books import Books
 from server.daemon.model_card import model_card
+from server.daemon.points import tell_of_failure
 from server.daemon.writer import Writer
 from server.db import events, runs
 from server.db.tables import Adapter as AdapterRow
 from server.db.tables import Job
 from server.ids import new_id
 from server.states import JobStatus
-from server.store import LocalStore
+from server.store import LocalStore, Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +69,18 @@ class Publisher:
             fingerprint=self.fingerprint,
         )
 
-        def add(files: dict[str, str]) -> None:
-            num_bytes = (self.store.path(key) / formats.WEIGHTS).stat().st_size
-            row = _row(state, key, files[formats.WEIGHTS], num_bytes, final=_is_success(ending))
+        def add(files: Manifest) -> None:
+            row = _row(state, key, files[formats.WEIGHTS], final=_is_success(ending))
             for old_key in self._add(job, row, ending):
                 self.writer.delete(old_key)
             then()
 
-        self.writer.put(key, lambda folder: formats.write(tensors, config, folder, card), add)
+        self.writer.put(
+            key,
+            lambda folder: formats.write(tensors, config, folder, card),
+            add,
+            lambda error: tell_of_failure(self.books, job, f"The adapter of step {state.step}", error),
+        )
 
     def _add(self, job: Job, row: AdapterRow, ending: Ending | None) -> list[str]:
         """Insert the adapter and end the job; the keys to delete from the store."""
@@ -102,7 +107,7 @@ def _is_success(ending: Ending | None) -> bool:
     return ending is not None and ending.status is JobStatus.SUCCEEDED
 
 
-def _row(state: State, key: str, sha256: str, num_bytes: int, *, final: bool) -> AdapterRow:
+def _row(state: State, key: str, weights: dict[str, Any], *, final: bool) -> AdapterRow:
     job = state.job
     return AdapterRow(
         id=state.id,
@@ -118,7 +123,7 @@ def _row(state: State, key: str, sha256: str, num_bytes: int, *, final: bool) ->
         valid_loss=state.valid_loss,
         exact=job.exact,
         key=key,
-        sha256=sha256,
-        bytes=num_bytes,
+        sha256=weights["sha256"],
+        bytes=weights["bytes"],
         created_at=time.time(),
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from engine import recovery
 from engine.adapter import Adapter
 from engine.config import AdapterConfig
 from engine.engine import Engine
@@ -19,19 +18,20 @@ from scheduler.cost import Prices
 from server.daemon.books import Books
 from server.daemon.last_good import Candidate, last_good
 from server.daemon.memory import is_out_of_memory
+from server.daemon.points import Place, Points
 from server.daemon.prices import prices_of
 from server.daemon.program import Cursor, Evaluation, JobProgram, Work
 from server.daemon.publisher import Ending, Publisher, State
-from server.daemon.writer import Writer, manifest
+from server.daemon.writer import Writer
 from server.db import events, recovery_points, runs
 from server.db.tables import Job, RecoveryPoint
 from server.db.tables import Run as RunRow
 from server.faults import fault
 from server.resolve import TRAINING_BYTES_PER_PARAMETER
 from server.settings import Settings
-from server.starts import check_start
+from server.starts import Damaged, check_start
 from server.states import JobStatus
-from server.store import LocalStore
+from server.store import LocalStore, is_whole
 from server.tokens import TokenRows
 
 log = logging.getLogger("mixloom.daemon")
@@ -86,6 +86,7 @@ class Roster:
         self.store = store
         self.writer = writer
         self.settings = settings
+        self.points = Points(books, store, writer)
         self.publisher = Publisher(engine.base, books, store, writer)
         self.residents: dict[str, Resident] = {}
 
@@ -129,30 +130,9 @@ class Roster:
             if then:
                 self.writer.after(then)
             return
-        snapshot, cost_charged = recovery.capture(resident.run), resident.cost_charged
         resident.saved, resident.saved_at = cursor, time.monotonic()
-        place = f"{self.books.epoch}-{cursor.step}{'-evaluating' if cursor.evaluating else ''}"
-        key = f"recovery/{resident.run_id}/{place}"
-
-        def publish(files: dict[str, str]) -> None:
-            with self.books.write() as session:
-                runs.lock_job(session, resident.job.id)
-                old = recovery_points.publish(
-                    session,
-                    run_id=resident.run_id,
-                    epoch=self.books.epoch,
-                    step=cursor.step,
-                    cursor=cursor.as_dict(),
-                    cost_charged=cost_charged,
-                    key=key,
-                    manifest=files,
-                )
-            for old_key in old:
-                self.writer.delete(old_key)
-            if then:
-                then()
-
-        self.writer.put(key, lambda folder: recovery.write(snapshot, folder), publish)
+        place = Place(resident.run_id, cursor, resident.cost_charged)
+        self.points.save(resident.job, resident.run, place, then or (lambda: None))
 
     def leave(self, resident: Resident) -> None:
         """Save a run that stands between two units, then let it go."""
@@ -227,10 +207,12 @@ class Roster:
 
     def _load(self, job: Job, row: RunRow, points: list[RecoveryPoint]) -> Resident:
         folder = self.store.path(job.tokens_key)
+        if job.tokens_manifest is not None and not is_whole(folder, job.tokens_manifest):
+            raise Damaged("the job's files are not those that were kept at its submission")
         train = TokenRows.load(folder / "train.safetensors")
         valid_path = folder / "valid.safetensors"
         valid = TokenRows.load(valid_path) if valid_path.exists() else None
-        point = self._newest_valid(job, points)
+        point = self.points.newest_whole(job, points)
         if point is None:
             run, cursor, cost_charged = self._fresh(job, folder), Cursor(), 0
         else:
@@ -256,41 +238,11 @@ class Roster:
             check_start(folder, job.init_from["sha256"])
         return self.engine.create_run(_config(job), job.training["seed"], folder if job.init_from else None)
 
-    def _newest_valid(self, job: Job, points: list[RecoveryPoint]) -> RecoveryPoint | None:
-        """The newest recovery point whose files are what its row says; damaged ones before it are forgotten.
-
-        Raises:
-            EngineError: there are points, and none is whole: never a silent start from zero.
-        """
-        for point in points:
-            folder = self.store.path(point.key)
-            if folder.is_dir() and manifest(folder) == point.manifest:
-                return point
-            message = f"The recovery point of step {point.step} is damaged; an older one is tried."
-            with self.books.write() as session:
-                recovery_points.remove(session, point.id)
-                events.record(session, job, "recovery_point_broken", message, {"step": point.step})
-            self.writer.delete(point.key)
-        if points:
-            raise EngineError("Every recovery point of this job is damaged; submit it again.")
-        return None
-
     def _fail(self, job: Job, code: str, message: str, adapter_id: str | None = None) -> None:
         values = {"error": {"code": code, "message": message}, "adapter_id": adapter_id, "requested": None}
         with self.books.write() as session:
             if runs.move(session, job.id, JobStatus.FAILED, finished_at=time.time(), **values):
                 events.record(session, job, "failed", message, {"code": code})
-
-    def forget_ended(self) -> None:
-        """Erase the recovery points of jobs that have ended, whoever ended them."""
-        with self.books.read() as session:
-            ended = recovery_points.runs_ended(session)
-        if not ended:
-            return
-        with self.books.write() as session:
-            recovery_points.forget(session, ended)
-        for run_id in ended:
-            self.writer.delete(f"recovery/{run_id}")
 
     def _let_go(self, resident: Resident) -> None:
         """Its job waits again, or is paused if its tenant asked for that; one that has ended stays so."""

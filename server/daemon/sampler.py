@@ -4,7 +4,9 @@ import json
 import logging
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,11 @@ _FAILED = {
     "category": "server",
     "code": "generation_failed",
     "message": "The engine could not compute this answer. Ask for fewer tokens, or with another prompt.",
+}
+_NO_ROOM = {
+    "category": "server",
+    "code": "disk_full",
+    "message": "The server's disk did not take the answer. Ask again later, or tell the operator.",
 }
 _DIVERGED = {
     "category": "user",
@@ -125,7 +132,7 @@ class Sampler:
             return
         for request in requests:
             self._charge(request, len(requests))
-            self._append_tokens(request)
+            self._write(request, partial(self._append_tokens, request))
 
     def _charge(self, request: Request, num_sequences: int) -> None:
         """For what is not in its file yet: tokens drawn, and before the first ones its prompt."""
@@ -198,12 +205,22 @@ class Sampler:
             _append(request.folder, {"tokens": sample.tokens[new], "logprobs": sample.logprobs[new]})
             request.written = len(sample.tokens)
 
+    def _write(self, request: Request, append: Callable[[], None]) -> None:
+        """Into its result file; a request whose answer finds no room fails."""
+        try:
+            append()
+        except OSError as error:
+            log.error("result_not_written", extra={"fields": {"id": request.operation.id, "reason": str(error)}})
+            self._fail(request.operation, _NO_ROOM)
+            self._requests = [one for one in self._requests if one is not request]
+
     def _finish(self, ended: list[Request]) -> None:
         if not ended:
             return
         for request in ended:
             if request.folder.exists():
-                _append(request.folder, {"finish_reason": request.sample.finish_reason})
+                reason = {"finish_reason": request.sample.finish_reason}
+                self._write(request, partial(_append, request.folder, reason))
         ids = [request.operation.id for request in ended]
         diverged = [request.operation.id for request in ended if request.sample.finish_reason == DIVERGED]
         with self.books.write() as session:

@@ -1,13 +1,19 @@
 """Files are written and erased by one thread, from copies in memory, while training goes on."""
 
-import hashlib
+import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
-from server.store import LocalStore
+from server.disk import may_pass
+from server.store import LocalStore, Manifest, manifest
+
+log = logging.getLogger("mixloom.daemon")
+RETRY_SECONDS = 1.0
 
 
 @dataclass
@@ -17,24 +23,40 @@ class _Pending:
 
 
 class Writer:
-    """Changes the store one folder after another; what follows runs in the loop's own thread."""
+    """Changes the store one folder after another; what follows runs in the loop's own thread.
+
+    What the disk does not take is written again, each time into new files, until it does. Erasing does not wait
+    behind that: it may be what makes room.
+    """
 
     def __init__(self, store: LocalStore):
         self.store = store
+        self.trouble: OSError | None = None
+        """Why the last try at the write under way failed."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._pending: list[_Pending] = []
+        self._unwanted: SimpleQueue[str] = SimpleQueue()
+        self._failures: SimpleQueue[tuple[Callable[[OSError], None], OSError]] = SimpleQueue()
+        self._closed = threading.Event()
 
     @property
     def is_idle(self) -> bool:
         return not self._pending
 
-    def put(self, key: str, write: Callable[[Path], None], then: Callable[[dict[str, str]], None]) -> None:
-        """Publish a folder, then call `then` with its manifest: file name -> sha256."""
-        self._pending.append(_Pending(self._thread.submit(self._put, key, write), then))
+    def put(
+        self,
+        key: str,
+        write: Callable[[Path], None],
+        then: Callable[[Manifest], None],
+        failed: Callable[[OSError], None] = lambda error: None,
+    ) -> None:
+        """Publish a folder, then call `then` with its manifest; before that `failed`, once, if the first try did."""
+        self._pending.append(_Pending(self._thread.submit(self._put, key, write, failed), then))
 
     def delete(self, key: str) -> None:
         """Erase a folder, once the writes before are done: one of them may be into it."""
-        self._pending.append(_Pending(self._thread.submit(self.store.delete, key), lambda _: None))
+        self._unwanted.put(key)
+        self._pending.append(_Pending(self._thread.submit(self._erase), lambda _: None))
 
     def after(self, then: Callable[[], None]) -> None:
         """Call `then` when all that was put so far is published; now, if nothing is under way."""
@@ -44,7 +66,13 @@ class Writer:
             self._pending.append(_Pending(self._thread.submit(lambda: None), lambda _: then()))
 
     def settle(self) -> None:
-        """Run what follows the writes that are done, in order. An error of a write is raised here."""
+        """Run what follows the writes that are done, in order. An error that another try cannot cure is raised."""
+        while True:
+            try:
+                failed, error = self._failures.get_nowait()
+            except Empty:
+                break
+            failed(error)
         while self._pending and self._pending[0].future.done():
             pending = self._pending.pop(0)
             pending.then(pending.future.result())
@@ -55,14 +83,31 @@ class Writer:
             self._pending[0].future.result()
             self.settle()
 
-    def _put(self, key: str, write: Callable[[Path], None]) -> dict[str, str]:
-        return manifest(self.store.put(key, write))
+    def close(self) -> None:
+        """Give up what the disk has not taken: this life of the daemon is over."""
+        self._closed.set()
+        self._thread.shutdown(cancel_futures=True)
 
+    def _put(self, key: str, write: Callable[[Path], None], failed: Callable[[OSError], None]) -> Manifest:
+        pause = 0.0
+        while True:
+            try:
+                written = manifest(self.store.put(key, write))
+            except OSError as error:
+                if not may_pass(error):
+                    raise
+                log.error("write_failed", extra={"fields": {"key": key, "reason": str(error)}})
+                if not pause:
+                    self._failures.put((failed, error))
+                self.trouble = error
+                self._erase()
+                if self._closed.wait(pause):
+                    raise
+                pause = RETRY_SECONDS
+            else:
+                self.trouble = None
+                return written
 
-def manifest(folder: Path) -> dict[str, str]:
-    """sha256 of each file of a folder."""
-    hashes = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
+    def _erase(self) -> None:
+        while not self._unwanted.empty():
+            self.store.delete(self._unwanted.get())

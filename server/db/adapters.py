@@ -106,6 +106,11 @@ def hashes(session: Session, adapter_ids: Sequence[str]) -> dict[str, str]:
     return {row.id: row.sha256 for row in session.execute(statement)}
 
 
+def all_keys(session: Session) -> set[str]:
+    """The store's keys of every adapter."""
+    return set(session.scalars(select(Adapter.key)))
+
+
 def delete_adapter(session: Session, adapter: Adapter) -> str:
     """Forget an adapter, and let go of it the job that ended with it; the key to delete from the store."""
     session.execute(update(Job).where(Job.adapter_id == adapter.id).values(adapter_id=None))

@@ -32,3 +32,8 @@ def current_base(session: Session) -> Base:
             headers={"Retry-After": "5"},
         )
     return base
+
+
+def all_keys(session: Session) -> set[str]:
+    """The store's keys of every base's tokenizer."""
+    return set(session.scalars(select(Base.folder_key)))

@@ -26,6 +26,7 @@ def read_outlook(session: Session, *, max_resident_runs: int, tenant_id: str | N
     return Outlook(
         now=time.time(),
         is_daemon_live=is_live(daemon),
+        is_disk_full=daemon is not None and daemon.state == "disk_full",
         base_hash=base.hash if base else None,
         drain=OpenDrain(reason=drain.reason) if drain else None,
         tokens_per_second=speed or None,

@@ -1,14 +1,11 @@
 """Statements on recovery points: a folder in the store counts only while a row here names it."""
 
-import time
 from collections.abc import Sequence
-from typing import Any
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from server.db.tables import Job, RecoveryPoint, Run
-from server.ids import new_id
 from server.states import ENDED
 
 KEPT = 2
@@ -20,35 +17,13 @@ def of_run(session: Session, run_id: str) -> Sequence[RecoveryPoint]:
     return session.scalars(select(RecoveryPoint).where(RecoveryPoint.run_id == run_id).order_by(*order)).all()
 
 
-def publish(
-    session: Session,
-    *,
-    run_id: str,
-    epoch: int,
-    step: int,
-    cursor: dict[str, Any],
-    cost_charged: int,
-    key: str,
-    manifest: dict[str, Any],
-) -> list[str]:
+def publish(session: Session, point: RecoveryPoint) -> list[str]:
     """Add a point and forget all but the newest two; the keys to delete from the store after the commit."""
-    if session.get(Run, run_id) is None:  # its job was deleted while the files were written
-        return [key]
-    session.add(
-        RecoveryPoint(
-            id=new_id("rec"),
-            run_id=run_id,
-            epoch=epoch,
-            step=step,
-            cursor=cursor,
-            cost_charged=cost_charged,
-            key=key,
-            manifest=manifest,
-            created_at=time.time(),
-        )
-    )
+    if session.get(Run, point.run_id) is None:  # its job was deleted while the files were written
+        return [point.key]
+    session.add(point)
     session.flush()
-    old = of_run(session, run_id)[KEPT:]
+    old = of_run(session, point.run_id)[KEPT:]
     for point in old:
         session.delete(point)
     return [point.key for point in old]
@@ -73,3 +48,8 @@ def forget(session: Session, run_ids: Sequence[str]) -> None:
 def all_keys(session: Session) -> set[str]:
     """The store's keys of every recovery point."""
     return set(session.scalars(select(RecoveryPoint.key)))
+
+
+def all_runs(session: Session) -> Sequence[str]:
+    """Every run: each may have points, or be writing its first."""
+    return session.scalars(select(Run.id)).all()

@@ -171,8 +171,3 @@ def surplus_checkpoints(session: Session, job_id: str, keep: int) -> list[Adapte
     scored = [row for row in rows if row.valid_loss is not None]
     best = min(scored, key=lambda row: (row.valid_loss or 0.0, row.step), default=None)
     return [row for row in rows[keep:] if row is not best and not row.final]
-
-
-def all_adapter_keys(session: Session) -> set[str]:
-    """The store's keys of every adapter."""
-    return set(session.scalars(select(Adapter.key)))

@@ -122,6 +122,7 @@ class Job(Table):
     finished_at: Mapped[float | None]
     init_from: Mapped[dict[str, Any] | None]  # {"adapter", "sha256"}: see `server.starts`
     mixture: Mapped[list[Any] | None]  # of a job on several data sets: `server.api.parts.mixture_of`
+    tokens_manifest: Mapped[dict[str, Any] | None]  # of its own rows' files; null: submitted to an older version
 
     __table_args__ = (Index("jobs_by_status", "status", "tenant_id"),)
 
@@ -152,7 +153,7 @@ class RecoveryPoint(Table):
     cursor: Mapped[dict[str, Any]]  # the job program's own state
     cost_charged: Mapped[int]
     key: Mapped[str]
-    manifest: Mapped[dict[str, Any]]  # file name -> sha256
+    manifest: Mapped[dict[str, Any]]  # file name -> {"sha256", "bytes"}; bytes null: written by an older version
     created_at: Mapped[float]
 
 
@@ -255,7 +256,7 @@ class Daemon(Table):
     epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     pid: Mapped[int]
     base_hash: Mapped[str | None]
-    state: Mapped[str]  # starting | ready | drained | stopped
+    state: Mapped[str]  # starting | ready | drained | disk_full | stopped
     detail: Mapped[dict[str, Any]]  # resident runs, tokens a second, gangs
     floor: Mapped[float] = mapped_column(default=0.0)  # the scheduler's last smallest counter
     started_at: Mapped[float]

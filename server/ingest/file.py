@@ -26,6 +26,7 @@ READERS: dict[str, Callable[[Path], Iterator[Record | Detail]]] = {
 }
 CHUNK_ROWS = 1000
 HISTOGRAM_BINS = 20
+CONTENT_FILE = "content"
 ROWS_FILE = "rows.jsonl"
 _SUFFIXES = {
     ".jsonl": "jsonl",

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from mixloom import Client, MixloomError
-from server import children
+from server import children, faults
 
 ADMIN_KEY = "an-admin-key-of-more-than-32-characters"
 START_SECONDS = 120.0
@@ -54,6 +54,7 @@ class Server:
         self.folder = folder
         self.base = base
         self.settings = {**DEFAULTS, **settings}
+        self.faults = folder / "faults"  # what `server.faults.arm` writes for it
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.admin = Client(f"http://127.0.0.1:{self.port}", ADMIN_KEY)
@@ -81,7 +82,7 @@ class Server:
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 children.command("server", "serve", *flags),
-                env=environment(),
+                env={**environment(), faults.VARIABLE: str(self.faults)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from server import faults
 from server.api.app import create_app, open_services
 from server.api.services import Services
 from server.db.migrate import upgrade
@@ -96,6 +97,14 @@ def app(routes: FastAPI, settings: Settings) -> Iterator[FastAPI]:
 @pytest.fixture
 def services(app: FastAPI) -> Services:
     return app.state.services
+
+
+@pytest.fixture
+def armed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in which this process looks for faults."""
+    path = tmp_path / "faults"
+    monkeypatch.setattr(faults, "_FILE", str(path))
+    return path
 
 
 @pytest.fixture

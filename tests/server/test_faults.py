@@ -16,14 +16,6 @@ SERVER = Path(faults.__file__ or "").parent
 CALL = "from server.faults import fault; fault('pass.begin', ['alone']); print('went on')"
 
 
-@pytest.fixture
-def armed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that this process looks into."""
-    path = tmp_path / "faults"
-    monkeypatch.setattr(faults, "_FILE", str(path))
-    return path
-
-
 def run(path: Path | None) -> subprocess.CompletedProcess[str]:
     """A process that comes by one point."""
     environment = children.environment()

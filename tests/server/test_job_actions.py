@@ -6,7 +6,7 @@ import pytest
 
 from server.api.services import Services
 from server.db import drains, recovery_points
-from server.db.tables import Base, Event, Metric, Run
+from server.db.tables import Base, Event, Metric, RecoveryPoint, Run
 from server.states import TRANSITIONS, JobStatus
 from tests.server.conftest import Caller
 from tests.server.making import add_adapter, add_metric, change_job, submit
@@ -82,7 +82,8 @@ def test_only_an_ended_job_can_be_deleted_and_all_of_it_goes(alice: Caller, serv
     point = f"recovery/{run}/1-1"
     services.store.put(point, lambda folder: None)
     with services.database.write() as session:
-        recovery_points.publish(session, run_id=run, epoch=1, step=1, cursor={}, cost_charged=0, key=point, manifest={})
+        row = {"run_id": run, "epoch": 1, "step": 1, "cursor": {}, "cost_charged": 0, "key": point, "manifest": {}}
+        recovery_points.publish(session, RecoveryPoint(id="rec_1", created_at=0.0, **row))
     refused = alice.delete(f"/jobs/{job}")
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "job_not_ended")
     alice.post(f"/jobs/{job}/cancel")

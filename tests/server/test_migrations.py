@@ -19,7 +19,7 @@ from server.data_dir import ensure_data_dir
 from server.db import migrate
 from server.db.metrics import column_names, read_metrics
 from server.db.session import Database
-from server.db.tables import Job, Metric, Table
+from server.db.tables import Job, Metric, RecoveryPoint, Table
 from server.errors import MixloomError
 from server.settings import Settings
 
@@ -106,6 +106,8 @@ def test_a_database_of_the_first_version_keeps_its_jobs_and_steps(settings: Sett
             ("tenants", {"id": "tenant"}),
             ("jobs", {"id": "job", "tenant_id": "tenant"}),
             ("metrics", {"job_id": "job", "step": 3}),
+            ("runs", {"id": "run", "job_id": "job"}),
+            ("recovery_points", {"id": "point", "run_id": "run", "manifest": {"run.json": "0a"}}),
         ):
             table = sqlalchemy.Table(name, MetaData(), autoload_with=connection)
             whole = {column.name: SOMETHING[column.type.python_type] for column in table.columns}
@@ -115,6 +117,7 @@ def test_a_database_of_the_first_version_keeps_its_jobs_and_steps(settings: Sett
     with Session(Database(settings.database).engine) as session:
         job, metric = session.get_one(Job, "job"), session.get_one(Metric, ("job", 3))
         assert (job.mixture, job.tokens_key, metric.train_loss) == (None, "1", 1)
+        assert session.get_one(RecoveryPoint, "point").manifest == {"run.json": {"sha256": "0a", "bytes": None}}
         (row,) = read_metrics(session, job, from_step=0, every=None)[0]
         assert len(row) == len(column_names(job))
 

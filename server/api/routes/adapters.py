@@ -12,19 +12,19 @@ from server.adapter_files import WEIGHTS
 from server.api.adapter_intake import REQUEST_BODY, keep_adapter, refuse_too_large
 from server.api.answers import adapter_answer
 from server.api.archive import ArchiveFormat, archive_response
-from server.api.deps import ServicesDep, Tenant, TenantDep
+from server.api.deps import NEEDS_ROOM, ServicesDep, Tenant, TenantDep
 from server.api.lists import PageDep, list_answer
-from server.api.middleware import MIB
 from server.api.routing import new_router
 from server.api.services import Services
 from server.db import adapters
 from server.db.tables import Adapter
 from server.errors import MixloomError
+from server.settings import MIB
 
 router = new_router(prefix="/adapters", tag="adapters")
 
 
-@router.post("", status_code=201, openapi_extra={"requestBody": REQUEST_BODY})
+@router.post("", status_code=201, dependencies=[NEEDS_ROOM], openapi_extra={"requestBody": REQUEST_BODY})
 async def upload_adapter(
     tenant: TenantDep, services: ServicesDep, request: Request, response: Response
 ) -> dict[str, Any]:

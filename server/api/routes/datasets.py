@@ -7,9 +7,8 @@ from fastapi import Query, Request, Response
 from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 
-from server.api.deps import ServicesDep, Tenant, TenantDep
+from server.api.deps import NEEDS_ROOM, ServicesDep, Tenant, TenantDep
 from server.api.intake import (
-    CONTENT_FILE,
     REQUEST_BODY,
     keep_hub_dataset,
     keep_upload,
@@ -17,7 +16,6 @@ from server.api.intake import (
     refuse_too_large,
 )
 from server.api.lists import PageDep, list_answer
-from server.api.middleware import MIB
 from server.api.rendering import renderer_for
 from server.api.routing import new_router
 from server.api.services import Services
@@ -25,8 +23,9 @@ from server.db import datasets
 from server.db.bases import current_base
 from server.db.tables import Dataset
 from server.errors import MixloomError
-from server.ingest.file import read_rows
+from server.ingest.file import CONTENT_FILE, read_rows
 from server.render import render_rows
+from server.settings import MIB
 
 router = new_router(prefix="/datasets", tag="datasets")
 
@@ -38,7 +37,7 @@ _MEDIA_TYPES = {
 }
 
 
-@router.post("", status_code=201, openapi_extra={"requestBody": REQUEST_BODY})
+@router.post("", status_code=201, dependencies=[NEEDS_ROOM], openapi_extra={"requestBody": REQUEST_BODY})
 async def create_dataset(
     tenant: TenantDep, services: ServicesDep, request: Request, response: Response
 ) -> dict[str, Any]:

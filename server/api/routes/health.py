@@ -36,8 +36,12 @@ def ready(services: ServicesDep, response: Response) -> dict[str, object]:
 def _missing(services: Services) -> list[str]:
     try:
         with services.database.read() as session:
+            daemon = newest_daemon(session)
             checks = {
-                "No engine daemon is running.": is_live(newest_daemon(session)),
+                "No engine daemon is running.": is_live(daemon),
+                "The disk is full; jobs wait until it has room.": not (
+                    services.disk.is_low or (daemon is not None and daemon.state == "disk_full")
+                ),
                 "No base model is loaded yet.": find_base(session) is not None,
             }
         return [reason for reason, is_met in checks.items() if not is_met]

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from server import resolve
 from server.api.answers import dataset_answer, job_answers
-from server.api.deps import ServicesDep, Tenant, TenantDep
+from server.api.deps import NEEDS_ROOM, ServicesDep, Tenant, TenantDep
 from server.api.lists import METADATA_PARAMETER, MetadataDep, PageDep, list_answer
 from server.api.routing import new_router
 from server.api.services import Services
@@ -24,7 +24,7 @@ from server.states import JobStatus
 router = new_router(prefix="/jobs", tag="jobs")
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, dependencies=[NEEDS_ROOM])
 def create_job(services: ServicesDep, tenant: TenantDep, body: JobCreate, response: Response) -> dict[str, Any]:
     """A job in the queue. Once this is answered nothing but its tenant keeps it from ending."""
     job = submit(services, tenant, prepare(services, tenant, body))

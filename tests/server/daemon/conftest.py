@@ -16,11 +16,14 @@ from server.daemon.loop import Loop
 from server.daemon.publish import base_row, publish_tokenizer
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
+from server.daemon.upkeep import clear_orphans
 from server.daemon.writer import Writer
 from server.db import bases, daemons
 from server.db.tables import Adapter, Event, Job, Metric
 from server.settings import Settings
 from server.states import ENDED
+from server.store import manifest
+from server.tokens import TokenRows
 from tests.base_folder import write_tiny_base
 from tests.server.conftest import Caller
 from tests.server.making import prompt_rows, upload
@@ -52,7 +55,7 @@ class Life:
             **{**services.settings.model_dump(), "recovery_steps": 5, "token_budget": 1024, **changes}
         )
         self.books = main.begin(services.database)
-        main.collect_orphans(self.books, services.store)
+        clear_orphans(self.books, services.store)
         engine, self.writer = Engine(base), Writer(services.store)
         self.roster = Roster(engine, self.books, services.store, self.writer, self.settings)
         sampler = Sampler(engine, self.books, services.store, self.settings)
@@ -118,6 +121,17 @@ def submit(
     answer = caller.post("/jobs", json=body)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
+
+
+def break_rows(services: Services, job_id: str, *rows: int) -> None:
+    """Let rows of a job begin with a token that there is not, as if they had been submitted so."""
+    with services.database.write() as session:
+        one = session.get_one(Job, job_id)
+        folder = services.store.path(one.tokens_key)
+        tokens = TokenRows.load(folder / "train.safetensors")
+        tokens.tokens[tokens.offsets[list(rows)]] = 10**6
+        tokens.save(folder / "train.safetensors")
+        one.tokens_manifest = manifest(folder)
 
 
 def jobs(services: Services) -> list[Job]:

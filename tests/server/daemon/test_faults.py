@@ -15,9 +15,19 @@ from engine.run import Microbatch, Outcome, Run
 from server import curriculum
 from server.api.services import Services
 from server.db.tables import Run as RunRow
-from server.tokens import TokenRows
 from tests.server.conftest import Caller
-from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, adapters, events, final_hash, job, steps, submit
+from tests.server.daemon.conftest import (
+    MIXTURE,
+    PLAIN,
+    Life,
+    adapters,
+    break_rows,
+    events,
+    final_hash,
+    job,
+    steps,
+    submit,
+)
 from tests.server.making import upload
 
 pytestmark = pytest.mark.databases("sqlite")
@@ -239,11 +249,8 @@ def test_a_row_that_breaks_the_pass_is_found_also_when_the_step_takes_several_ga
     life = new_life(token_budget=512)
     mixture, broken = submit(alice, MIXTURE, **WIDE), submit(bob, PLAIN, rows=60, batch=60, steps=3)
     engine = cramp(life, 10**6)
-    path = services.store.path(f"jobs/{broken}") / "train.safetensors"
-    rows = TokenRows.load(path)
     order = curriculum.rows_of_step(0, mixture=curriculum.Mixture.of(None, 60), batch_size=60, seed=42)
-    rows.tokens[rows.offsets[order[-1]]] = 10**6  # no such token, in the last microbatch of the step
-    rows.save(path)
+    break_rows(services, broken, order[-1])  # in the last microbatch of the step
     life.finish()
     assert job(services, broken).error["code"] == "pass_failed"
     assert engine.sizes[-2:] == [456, 228], "microbatches ride together again"

@@ -7,13 +7,13 @@ from fastapi import FastAPI
 
 from server.api.services import Services
 from server.db.tables import Job, Metric, Run, Tenant
-from server.tokens import TokenRows
 from tests.server.conftest import Caller, new_tenant
 from tests.server.daemon.conftest import (
     MIXTURE,
     PLAIN,
     Life,
     adapters,
+    break_rows,
     events,
     final_hash,
     job,
@@ -106,10 +106,7 @@ def test_a_job_whose_rows_break_the_pass_ends_alone(
     hashes: dict[str, str], life: Life, alice: Caller, bob: Caller, services: Services
 ) -> None:
     broken, mixture, plain = submit(bob, PLAIN), submit(alice, MIXTURE), submit(bob, PLAIN)
-    path = services.store.path(f"jobs/{broken}") / "train.safetensors"
-    rows = TokenRows.load(path)
-    rows.tokens[rows.offsets[len(rows) // 2]] = 10**6  # no such token
-    rows.save(path)
+    break_rows(services, broken, 6)
     life.finish()
     assert job(services, broken).status == "failed"
     assert job(services, broken).error["code"] == "pass_failed"
@@ -124,10 +121,7 @@ def test_who_breaks_the_pass_is_found_also_when_it_rides_only_in_every_other_gan
     life = new_life(token_budget=500)
     callers = sorted((new_tenant(app, admin, f"tenant-{n}") for n in range(4)), key=lambda one: one.tenant_id)
     ids = [submit(caller, PLAIN, steps=6) for caller in callers]  # of equal V: two and two ride in turns
-    path = services.store.path(f"jobs/{ids[0]}") / "train.safetensors"
-    rows = TokenRows.load(path)
-    rows.tokens[:] = 10**6
-    rows.save(path)
+    break_rows(services, ids[0], *range(12))
     life.turn(4)
     assert job(services, ids[0]).status == "failed"
     life.finish()

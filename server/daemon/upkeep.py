@@ -1,0 +1,54 @@
+"""What the daemon clears away now and then: jobs past their time, what deleted tenants had, files without a row."""
+
+import logging
+import time
+
+from server.daemon.books import Books
+from server.daemon.writer import Writer
+from server.db import retention
+from server.orphans import orphans
+from server.settings import Settings
+from server.store import LocalStore
+
+log = logging.getLogger("mixloom.daemon")
+UPKEEP_SECONDS = 600.0
+DAY_SECONDS = 86400.0
+
+
+class Upkeep:
+    """Looks every ten minutes; the erasing is the writer's."""
+
+    def __init__(self, books: Books, store: LocalStore, writer: Writer, settings: Settings):
+        self.books = books
+        self.store = store
+        self.writer = writer
+        self.kept_seconds = settings.retention_days * DAY_SECONDS
+        self._next = 0.0
+
+    def turn(self) -> None:
+        """Nothing, until ten minutes have passed."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + UPKEEP_SECONDS
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what is past its time, and erase its files."""
+        with self.books.write() as session:
+            keys = retention.forget_deleted_tenants(session)
+            if self.kept_seconds:
+                keys += retention.forget_old_jobs(session, time.time() - self.kept_seconds)
+        with self.books.read() as session:
+            lost = orphans(session, self.store)
+        if lost:
+            log.warning("orphans_erased", extra={"fields": {"keys": lost}})
+        for key in [*keys, *lost]:
+            self.writer.delete(key)
+
+
+def clear_orphans(books: Books, store: LocalStore) -> None:
+    """At a daemon's start, when none of its kind lives: what the last one had not published goes at once."""
+    with books.read() as session:
+        lost = orphans(session, store, of_daemon_seconds=0)
+    for key in lost:
+        store.delete(key)

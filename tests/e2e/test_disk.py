@@ -1,0 +1,68 @@
+"""The writing protocol at each of its crash points, and a disk without room, on the real processes."""
+
+import resource
+from pathlib import Path
+
+import psutil
+import pytest
+
+from server import doctor
+from server.db.session import Database
+from server.faults import Fault, arm
+from server.settings import Settings
+from server.store import LocalStore
+from tests.e2e.conftest import NewServer
+from tests.e2e.making import MIXTURE, PLAIN, dataset, submit
+from tests.e2e.server import Server, wait_for
+
+pytestmark = pytest.mark.slow
+
+STEPS = 40
+PUTS = ("put.written", "put.synced", "put.renamed", "put.published")
+
+
+def twins(server: Server, folder: Path) -> list[str]:
+    client = server.tenant("alice")
+    data = dataset(client, folder)
+    return [submit(client, data, adapter, STEPS) for adapter in (MIXTURE, PLAIN)]
+
+
+def findings(server: Server) -> list[doctor.Finding]:
+    settings = Settings(data_dir=server.data)
+    return doctor.examine(Database(settings.database), LocalStore(server.data))
+
+
+def test_killed_at_every_point_of_a_write_the_daemon_loses_no_bit_and_leaves_nothing(
+    new_server: NewServer, tmp_path: Path
+) -> None:
+    server = new_server().start()
+    undisturbed = server.finish(*twins(server, tmp_path))
+    arm(
+        server.faults,
+        *(Fault(point=point, kind="kill", about=place) for place in ("recovery", "adapters") for point in PUTS),
+        Fault(point="point.published", kind="kill"),
+    )
+    jobs = twins(server, tmp_path)
+    assert server.finish(*jobs, seconds=300) == undisturbed
+    assert '"times": 1' not in server.faults.read_text(), "every one has struck"
+    assert [server.metric_steps(job) for job in jobs] == [list(range(1, STEPS + 1))] * 2
+    wait_for(lambda: not list((server.data / "recovery").glob("*/*")))
+    assert findings(server) == []
+
+
+def test_a_daemon_that_may_write_nothing_waits_and_goes_on_when_it_may(new_server: NewServer, tmp_path: Path) -> None:
+    """RLIMIT_FSIZE: EFBIG for files, SQLITE_IOERR_WRITE for the database; the API may still write."""
+    server = new_server().start()
+    undisturbed = server.finish(*twins(server, tmp_path))
+    jobs = twins(server, tmp_path)
+    wait_for(lambda: min(map(server.step, jobs)) >= 7)
+    daemon = psutil.Process(server.daemon_pid)
+    _, most = daemon.rlimit(resource.RLIMIT_FSIZE)
+    daemon.rlimit(resource.RLIMIT_FSIZE, (1024, most))
+    wait_for(lambda: server.admin.ready()["status"] == "not_ready")  # its heart cannot be written either
+    assert {server.status(job) for job in jobs} <= {"running", "queued"}
+    daemon.rlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert server.finish(*jobs) == undisturbed
+    assert server.daemon_pid == daemon.pid, "it was never started anew"
+    assert [server.metric_steps(job) for job in jobs] == [list(range(1, STEPS + 1))] * 2
+    assert findings(server) == []

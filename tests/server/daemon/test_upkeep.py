@@ -1,0 +1,91 @@
+"""What is cleared away in time: jobs past theirs, what deleted tenants had, files that no row names."""
+
+import os
+import time
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import update
+
+from server.api.services import Services
+from server.daemon.upkeep import DAY_SECONDS
+from server.db.tables import Adapter, Dataset, Job, Run
+from server.orphans import SAFE_SECONDS
+from tests.server.conftest import Caller
+from tests.server.daemon.conftest import PLAIN, Life, jobs, submit
+
+NewLife = Callable[..., Life]
+
+
+def end_days_ago(services: Services, job_id: str, days: float) -> None:
+    with services.database.write() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(finished_at=time.time() - days * DAY_SECONDS))
+
+
+def test_a_job_past_its_days_goes_with_all_its_files_and_its_data_set_stays(
+    new_life: NewLife, alice: Caller, services: Services
+) -> None:
+    life = new_life(retention_days=30)
+    old, young = submit(alice, PLAIN, steps=2), submit(alice, PLAIN, steps=2)
+    life.finish()
+    end_days_ago(services, old, 30.1)
+    end_days_ago(services, young, 29.9)
+    waiting = submit(alice, PLAIN, steps=2)
+    life.loop.upkeep.clear()
+    life.writer.wait()
+    assert [one.id for one in jobs(services)] == [young, waiting]
+    with services.database.read() as session:
+        kept = {one.key for one in session.query(Adapter)}
+        assert session.query(Dataset).count() == 3
+    assert set(services.store.list("adapters")) == kept
+    assert services.store.list("jobs") == sorted(f"jobs/{id_}" for id_ in (young, waiting))
+
+
+@pytest.mark.databases("sqlite")
+def test_without_the_setting_nothing_is_ever_too_old(life: Life, alice: Caller, services: Services) -> None:
+    id_ = submit(alice, PLAIN, steps=2)
+    life.finish()
+    end_days_ago(services, id_, 10_000)
+    life.loop.upkeep.clear()
+    assert [one.id for one in jobs(services)] == [id_]
+
+
+def test_what_a_deleted_tenant_had_is_erased_and_nobody_elses(
+    life: Life, alice: Caller, bob: Caller, admin: Caller, services: Services
+) -> None:
+    submit(alice, PLAIN, steps=2)
+    kept = submit(bob, PLAIN, steps=2)
+    life.finish()
+    training = submit(alice, PLAIN, steps=20)
+    life.turn_until(lambda: bool(life.roster.residents) and life.step_of(training) == 7)
+    assert admin.delete(f"/admin/tenants/{alice.tenant_id}").status_code == 200
+    life.loop.upkeep.clear()  # even before the daemon has seen it
+    life.turn(2)
+    assert [one.id for one in jobs(services)] == [kept]
+    with services.database.read() as session:
+        assert session.query(Run).count() == session.query(Dataset).count() == 1
+    for noun in ("jobs", "datasets", "adapters"):
+        assert len(services.store.list(noun)) == 1
+    assert not list(services.store.path("recovery").glob("*/*"))
+
+
+@pytest.mark.databases("sqlite")
+def test_a_daemon_that_lives_erases_what_nobody_has_named_for_an_hour(
+    life: Life, alice: Caller, services: Services
+) -> None:
+    id_ = submit(alice, PLAIN)
+    life.turn_until(lambda: bool(life.roster.residents) and life.step_of(id_) == 6)
+    run = life.resident(id_).run_id
+    orphans = ["adapters/adp_gone", "jobs/job_half.1234.tmp", "uploads/adp_gone", f"recovery/{run}/1-9", "recovery/r"]
+    for key in orphans:
+        services.store.path(key).mkdir(parents=True)
+    life.loop.upkeep.clear()
+    life.writer.wait()
+    assert all(services.store.path(key).exists() for key in orphans), "they may still be named"
+    for path in (*services.store.root.rglob("*"),):
+        os.utime(path, (time.time() - SAFE_SECONDS - 1,) * 2)
+    life.loop.upkeep.clear()
+    life.writer.wait()
+    assert not any(services.store.path(key).exists() for key in orphans)
+    life.finish()
+    assert jobs(services)[0].status == "succeeded"
