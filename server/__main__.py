@@ -1,21 +1,29 @@
-"""`python -m server VERB --flag value …`: what `mixloom serve`, `api`, `daemon`, `config` and `db upgrade` run."""
+"""`python -m server VERB --flag value …`: what the commands of `mixloom` that need no server run."""
 
 import argparse
+import json
 import sys
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from server.errors import MixloomError
 from server.settings import Settings
+from server.store import LocalStore
 
 VERBS = {
     "serve": "Run the API and, as a supervised child, the engine daemon.",
     "api": "Run the API alone.",
     "daemon": "Run the engine daemon alone.",
     "config": "Print every setting with its source and default.",
+    "doctor": "Look for what does not fit together in the database and the files.",
+    "backup": "Copy the data directory while the server runs.",
+    "restore": "Make a data directory of a backup.",
     "db": "`db upgrade` brings the database to this version's schema.",
 }
+UPKEEP = ("doctor", "backup", "restore")
+"""They need no running server, nor do they disturb one."""
 
 
 def main(arguments: list[str]) -> int:
@@ -24,9 +32,12 @@ def main(arguments: list[str]) -> int:
     parsed = vars(parser.parse_args(arguments))
     verb, supervised = parsed.pop("verb"), parsed.pop("supervised", False)
     parsed.pop("action", None)
+    folder, as_json = parsed.pop("folder", None), parsed.pop("json", False)
     flags = {name: value for name, value in parsed.items() if value is not None}
     try:
         settings = Settings(**flags)
+        if verb in UPKEEP:
+            return _upkeep(verb, settings, folder, as_json)
         return _run(verb, settings, flags, supervised)
     except ValidationError as error:
         for problem in error.errors():
@@ -60,6 +71,29 @@ def _run(verb: str, settings: Settings, flags: dict[str, Any], supervised: bool)
     return serve(settings, child_flags, with_daemon=verb == "serve")
 
 
+def _upkeep(verb: str, settings: Settings, folder: Path | None, as_json: bool) -> int:
+    """A verb on the files and the tables as they lie there; the exit code: 1 where something is not as it must be."""
+    from server import backup, doctor
+    from server.db.migrate import open_current
+
+    answer: dict[str, Any] = {}
+    if verb == "doctor":
+        findings = doctor.examine(open_current(settings), LocalStore(settings.data_dir))
+    else:
+        assert folder is not None
+        copied = (backup.back_up if verb == "backup" else backup.restore)(settings, folder)
+        answer = {"folders": copied.folders, "new": copied.new, "removed": copied.removed}
+        findings = copied.findings
+    if as_json:
+        print(json.dumps({**answer, "findings": [finding.as_dict() for finding in findings]}, indent=2))
+    else:
+        for finding in findings:
+            print(f"{finding.kind}  {finding.id}  {finding.message}")
+        counts = "".join(f"{number} {name}, " for name, number in answer.items())
+        print(f"{counts}{len(findings)} findings", file=sys.stderr)
+    return 1 if findings else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mixloom", description="The server side of Mixloom.")
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -67,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
         sub = verbs.add_parser(verb, help=description, description=description)
         if verb == "db":
             sub.add_argument("action", choices=["upgrade"])
+        if verb in UPKEEP:
+            sub.add_argument("--json", action="store_true", help="Print JSON, for programs.")
+        if verb in ("backup", "restore"):
+            sub.add_argument("folder", type=Path, metavar="DIR", help="Of the backup.")
         if verb == "daemon":
             sub.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
         for name, field in Settings.model_fields.items():

@@ -39,6 +39,7 @@ _add(database, None, server.upgrade, **CHILD)
 
 _add(app, SERVER, server.serve, server.api, server.daemon, server.config, **CHILD)
 _add(app, SERVER, demo)
+_add(admin.app, None, server.doctor, server.backup, server.restore, **CHILD)
 app.add_typer(admin.app, name="admin", rich_help_panel=SERVER)
 app.add_typer(database, name="db", rich_help_panel=SERVER)
 

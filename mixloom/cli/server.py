@@ -64,6 +64,27 @@ def config(context: typer.Context) -> None:
     _become("config", context)
 
 
+def doctor(context: typer.Context) -> None:
+    """Name all that does not fit together in the server's tables and files. Exit code 1 if there is anything.
+
+    It runs on the server's machine, whether or not the server does, and takes its settings (--data-dir) and --json.
+    """
+    _become("doctor", context)
+
+
+def backup(context: typer.Context) -> None:
+    """Copy the server's data to a folder while it runs: `mixloom admin backup DIR`. Again, it copies what is new.
+
+    It runs on the server's machine, and takes its settings (--data-dir) and --json.
+    """
+    _become("backup", context)
+
+
+def restore(context: typer.Context) -> None:
+    """Make a data directory, which must be empty, of a backup: `mixloom admin restore DIR --data-dir NEW`."""
+    _become("restore", context)
+
+
 def upgrade(context: typer.Context) -> None:
     """Bring the database to this version's schema (the server also does it at start)."""
     _become("db upgrade", context)

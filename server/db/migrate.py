@@ -42,6 +42,23 @@ def upgrade(settings: Settings) -> None:
             command.upgrade(_config(session.connection()), "head")
 
 
+def open_current(settings: Settings) -> Database:
+    """The database that is there, left as it is. Raises `no_database`, `other_version`, `database_unreachable`."""
+    database = Database(settings.database)
+    if database.path is not None and not database.path.is_file():
+        raise MixloomError(
+            "no_database", f"There is no {database.path}. Name the server's folder with --data-dir.", 400, "data_dir"
+        )
+    try:
+        current = _revision(database)
+    except OperationalError as error:
+        raise _unreachable(database, error) from error
+    if _pending(current, database):
+        message = f"The database {database.name} is of an older version. `mixloom db upgrade` brings it up to date."
+        raise MixloomError("other_version", message, 400)
+    return database
+
+
 def _revision(database: Database) -> str | None:
     with database.engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
