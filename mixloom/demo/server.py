@@ -56,8 +56,8 @@ class DemoServer:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[DemoServer]:
-    """A server over `folder`/data, stopped at the end whatever happens."""
+def serving(folder: Path, *flags: str) -> Iterator[DemoServer]:
+    """A server over `folder`/data, stopped at the end whatever happens. `flags` are more settings."""
     data = _fresh_data(folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -66,7 +66,7 @@ def serving(folder: Path) -> Iterator[DemoServer]:
     log = folder / "server.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            server_command("serve", "--data-dir", str(data), "--host", "127.0.0.1", "--port", str(port)),
+            server_command("serve", "--data-dir", str(data), "--host", "127.0.0.1", "--port", str(port), *flags),
             env={**server_environment(), "MIXLOOM_ADMIN_KEY": admin_key},
             cwd=folder,
             stdin=subprocess.DEVNULL,

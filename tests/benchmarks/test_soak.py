@@ -1,0 +1,18 @@
+"""Few jobs through the real server, all of which are gone in the end."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.soak import main
+
+
+@pytest.mark.slow
+def test_after_all_jobs_are_deleted_the_server_is_as_small_as_before(tmp_path: Path) -> None:
+    report_file = tmp_path / "soak.json"
+    assert main(["--jobs", "6", "--json", str(report_file)]) == 0
+    report = json.loads(report_file.read_text())
+    assert report["succeeded"] == 6
+    assert report["bytes"]["with all of them"]["files"] > 1.5 * report["bytes"]["before"]["files"]
+    assert max(report["left"].values()) <= 0.05
