@@ -122,7 +122,8 @@ class Loop:
             self.pace.add(tokens, time.monotonic() - began)
         self.record(decision, gang, ended)
         for resident in ended.residents:
-            self._after_unit(resident)
+            with self.roster.making_room(resident):
+                self._after_unit(resident)
         sampled = self.sampler.turn(training_seconds=time.monotonic() - began if gang else None)
         return bool(gang) or sampled
 
@@ -145,7 +146,8 @@ class Loop:
             elif self.drain is not None and self.drain.mode == "fast":
                 self.roster.abandon(resident)
             elif (requested == "pause" or drains_now or resident.is_evicted) and resident.program.at_boundary:
-                self.roster.leave(resident)
+                with self.roster.making_room(resident, goes_on=False):
+                    self.roster.leave(resident)
         self.roster.points.forget_ended()
         self._look_at_the_disk()
         self._tell_state()
@@ -225,10 +227,11 @@ class Loop:
                 resident.evaluation = resident.program.end_evaluation()
                 ended.evaluations.append((resident, resident.evaluation))
                 continue
-            try:
-                ended.steps.append((resident, resident.program.end_step(self.engine, resident.run)))
-            except Diverged as error:
-                self.roster.end_diverged(resident, error.works)
+            with self.roster.making_room(resident):
+                try:
+                    ended.steps.append((resident, resident.program.end_step(self.engine, resident.run)))
+                except Diverged as error:
+                    self.roster.end_diverged(resident, error.works)
         return ended
 
     def record(self, decision: Plan, gang: Sequence[Riding], ended: Ended) -> None:

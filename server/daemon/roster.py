@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -140,6 +141,24 @@ class Roster:
         resident.is_closing = True
         self.save(resident, then=lambda: self._let_go(resident))
 
+    @contextmanager
+    def making_room(self, resident: Resident, *, goes_on: bool = True) -> Iterator[None]:
+        """Around what one run needs memory for outside of passes. Where there is none, the run is let go unsaved.
+
+        It goes on from its last recovery point. One that was alone in memory would, where it `goes_on` at once, come
+        to the same: it ends.
+        """
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            log.exception("no_memory")
+            if goes_on and len(self.residents) == 1:
+                self.fail(resident, "out_of_memory", _TOO_LARGE_ALONE.format(bytes=resident.run.bytes))
+            else:
+                self.abandon(resident)
+
     def abandon(self, resident: Resident) -> None:
         """Let a run go unsaved: it goes on from its last recovery point."""
         self.writer.wait()  # that may be one that is being written
@@ -167,7 +186,7 @@ class Roster:
         good = last_good(self.engine, self._states(resident), broke)
         message = _DIVERGED.format(step=cursor.step if cursor.evaluating else cursor.step + 1)
         if good is None:
-            self.fail(resident, "diverged", message)
+            self.fail(resident, "diverged", message + _NOTHING_GOOD)
             return
         state = self._state(resident, good.adapter, good.step)
         message += f" Its state after step {good.step} is kept as adapter '{good.adapter_id or state.id}'."
@@ -260,6 +279,14 @@ class Roster:
 _DIVERGED = (
     "The loss or the gradient became infinite or not a number at step {step}. Lower the learning rate, or look "
     "for extreme rows in the data."
+)
+_NOTHING_GOOD = (
+    " No adapter is left of it: no state from before that is kept and gives numbers. A smaller checkpoint_every keeps "
+    "some earlier."
+)
+_TOO_LARGE_ALONE = (
+    "The adapter with its gradient and its moments takes {bytes} bytes, which leave no memory for its optimizer step "
+    "or for the copy that is saved. Use fewer experts, fewer target modules or a smaller rank."
 )
 _TOO_LARGE = (
     "The adapter with its gradient and its moments needs {bytes} bytes, which do not fit into memory beside the other "

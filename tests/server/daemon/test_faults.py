@@ -5,9 +5,11 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from engine import recovery
 from engine.base_model import BaseModel
 from engine.config import AdapterConfig
 from engine.engine import Engine
@@ -172,6 +174,76 @@ def test_an_adapter_that_does_not_fit_into_memory_fails_alone_with_the_bytes(
     assert final_hash(services, mixture) == alone["mixture"]
 
 
+class Starved(Engine):
+    """Finds no memory for optimizer steps until so many have failed."""
+
+    def __init__(self, base: BaseModel, num_failures: int):
+        super().__init__(base)
+        self.num_failures = num_failures
+
+    def optim_step(self, run: Run, **arguments: Any) -> float:
+        if self.num_failures:
+            self.num_failures -= 1
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes.")
+        return super().optim_step(run, **arguments)
+
+
+def test_without_memory_for_a_step_or_a_copy_a_run_begins_anew_and_nobody_notices(
+    alone: dict[str, Any],
+    new_life: NewLife,
+    alice: Caller,
+    bob: Caller,
+    services: Services,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    life = new_life(recovery_steps=2)
+    mixture, plain = submit(alice, MIXTURE, **WIDE), submit(bob, PLAIN, **WIDE)
+    life.loop.engine = Starved(life.roster.engine.base, 1)
+    capture, failures = recovery.capture, iter([MemoryError])
+
+    def scarce(run: Run) -> recovery.Snapshot:
+        for failure in failures:
+            raise failure
+        return capture(run)
+
+    monkeypatch.setattr(recovery, "capture", scarce)
+    life.finish()
+    assert final_hash(services, mixture) == alone["mixture"]
+    assert final_hash(services, plain) == alone["plain"]
+    assert (events(services, mixture) + events(services, plain)).count("waiting") == 2
+    assert steps(services, plain) == steps(services, mixture) == [1, 2, 3, 4]
+
+
+def test_a_run_alone_in_memory_that_finds_none_for_its_step_fails(life: Life, bob: Caller, services: Services) -> None:
+    life.loop.engine = Starved(life.roster.engine.base, 1)
+    large = submit(bob, PLAIN, steps=2)
+    life.finish()
+    error = job(services, large).error
+    assert error["code"] == "out_of_memory"
+    layout = life.roster.engine.base.layout(AdapterConfig.from_dict(job(services, large).adapter))
+    assert f"{16 * layout.size} bytes" in error["message"]
+    next_ = submit(bob, PLAIN, steps=2)
+    life.finish()
+    assert job(services, next_).status == "succeeded"
+
+
+def test_a_job_that_is_paused_without_memory_for_a_copy_goes_on_from_its_last_point(
+    alone: dict[str, Any], new_life: NewLife, bob: Caller, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = new_life(recovery_steps=2)
+    plain = submit(bob, PLAIN, **WIDE)
+    life.turn_until(lambda: bool(life.roster.residents) and life.step_of(plain) == 3)
+    bob.post(f"/jobs/{plain}/pause")
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "capture", lambda run: np.empty(2**60))
+        life.turn()
+    assert (job(services, plain).status, events(services, plain)[-1]) == ("paused", "paused")
+    bob.post(f"/jobs/{plain}/resume")
+    life.finish()
+    assert final_hash(services, plain) == alone["plain"]
+    assert steps(services, plain) == [1, 2, 3, 4]
+
+
 def test_a_gradient_that_is_no_number_ends_its_job_with_the_state_before_it(
     alone: dict[str, Any], new_life: NewLife, alice: Caller, bob: Caller, services: Services
 ) -> None:
@@ -228,6 +300,7 @@ def test_when_the_weights_are_no_numbers_the_newest_state_that_is_whole_is_left(
     assert (answer["status"], answer["error"]["code"]) == ("failed", "diverged")
     assert f"step {at + 1}" in answer["error"]["message"]
     assert answer["adapter_sha256"] == alone["states"].get(left)
+    assert ("No adapter is left" in answer["error"]["message"]) is (left is None)
     is_new = left == 5
     assert [one.id for one in adapters(services, broken)] == before + [answer["adapter_id"]] * is_new
 
