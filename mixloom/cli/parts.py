@@ -31,9 +31,17 @@ def weighted(parts: list[Part], weights: list[float]) -> list[Part]:
 def parts_of_yaml(config: Object, folder: Path) -> list[Part]:
     """Takes `data` and `columns` out of a YAML job; a path in it counts from the YAML file's folder."""
     data, columns = config.pop("data", None), config.pop("columns", {})
+    sets = config.get("dataset", [])
+    if not all(_is_id(one) for one in (sets if isinstance(sets, list) else [sets])):
+        raise usage_error("`dataset` is as in the API: ds_…, or a list of {id, weight}. Files are named under `data`.")
     if data is None:
         return []
     return [_part(one, columns, folder) for one in (data if isinstance(data, list) else [data])]
+
+
+def _is_id(dataset: Any) -> bool:
+    id_ = dataset.get("id") if isinstance(dataset, dict) else dataset
+    return isinstance(id_, str) and id_.startswith("ds_")
 
 
 def _part(value: Any, columns: dict[str, str], folder: Path) -> Part:

@@ -208,6 +208,8 @@ def test_a_yaml_file_lists_data_with_weights_and_columns(
         ("data: [{file: data.csv}]", "job.yaml"),
         ("data: [data.csv, 3]", "job.yaml"),
         ("data: {data: data.csv, wieght: 1}", "job.yaml"),
+        ("dataset: data.csv", "job.yaml"),
+        ("dataset: [{file: data.csv, weight: 1}]", "job.yaml"),
     ],
 )
 def test_a_mixture_that_is_unclear_is_wrong_usage(
