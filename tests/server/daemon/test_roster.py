@@ -3,11 +3,13 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
+from engine.base_model import Fingerprint
 from server.api.services import Services
 from server.daemon.writer import Writer
 from server.db import drains, recovery_points, runs
@@ -223,9 +225,10 @@ def test_another_machine_goes_on_and_says_that_the_bits_are_not_one_machines(
 ) -> None:
     id_, late = submit(alice, MIXTURE), submit(bob, MIXTURE, steps=20)
     life.turn_until(lambda: job(services, id_).step == 8)
+    here = asdict(Fingerprint.of(life.roster.engine.base))
     with services.database.write() as session:
-        run = session.query(Run).filter_by(job_id=id_).one()
-        run.fingerprint = {**(run.fingerprint or {}), "threads": 16}
+        assert [run.fingerprint for run in session.query(Run)] == [here, here]
+        session.query(Run).filter_by(job_id=id_).one().fingerprint = {**here, "threads": 16}
     new_life().turn_until(lambda: job(services, id_).step == 10)
     new_life().finish()
     assert events(services, id_).count("not_bit_exact") == 1
