@@ -24,7 +24,7 @@ from tests.server.test_uploads import LORA
 COMMANDS = {
     "": "adapters admin api cancel config daemon datasets db demo download estimate experts generate jobs login logs "
     "me pause resume serve show submit wait watch",
-    "admin": "drain key queue status tenant undrain",
+    "admin": "backup doctor drain key queue restore status tenant undrain",
     "admin tenant": "add delete set",
     "admin key": "add list revoke",
     "datasets": "delete download fetch rows show upload",

@@ -235,7 +235,7 @@ def test_a_job_that_is_paused_without_memory_for_a_copy_goes_on_from_its_last_po
     life.turn_until(lambda: bool(life.roster.residents) and life.step_of(plain) == 3)
     bob.post(f"/jobs/{plain}/pause")
     with monkeypatch.context() as patch:
-        patch.setattr(recovery, "capture", lambda run: np.empty(2**60))
+        patch.setattr(recovery, "capture", lambda run: np.empty(2**50))
         life.turn()
     assert (job(services, plain).status, events(services, plain)[-1]) == ("paused", "paused")
     bob.post(f"/jobs/{plain}/resume")
