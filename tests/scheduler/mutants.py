@@ -84,6 +84,22 @@ MUTANTS = [
         test=f"{INVARIANTS}::test_every_run_that_offers_something_rides_by_the_gang_that_was_promised",
     ),
     Mutant(
+        invariant="I7",
+        fault="nobody gives way",
+        file="admission.py",
+        before="            evicted.append(victim)",
+        after="            pass",
+        test=f"{INVARIANTS}::test_a_tenant_that_submits_to_a_busy_server_soon_trains",
+    ),
+    Mutant(
+        invariant="I7",
+        fault="places are given by submission",
+        file="admission.py",
+        before="return bool(tenant.resident), tenant.counter, order, tenant.tenant_id",
+        after="return bool(tenant.resident), 0.0, order, tenant.tenant_id",
+        test=f"{INVARIANTS}::test_a_tenant_without_a_place_waits_for_at_most_one_stay_of_each_other",
+    ),
+    Mutant(
         invariant="I8",
         fault="microbatches are charged by their tokens",
         file="gang.py",

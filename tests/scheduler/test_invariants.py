@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 from scheduler.promise import longest_waits
 from scheduler.snapshot import Microbatch
 from tests.scheduler.simulation import Client, Run, World
-from tests.scheduler.strategies import MAX_COST, SLACK, L, Trace, endless, patterns, shares, steps, traces, weights
+from tests.scheduler.strategies import (
+    MAX_COST,
+    SLACK,
+    L,
+    Trace,
+    brief,
+    endless,
+    patterns,
+    shares,
+    steps,
+    traces,
+    weights,
+)
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -146,17 +158,59 @@ def test_a_tenant_that_submits_to_a_busy_server_soon_trains(
         max_resident_runs=4,
         clients={n: Client(share=1) for n in "abcz"},
     )
-    for number, (owner, steps_) in enumerate(zip(owners, steps_of_others, strict=False)):
-        world.submit(owner, f"run-{number}", steps_ * 4)
+    runs = {
+        f"run-{number}": world.submit(owner, f"run-{number}", steps_ * 100)
+        for number, (owner, steps_) in enumerate(zip(owners, steps_of_others, strict=False))
+    }
     world.gangs(8)
     world.submit("z", "newcomer", [[Microbatch(tokens=L, cost=L)]] * 50)
-    num_gangs = 0
+    asked: dict[str, int] = {}  # to give way, in which step
     while "newcomer" not in world.resident():
-        world.gang()
-        num_gangs += 1
-        assert num_gangs < 60, "it waits for ever"
+        left = asked.keys() - set(world.resident())
+        steps_before = {run_id: run.step for run_id, run in runs.items()}
+        asked |= {run_id: steps_before[run_id] for run_id in world.gang().evict}
+        assert asked, "nobody gives way"
+        assert all(runs[run_id].step <= step + 1 for run_id, step in asked.items())
+        assert not left or "newcomer" in world.resident()
     rode = "newcomer" in {slot.run_id for slot in world.history[-1][1].gang}
     assert rode or "newcomer" in {slot.run_id for slot in world.gang().gang}
+
+
+@quick
+@given(
+    patterns=st.lists(patterns, min_size=3, max_size=6),
+    shares=st.lists(shares, min_size=6, max_size=6),
+    num_places=st.integers(1, 2),
+)
+def test_a_tenant_without_a_place_waits_for_at_most_one_stay_of_each_other(
+    patterns: list[list[Microbatch]], shares: list[float], num_places: int
+):
+    """I7: beyond what brings the other's counter up to its own, where it is smaller."""
+    clients = {name: Client(share=share) for name, share in zip("abcdef"[: len(patterns)], shares, strict=False)}
+    world = World(
+        token_budget=2 * L,
+        max_microbatch_cost=MAX_COST,
+        max_resident_runs=num_places,
+        min_stay=2 * L,
+        clients=clients,
+    )
+    for name, pattern in zip(clients, patterns, strict=True):
+        world.submit(name, name, brief(pattern))
+    least = min(client.share for client in clients.values())
+    gang_in_which_it_is_over_and_one_more = 2 * num_places * MAX_COST
+    since: dict[str, dict[str, tuple[float, int]]] = {}  # of who waits: each other's counter and service at the start
+    for _ in range(120):
+        world.gang()
+        for name, client in clients.items():
+            if client.resident:
+                since.pop(name, None)
+                continue
+            start = since.setdefault(name, {other: (one.counter, one.served) for other, one in clients.items()})
+            for other, (counter, served) in start.items():
+                share = clients[other].share
+                behind = max(0.0, share * (client.counter - counter))
+                stay = world.min_stay * share / least + gang_in_which_it_is_over_and_one_more
+                assert clients[other].served - served <= behind + stay + SLACK
 
 
 @quick
