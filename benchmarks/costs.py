@@ -52,12 +52,17 @@ def main(arguments: list[str]) -> int:
     )
     watch = Watch(device, options.repeats)
     token = _base_token(base, watch)
-    rows = [row for name in METHODS for row in _measure(base, name, watch, token)]
+    rows, prices = [], {}
+    for name in METHODS:
+        measured, of_method = _measure(base, name, watch, token)
+        rows += measured
+        prices[name] = vars(of_method)
     report = {
         "benchmark": "costs",
         "machine": machine.describe(device) | {"gigaflops": probed},
         "base": {"name": base.name, "dtype": dtype, "parameters": base.num_parameters},
         "seconds_per_token_equivalent": token,
+        "prices": prices,
         "rows": rows,
     }
     console.print(_table(report), highlight=False)
@@ -91,8 +96,8 @@ def _base_token(base: BaseModel, watch: Watch) -> float:
     return (watch(lambda: limit.step(many)) - watch(lambda: limit.step(few))) / (MANY - FEW)
 
 
-def _measure(base: BaseModel, name: str, watch: Watch, token: float) -> list[dict[str, Any]]:
-    """What each operation of one method takes and costs, in token-equivalents."""
+def _measure(base: BaseModel, name: str, watch: Watch, token: float) -> tuple[list[dict[str, Any]], Prices]:
+    """(what each operation of one method takes and costs, in token-equivalents; the prices of its adapter)."""
     config = AdapterConfig.from_dict(
         {"dropout": DROPOUT, "target_modules": target_modules(base.model), **METHODS[name]}
     )
@@ -117,7 +122,7 @@ def _measure(base: BaseModel, name: str, watch: Watch, token: float) -> list[dic
         f"a token sampled, {SAMPLED} at once": _sample(base, runs, watch),
     }
     costs = _costs(prices)
-    return [
+    rows = [
         {
             "method": name,
             "operation": operation,
@@ -127,6 +132,7 @@ def _measure(base: BaseModel, name: str, watch: Watch, token: float) -> list[dic
         }
         for operation in seconds
     ]
+    return rows, prices
 
 
 def _costs(prices: Prices) -> dict[str, float]:

@@ -1,13 +1,13 @@
 """What one turn of the daemon costs beside the engine: snapshot, plan and record, through the real database.
 
-The real loop trains a model of a few thousand parameters for real runs; many tenants' jobs wait behind them.
+The real loop trains real runs, of a few thousand parameters unless there is `--base`; many tenants' jobs wait behind.
 """
 
 import argparse
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
@@ -17,11 +17,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import insert
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import machine
 from benchmarks.reports import write_json
-from engine import base_model
+from benchmarks.tiny import write_tiny_base
+from engine import base_model, sources
 from engine.engine import Engine
 from scheduler.plan import Plan
 from server.daemon import main as daemon
@@ -38,25 +38,49 @@ from server.store import LocalStore
 from server.tokens import TokenRow, TokenRows
 
 ROWS = "jobs/shared"
-WARM_UP = 30
-PARTS = ("snapshot and plan", "record", "both")
+PARTS = DECIDE, RECORD, BOTH, OUTSIDE, TURN = (
+    "snapshot and plan",
+    "record",
+    "both",
+    "all outside the engine",
+    "the whole turn",
+)
+SMALL_JOBS = {"rank": 4, "alpha": 8, "method": "lora", "target_modules": ["q_proj", "v_proj"], "batch_size": 4}
+DEMOS_JOBS = {
+    **{"rank": 16, "alpha": 32, "method": "mixlora", "num_experts": 8, "top_k": 2, "router_aux_loss_coef": 1e-3},
+    **{
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        "batch_size": 8,
+    },
+}
 
 
 class Timed(Loop):
-    """The daemon's loop with a watch on what is not the engine's."""
+    """The daemon's loop with a watch on what is not the engine's: all but the passes and the optimizers' steps."""
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         self.seconds: dict[str, list[float]] = {part: [] for part in PARTS}
+        self._engine_began = 0.0
+        self._engine_seconds = 0.0
+
+    def turn(self) -> bool:
+        with self._watch(TURN):
+            trained = super().turn()
+        self.seconds[OUTSIDE].append(self.seconds[TURN][-1] - self._engine_seconds)
+        return trained
 
     def decide(self) -> Plan:
-        with self._watch(PARTS[0]):
-            return super().decide()
+        with self._watch(DECIDE):
+            decision = super().decide()
+        self._engine_began = time.perf_counter()
+        return decision
 
     def record(self, decision: Plan, gang: Sequence[Riding], ended: Ended) -> None:
-        with self._watch(PARTS[1]):
+        self._engine_seconds = time.perf_counter() - self._engine_began
+        with self._watch(RECORD):
             super().record(decision, gang, ended)
-        self.seconds[PARTS[2]].append(self.seconds[PARTS[0]][-1] + self.seconds[PARTS[1]][-1])
+        self.seconds[BOTH].append(self.seconds[DECIDE][-1] + self.seconds[RECORD][-1])
 
     @contextmanager
     def _watch(self, part: str) -> Iterator[None]:
@@ -69,7 +93,7 @@ def main(arguments: list[str]) -> int:
     """Fill the queue, let gangs go, print the table and write the JSON; the exit code."""
     options = _parser().parse_args(arguments)
     console = Console()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(
             data_dir=Path(folder) / "data",
@@ -78,7 +102,7 @@ def main(arguments: list[str]) -> int:
             recovery_seconds=1e9,
         )
         loop = _loop(settings, Path(folder), options)
-        for _ in range(WARM_UP + options.gangs):
+        for _ in range(options.warm_up + options.gangs):
             loop.turn()
         report = _report(loop, options)
         loop.writer.wait()
@@ -90,41 +114,45 @@ def main(arguments: list[str]) -> int:
 def _loop(settings: Settings, folder: Path, options: argparse.Namespace) -> Timed:
     upgrade(settings)
     database, store = Database(settings.database), LocalStore(settings.data_dir)
-    base = base_model.load(_tiny_base(folder / "base"), name="tiny", dtype=torch.float32, device="cpu")
+    place = sources.resolve(options.base) if options.base else write_tiny_base(folder / "base")
+    base = base_model.load(place, name=place.name, dtype=torch.float32, device="cpu")
     store.put(ROWS, lambda place: _rows().save(place / "train.safetensors"))
     counters = [0.0 if options.fresh else random.Random(n).uniform(0, 1e6) for n in range(options.tenants)]
-    _fill(database, base.hash, counters=counters, num_jobs=options.jobs)
+    jobs = DEMOS_JOBS if options.base else SMALL_JOBS
+    _fill(database, base.hash, jobs, counters=counters, num_jobs=options.jobs)
     books = daemon.begin(database)
     engine, writer = Engine(base), Writer(store)
     roster = Roster(engine, books, store, writer, settings)
     return Timed(engine, books, settings, roster, Sampler(engine, books, store, settings), writer)
 
 
-def _tiny_base(folder: Path) -> Path:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
-    config = AutoConfig.for_model("llama", num_hidden_layers=1, vocab_size=64, max_position_embeddings=256, **sizes)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
-
-
 def _rows() -> TokenRows:
-    """Eight rows, which all jobs train on."""
-    tokens = [[1 + (row * 7 + place) % 60 for place in range(24)] for row in range(8)]
+    """Eight rows of 48 tokens, as long as the demo's, which all jobs train on."""
+    tokens = [[1 + (row * 7 + place) % 60 for place in range(48)] for row in range(8)]
     return TokenRows.of([TokenRow(row, [True] * len(row)) for row in tokens])
 
 
-def _fill(database: Database, base_hash: str, *, counters: Sequence[float], num_jobs: int) -> None:
+def _fill(
+    database: Database, base_hash: str, like: Mapping[str, Any], *, counters: Sequence[float], num_jobs: int
+) -> None:
     """Tenants of shares 1 to 4 with as many queued jobs each, in turns, none of which ends."""
-    adapter = {"method": "lora", "rank": 4, "alpha": 8, "dropout": 0.0, "rslora": False, "dora": False}
+    adapter = {"dropout": 0.05, "rslora": False, "dora": False, **like}
+    batch_size = adapter.pop("batch_size")
     training = {
-        **{"batch_size": 4, "learning_rate": 1e-4, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0},
+        **{
+            "batch_size": batch_size,
+            "learning_rate": 1e-4,
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "weight_decay": 0.0,
+        },
         **{"max_grad_norm": 1.0, "microbatch_tokens": 256, "seed": 1, "evaluate_every": None, "loraplus_ratio": 1.0},
         **{"checkpoint_every": 10**9, "keep_checkpoints": 1, "total_steps": 10**6, "cutoff_length": 256},
     }
     job = {
         **{"name": "job", "request": {}, "status": "queued", "base_name": "tiny", "base_hash": base_hash},
         **{"dataset_id": "ds", "dataset_sha256": "", "validation": {}, "tokens_key": ROWS, "priority": "normal"},
-        **{"adapter": {**adapter, "target_modules": ["q_proj", "v_proj"]}, "training": training, "labels": {}},
+        **{"adapter": adapter, "training": training, "labels": {}},
         **{"total_steps": 10**6, "total_tokens": 10**8, "step": 0, "tokens": 0, "exact": True, "created_by": "key"},
     }
     tenant = {"backlogged": False, "created_at": 0.0}
@@ -162,7 +190,7 @@ _RUN = {"counter": 0.0, "cost_charged": 0, "attempts": 0}
 
 
 def _report(loop: Timed, options: argparse.Namespace) -> dict[str, Any]:
-    milliseconds = {part: [1e3 * second for second in all_[WARM_UP:]] for part, all_ in loop.seconds.items()}
+    milliseconds = {part: [1e3 * second for second in all_[options.warm_up :]] for part, all_ in loop.seconds.items()}
     return {
         "benchmark": "plan",
         "machine": machine.describe("cpu"),
@@ -172,6 +200,7 @@ def _report(loop: Timed, options: argparse.Namespace) -> dict[str, Any]:
             "gangs": options.gangs,
             "places": options.places,
             "fresh": options.fresh,
+            "base": options.base or "tiny",
             "database": "postgresql" if options.database_url else "sqlite",
         },
         "resident_runs": len(loop.residents),
@@ -187,7 +216,7 @@ def _table(report: dict[str, Any]) -> Table:
     table = Table(
         title=f"{of['tenants']} {'new ' if of['fresh'] else ''}tenants, {of['jobs']} jobs, "
         f"{report['resident_runs']} resident, {of['database']}",
-        caption=f"{of['gangs']} gangs; what the engine does is not in it",
+        caption=f"{of['gangs']} gangs",
     )
     table.add_column("milliseconds a gang", no_wrap=True)
     for heading in ("median", "p90", "max"):
@@ -202,8 +231,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tenants", type=int, default=1000, help="tenants with queued jobs (1000)")
     parser.add_argument("--jobs", type=int, default=100_000, help="queued jobs of all together (100000)")
     parser.add_argument("--gangs", type=int, default=300, help="gangs that are measured (300)")
+    parser.add_argument("--warm-up", type=int, default=30, help="gangs before those (30)")
     parser.add_argument("--places", type=int, default=16, help="max_resident_runs (16)")
     parser.add_argument("--fresh", action="store_true", help="no tenant was ever served: all have the same counter")
+    parser.add_argument("--base", help="a hub name, a folder or a GGUF file: trained as in the demo, in float32")
+    parser.add_argument("--threads", type=int, default=1, help="of the engine (1)")
     parser.add_argument("--database-url", help="a PostgreSQL database to use and fill; else SQLite in a new folder")
     parser.add_argument("--json", type=Path, help="also write the report to this file")
     return parser

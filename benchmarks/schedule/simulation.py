@@ -1,0 +1,271 @@
+"""A daemon and its database in miniature, gang by gang: what the scheduler decides is carried out at once."""
+
+from bisect import insort
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.schedule.measures import ShareError, TimeShares
+from benchmarks.schedule.policies import Policy
+from benchmarks.schedule.timing import PASS_TOKENS
+from benchmarks.schedule.workload import Job, Workload
+from scheduler.plan import Plan
+from scheduler.snapshot import Microbatch, ResidentRun, Snapshot, Tenant, WaitingRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The server's settings, at their defaults."""
+
+    token_budget: int = 4096
+    fill_min: int = 320
+    max_resident_runs: int = 16
+    stay_tokens: int = 16_384
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a policy came to. Arrays have a number for each job, in order of arrival; time is in token-equivalents."""
+
+    num_gangs: int
+    waits: NDArray[np.float64]  # from arrival to the first gang
+    stays: NDArray[np.float64]  # from arrival to the end
+    share_errors: NDArray[np.float64]  # for each pair and interval, ÷ the bound
+    fill: float  # of the budget, in gangs for which there was enough
+    took: dict[str, float]  # time that a tenant's work took
+    due: dict[str, float]  # its share of the time in which it had work
+
+
+@dataclass
+class _Run:
+    job: Job
+    number: int
+    run_id: str
+    counter: float = 0.0
+    served: int = 0
+    round: int = 0
+    unit: int = 0
+    done: int = 0  # microbatches of the unit
+    leaving: bool = False
+    began: float | None = None
+
+    @property
+    def offers(self) -> tuple[Microbatch, ...]:
+        return self.job.units[self.unit].microbatches[self.done :]
+
+    def advance(self, num_microbatches: int) -> float:
+        """Train so many; the time that they take."""
+        unit = self.job.units[self.unit]
+        takes = sum(unit.takes[self.done : self.done + num_microbatches])
+        self.done += num_microbatches
+        if self.done == len(unit.microbatches):
+            self.done = 0
+            self.unit = (self.unit + 1) % len(self.job.units)
+            self.round += not self.unit
+        return takes
+
+    @property
+    def is_finished(self) -> bool:
+        return self.round == self.job.num_rounds
+
+
+@dataclass
+class _Account:
+    name: str
+    share: float
+    counter: float = 0.0
+    backlogged: bool = False
+    resident: dict[str, _Run] = field(default_factory=dict)
+    waiting: deque[_Run] = field(default_factory=deque)
+
+
+class Simulation:
+    """One workload under one policy."""
+
+    def __init__(self, workload: Workload, policy: Policy, sizes: Sizes = Sizes()):
+        self._jobs = workload.jobs
+        self._policy = policy
+        self._sizes = sizes
+        self._accounts = {name: _Account(name, share) for name, share in workload.shares.items()}
+        self._with_runs: dict[str, _Account] = {}  # accounts with a resident run
+        self._queue: list[tuple[float, int, str]] = []  # the others with a waiting one, who is next first
+        self._owners: dict[str, _Account] = {}  # of resident runs
+        self._backlogged: frozenset[str] = frozenset()  # as last planned
+        self._floor, self._now, self._num_arrived, self._num_gangs = 0.0, 0.0, 0, 0
+        self._max_cost = max(one.cost for job in workload.jobs for unit in job.units for one in unit.microbatches)
+        self._share_error = ShareError(workload.shares, self._max_cost, sizes.max_resident_runs)
+        self._times = TimeShares(workload.shares)
+        self._waits, self._stays = np.zeros(len(self._jobs)), np.zeros(len(self._jobs))
+        self._filled: list[int] = []  # tokens of the gangs for which there was enough
+
+    def run(self, until: float = float("inf")) -> Outcome:
+        """Until every job has ended, or the time is up."""
+        self._arrive()
+        while self._now < until and (self._with_runs or self._queue or self._num_arrived < len(self._jobs)):
+            if not self._with_runs and not self._queue:
+                self._now = self._jobs[self._num_arrived].arrival
+                self._arrive()
+            self._gang()
+            self._arrive()
+        for tenant in {*self._with_runs, *(name for _, _, name in self._queue)}:
+            self._times.end(tenant)
+        return Outcome(
+            self._num_gangs,
+            self._waits,
+            self._stays,
+            self._share_error.ended(),
+            sum(self._filled) / (len(self._filled) * self._sizes.token_budget) if self._filled else 1.0,
+            self._times.took,
+            self._times.due,
+        )
+
+    def _arrive(self) -> None:
+        while self._num_arrived < len(self._jobs) and self._jobs[self._num_arrived].arrival <= self._now:
+            job = self._jobs[self._num_arrived]
+            account = self._accounts[job.tenant]
+            self._times.begin(job.tenant)
+            account.waiting.append(_Run(job, self._num_arrived, str(self._num_arrived)))
+            if not account.resident and len(account.waiting) == 1:
+                self._enqueue(account)
+            self._num_arrived += 1
+
+    def _enqueue(self, account: _Account) -> None:
+        insort(self._queue, self._turn(account))
+
+    def _turn(self, account: _Account) -> tuple[float, int, str]:
+        order = account.waiting[0].number
+        return (0.0 if self._policy.by_submission else account.counter), order, account.name
+
+    def _gang(self) -> None:
+        while (decision := self._policy.plan(self._snapshot())).admit:
+            self._admit(decision)
+        self._floor = decision.floor
+        for name in self._backlogged ^ decision.backlogged:
+            self._accounts[name].backlogged = name in decision.backlogged
+        self._backlogged = decision.backlogged
+        for name, account in self._with_runs.items():
+            account.counter += decision.rises.get(name, 0.0)
+            for run_id, run in account.resident.items():
+                run.counter += decision.run_rises.get(run_id, 0.0)
+                run.leaving |= run_id in decision.evict
+        self._train(decision)
+        self._num_gangs += 1
+
+    def _snapshot(self) -> Snapshot:
+        sizes = self._sizes
+        others = [self._accounts[name] for _, _, name in self._queue[: sizes.max_resident_runs]]
+        return Snapshot(
+            tenants=tuple(_tenant(account) for account in (*self._with_runs.values(), *others)),
+            token_budget=sizes.token_budget,
+            max_microbatch_cost=self._max_cost,
+            fill_min=sizes.fill_min,
+            max_resident_runs=sizes.max_resident_runs,
+            min_stay=sizes.stay_tokens,
+            floor=self._floor,
+            draining=False,
+        )
+
+    def _admit(self, decision: Plan) -> None:
+        for run_id in decision.admit:
+            account = self._accounts[self._jobs[int(run_id)].tenant]
+            if not account.resident:
+                self._queue.remove(self._turn(account))
+                self._with_runs[account.name] = account
+            run = account.waiting.popleft()
+            assert run.run_id == run_id, "a tenant's jobs come in their order"
+            run.counter += decision.run_lifts.get(run_id, 0.0)
+            run.served = 0
+            account.resident[run_id] = run
+            self._owners[run_id] = account
+
+    def _train(self, decision: Plan) -> None:
+        """Measure the gang, then let its runs advance."""
+        taken = {slot.run_id: slot.num_microbatches for slot in decision.gang}
+        riding = [(self._owners[run_id], self._owners[run_id].resident[run_id]) for run_id in taken]
+        self._measure(decision, taken)
+        began, takes = self._now, defaultdict[str, float](float)
+        for account, run in riding:
+            run.served += _cost(run, taken)
+            takes[account.name] += run.advance(taken[run.run_id])
+            if run.began is None:
+                run.began = began
+                self._waits[run.number] = began - run.job.arrival
+        duration = sum(takes.values()) + PASS_TOKENS
+        self._times.add(takes, duration)
+        self._now += duration
+        self._let_go()
+
+    def _measure(self, decision: Plan, taken: Mapping[str, int]) -> None:
+        """How full it is, and what it does to shares. Who has no head left and is next has run out."""
+        num_offered = num_tokens = 0
+        costs, with_head = {}, set()
+        for name in decision.backlogged:
+            runs = self._accounts[name].resident.values()
+            costs[name] = sum(_cost(run, taken) for run in runs)
+            for run in runs:
+                offers, count = run.offers, taken.get(run.run_id, 0)
+                num_offered += sum(one.tokens for one in offers)
+                num_tokens += sum(one.tokens for one in offers[:count])
+                if count < len(offers):
+                    with_head.add(name)
+        smallest = min((self._accounts[name].counter for name in with_head), default=float("inf"))
+        ran_out = [name for name in decision.backlogged - with_head if self._accounts[name].counter <= smallest]
+        self._share_error.add(costs, decision.backlogged, ran_out)
+        if num_offered >= self._sizes.token_budget:
+            self._filled.append(num_tokens)
+
+    def _let_go(self) -> None:
+        """Runs that are finished, or give way and stand between two units."""
+        for account in list(self._with_runs.values()):
+            for run_id, run in list(account.resident.items()):
+                if run.is_finished:
+                    self._stays[run.number] = self._now - run.job.arrival
+                elif run.leaving and not run.done:
+                    run.leaving = False
+                    insort(account.waiting, run, key=_number)
+                else:
+                    continue
+                del account.resident[run_id], self._owners[run_id]
+            if not account.resident:
+                del self._with_runs[account.name]
+                if account.waiting:
+                    self._enqueue(account)
+                else:
+                    self._times.end(account.name)
+
+
+def _cost(run: _Run, taken: Mapping[str, int]) -> int:
+    return sum(one.cost for one in run.offers[: taken.get(run.run_id, 0)])
+
+
+def _number(run: _Run) -> int:
+    return run.number
+
+
+def _tenant(account: _Account) -> Tenant:
+    return Tenant(
+        tenant_id=account.name,
+        share=account.share,
+        counter=account.counter,
+        backlogged=account.backlogged,
+        resident=tuple(
+            ResidentRun(
+                run_id=run_id,
+                weight=1,
+                counter=run.counter,
+                order=run.number,
+                microbatches=run.offers,
+                served=run.served,
+                leaving=run.leaving,
+            )
+            for run_id, run in account.resident.items()
+        ),
+        waiting=_waiting(account.waiting[0]) if account.waiting else None,
+    )
+
+
+def _waiting(run: _Run) -> WaitingRun:
+    return WaitingRun(run_id=run.run_id, counter=run.counter, order=run.number)
