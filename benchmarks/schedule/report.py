@@ -23,7 +23,8 @@ from benchmarks.schedule.workload import (
 
 CURVE = np.logspace(0, -4, 41)
 """Parts of all jobs, from all to one of ten thousand: for each, the slowdown that so many jobs exceed."""
-ADVERSARYS_TIME = 2_000_000.0
+ADVERSARYS_TIME = 500_000.0
+"""Some hundred gangs."""
 
 
 def figures(workload: Workload, outcome: Outcome, timing: Timing) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks.api import MIX, main
 
 
+@pytest.mark.slow
 def test_one_command_asks_while_jobs_train_and_counts_every_answer(tmp_path: Path):
     report_file = tmp_path / "api.json"
     assert main(["--rate", "10", "--seconds", "3", "--json", str(report_file)]) == 0

@@ -17,7 +17,7 @@ from benchmarks.schedule.workload import draw
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of one run of the command."""
     file = tmp_path_factory.mktemp("schedule") / "schedule.json"
-    assert main(["--tenants", "30", "--jobs", "800", "--seed", "3", "--processes", "1", "--json", str(file)]) == 0
+    assert main(["--tenants", "20", "--jobs", "300", "--seed", "3", "--processes", "1", "--json", str(file)]) == 0
     return json.loads(file.read_text())
 
 
@@ -43,8 +43,8 @@ def test_a_flooder_slows_others_down_where_who_comes_first_is_served_first(repor
         name: both["with"]["small"]["1"]["p50"] / both["without"]["small"]["1"]["p50"]
         for name, both in report["policies"].items()
     }
-    assert slowdowns["mixloom"] < 1.5
-    assert slowdowns["FIFO"] > 3
+    assert slowdowns["mixloom"] < 1.3
+    assert slowdowns["FIFO"] > 1.9
 
 
 def test_tiny_batches_saved_and_evaluated_at_every_step_take_no_more_than_their_share_of_the_time(
