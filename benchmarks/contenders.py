@@ -4,7 +4,7 @@ The limits have no adapter and nothing to train: they run forward, the gradient 
 supervised rows. All others also take each job's optimizer step, with the gradient's norm clipped to 1.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.data import Step
+from benchmarks.errors import BenchmarkError
 from engine import base_model
 from engine.base_model import BaseModel
 from engine.config import AdapterConfig
@@ -41,6 +42,9 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """What our engine trains, by the name of its contender."""
 
+SAME_LOSS = {"float32": 1e-4, "bfloat16": 0.02}
+"""All contenders start as the base alone: how far rounding takes their first losses apart, as a share."""
+
 
 class Contender(Protocol):
     trainable_parameters: int
@@ -58,6 +62,8 @@ class Bases:
     dtype: str
     device: str
     jobs: int
+    moe_peft: Path | None = None
+    """The Python of an environment that has MoE-PEFT."""
 
     @cached_property
     def packed(self) -> BaseModel:
@@ -176,6 +182,12 @@ def input_gradient(model: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
+def _moe_peft(bases: Bases) -> Contender:
+    from benchmarks.moe_peft_contender import MoePeft
+
+    return MoePeft(bases)
+
+
 def packed_targets(rows: list[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(row of the pack that predicts, target id, weight) of all targets, [N] each."""
     starts = np.cumsum([0, *(len(row.tokens) for row in rows[:-1])])
@@ -186,6 +198,16 @@ def packed_targets(rows: list[Row], device: torch.device) -> tuple[Tensor, Tenso
     )
     places, targets, weights = (torch.from_numpy(column).to(device) for column in columns)
     return places, targets, weights
+
+
+def require_same_loss(losses: Sequence[float], dtype: str) -> None:
+    """An untrained adapter changes nothing: who starts from another loss does other work.
+
+    Raises:
+        BenchmarkError: they differ by more than rounding.
+    """
+    if not max(losses) - min(losses) <= SAME_LOSS[dtype] * max(losses):
+        raise BenchmarkError(f"The contenders start from different losses: {losses}. This is a fault of the benchmark.")
 
 
 def _peft(bases: Bases) -> Contender:
@@ -204,4 +226,5 @@ CONTENDERS: dict[str, Callable[[Bases], Contender]] = {
     **{method: _packed(method) for method in METHODS},
     "mixlora_one_job_a_pass": lambda bases: Packed(bases.packed, bases.runs("mixlora"), 1),
     "peft": _peft,
+    "moe_peft": _moe_peft,
 }

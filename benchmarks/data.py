@@ -21,6 +21,8 @@ from server.tokens import TokenRow
 
 Step = list[list[Row]]
 """One optimizer step of every job: its batch of rows, job by job."""
+SHORTEST = 16
+"""No row of the demo has fewer tokens."""
 
 
 def make_steps(base: BaseModel, source: Path, files: Sequence[Path], *, jobs: int, batch: int, rows: int) -> list[Step]:
@@ -40,6 +42,27 @@ def make_steps(base: BaseModel, source: Path, files: Sequence[Path], *, jobs: in
     drawn = _from_files(files, jobs, each) if files else _generated(jobs, each)
     per_job = [_render(renderer, texts, base.context) for texts in drawn]
     return [[_weighed(token_rows[start : start + batch]) for token_rows in per_job] for start in range(0, each, batch)]
+
+
+def cut_rows(base: BaseModel, source: Path, *, jobs: int, rows: int, tokens: int) -> Step:
+    """One step of rows of exactly so many tokens: the demo's rows end to end, cut; the last quarter is supervised.
+
+    Raises:
+        BenchmarkError: the base does not take so many tokens, or they are too few to supervise any.
+    """
+    if not 4 <= tokens <= base.context:
+        raise BenchmarkError(f"--tokens is from 4 to {base.context} on this base; got {tokens}.")
+    each = -(-rows * tokens // SHORTEST)
+    renderer = _renderer(base, source)
+    supervised = np.arange(tokens - tokens // 4, tokens)
+    weights = np.full(len(supervised), 1 / (rows * len(supervised)))
+    step = []
+    for texts in _generated(jobs, each):
+        stream = np.concatenate([row.tokens for row in _render(renderer, texts, base.context)])
+        step.append(
+            [Row(stream[start : start + tokens], supervised, weights) for start in range(0, rows * tokens, tokens)]
+        )
+    return step
 
 
 def num_tokens(steps: Sequence[Step]) -> int:

@@ -4,6 +4,7 @@ import multiprocessing
 import platform
 import resource
 import sys
+import time
 from importlib.metadata import version
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -37,15 +38,26 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def cpu_seconds() -> float:
+    """What this process and those that it started have computed, all threads together."""
+    children = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    return time.process_time() + sum(times.user + times.system for times in children)
+
+
 def peak_bytes(device: str) -> int:
-    """The most memory at once so far: of this process, or of the GPU where that is the device."""
+    """The most memory at once so far: of this process or one that it started; of the GPU where that is the device."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():  # `ru_maxrss` of a child starts at its parent's size
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+    if Path("/proc/self/status").exists():  # `ru_maxrss` of a child starts at its parent's size
+        me = psutil.Process()
+        return max(_high_water(process.pid) for process in [me, *me.children(recursive=True)])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _high_water(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 def fresh_processes(device: str, *, preload: str) -> BaseContext:

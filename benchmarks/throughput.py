@@ -16,11 +16,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine
-from benchmarks.contenders import CONTENDERS, DROPOUT, METHODS, Bases
+from benchmarks import machine, moe_peft_contender
+from benchmarks.contenders import CONTENDERS, DROPOUT, METHODS, Bases, require_same_loss
 from benchmarks.data import Step, all_rows, make_steps, num_tokens
 from benchmarks.errors import BenchmarkError
-from benchmarks.reports import write_json
+from benchmarks.reports import positive, write_json
 from engine import sources
 from engine.errors import EngineError
 from engine.probe import choose_device, choose_dtype, probe
@@ -30,6 +30,7 @@ LIMITS = ("limit_packed", "limit_transformers")
 RATIOS = {
     "mixlora_over_limit": ("mixlora", "limit"),
     "mixlora_over_peft": ("mixlora", "peft"),
+    "mixlora_over_moe_peft": ("mixlora", "moe_peft"),
     "mixlora_over_lora": ("mixlora", "lora"),
     "dora_over_lora": ("dora", "lora"),
     "mixdora_over_lora": ("mixdora", "lora"),
@@ -38,8 +39,6 @@ RATIOS = {
     "packing_gain": ("mixlora", "mixlora_one_job_a_pass"),
 }
 """Of speeds; those of contenders that take part are reported."""
-SAME_LOSS = {"float32": 1e-4, "bfloat16": 0.02}
-"""All contenders start as the base alone: how far rounding takes their first losses apart, as a share."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,12 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     device = choose_device("auto")
     probed = probe(device)
     dtype = choose_dtype(probed, device) if options.dtype == "auto" else options.dtype
-    bases = Bases(sources.resolve(options.base), dtype, device, options.jobs)
+    if options.moe_peft and device == "cuda":
+        raise BenchmarkError("--moe-peft is measured on a CPU only.")
+    others = moe_peft_contender.versions(options.moe_peft) if options.moe_peft else {}
+    bases = Bases(sources.resolve(options.base), dtype, device, options.jobs, options.moe_peft)
     steps = _steps(options, bases)
-    names = taking_part(options.methods)
+    names = taking_part(options.methods, moe_peft=options.moe_peft is not None)
     firsts = _first_steps(names, bases, max(steps, key=lambda step: num_tokens([step])), console)
     turns = _alternate(names, bases, steps, options.rounds, console)
     speeds = {name: num_tokens(steps) / median(turn.seconds for turn in turns[name]) for name in names}
@@ -93,7 +95,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     return {
         "benchmark": "throughput",
         "machine": machine.describe(device) | {"gigaflops": probed},
-        "settings": _settings(options, dtype, steps),
+        "settings": _settings(options, dtype, steps) | {"moe_peft": others},
         "tokens_per_second": speeds,
         "ratios": {
             name: speeds[over] / speeds[under]
@@ -107,10 +109,14 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     }
 
 
-def taking_part(methods: Sequence[str]) -> list[str]:
+def taking_part(methods: Sequence[str], *, moe_peft: bool) -> list[str]:
     """The contenders of a run, in the order of their turns."""
-    ours = {*methods, *(["mixlora_one_job_a_pass"] if "mixlora" in methods else [])}
-    return [name for name in CONTENDERS if name in {*LIMITS, *ours, "peft"}]
+    chosen = {*LIMITS, *methods, "peft"}
+    if "mixlora" in methods:
+        chosen.add("mixlora_one_job_a_pass")
+    if moe_peft:
+        chosen.add("moe_peft")
+    return [name for name in CONTENDERS if name in chosen]
 
 
 def _steps(options: argparse.Namespace, bases: Bases) -> list[Step]:
@@ -137,9 +143,7 @@ def _first_steps(names: Sequence[str], bases: Bases, step: Step, console: Consol
         with ProcessPoolExecutor(1, mp_context=processes) as pool:
             first = firsts[name] = pool.submit(_first_step, name, replace(bases), step).result()
         console.print(f"{name}: first loss {first.loss:.4f}, peak {first.peak_bytes / 1e9:.2f} GB", highlight=False)
-    losses = [first.loss for first in firsts.values()]
-    if max(losses) - min(losses) > SAME_LOSS[bases.dtype] * max(losses):
-        raise BenchmarkError(f"The contenders start from different losses: {losses}. This is a fault of the benchmark.")
+    require_same_loss([first.loss for first in firsts.values()], bases.dtype)
     return firsts
 
 
@@ -169,11 +173,11 @@ def _alternate(
 
 def _turn(do: Callable[[Step], float], steps: Sequence[Step], device: str) -> Turn:
     machine.synchronize(device)
-    start, cpu_start = time.perf_counter(), time.process_time()
+    start, cpu_start = time.perf_counter(), machine.cpu_seconds()
     for step in steps:
         do(step)
     machine.synchronize(device)
-    return Turn(time.perf_counter() - start, time.process_time() - cpu_start)
+    return Turn(time.perf_counter() - start, machine.cpu_seconds() - cpu_start)
 
 
 def _settings(options: argparse.Namespace, dtype: str, steps: Sequence[Step]) -> dict[str, Any]:
@@ -235,23 +239,18 @@ def _circumstances(settings: dict[str, Any], about: dict[str, Any]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks throughput", description=__doc__)
-    parser.add_argument("--jobs", type=_positive, default=4, help="jobs that train side by side (4)")
-    parser.add_argument("--batch", type=_positive, default=8, help="rows of each job in a step (8)")
+    parser.add_argument("--jobs", type=positive, default=4, help="jobs that train side by side (4)")
+    parser.add_argument("--batch", type=positive, default=8, help="rows of each job in a step (8)")
     parser.add_argument(
         "--methods", choices=METHODS, nargs="+", default=["lora", "mixlora"], help="of ours (lora mixlora)"
     )
-    parser.add_argument(
-        "--rows", type=_positive, help="rows of all jobs together, rounded up to whole steps (one step)"
-    )
+    parser.add_argument("--rows", type=positive, help="rows of all jobs together, rounded up to whole steps (one step)")
     parser.add_argument("--data", type=Path, nargs="+", default=[], help="JSONL files, one a job in rotation")
+    parser.add_argument(
+        "--moe-peft", type=Path, help="the Python of an environment with MoE-PEFT, which then takes part"
+    )
     parser.add_argument("--base", default=sources.DEFAULT, help="a hub name, a folder or a GGUF file")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--rounds", type=_positive, default=3, help="times that each contender is measured (3)")
+    parser.add_argument("--rounds", type=positive, default=3, help="times that each contender is measured (3)")
     parser.add_argument("--json", type=Path, help="also write the report to this file")
     return parser
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value

@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.contenders import CONTENDERS, Bases, PackedLimit, SequenceLimit
+from benchmarks.contenders import METHODS, Bases, PackedLimit, SequenceLimit, require_same_loss
 from benchmarks.data import Step, all_rows, make_steps
 from benchmarks.errors import BenchmarkError
 from benchmarks.hf_peft import IGNORED, collate
 from benchmarks.throughput import main, taking_part
 from engine.run import Row
-from tests.base_folder import write_tiny_base
 
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 150
@@ -34,18 +32,8 @@ RATIOS = {
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
-    """Two layers, as narrow as a LoRA of rank 80 allows; its loss differs from token to token."""
-    folder = write_tiny_base(tmp_path_factory.mktemp("base"))
-    sizes = {"hidden_size": 96, "intermediate_size": 96, "num_attention_heads": 1, "num_key_value_heads": 1}
-    config = AutoConfig.for_model("llama", num_hidden_layers=2, vocab_size=512, max_position_embeddings=256, **sizes)
-    torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.data.mul_(6)
-    model.save_pretrained(folder)
-    return Bases(folder, "float32", "cpu", jobs=2)
+def bases(base_folder: Path) -> Bases:
+    return Bases(base_folder, "float32", "cpu", jobs=2)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +71,8 @@ def test_one_command_gives_every_figure(bases: Bases, tmp_path: Path):
 
     report = json.loads(file.read_text())
     assert set(report["ratios"]) == RATIOS
-    assert set(report["tokens_per_second"]) == {*CONTENDERS, "limit"}
-    assert set(report["memory"]["peak_bytes"]) == set(CONTENDERS)
+    assert set(report["tokens_per_second"]) == {*taking_part(list(METHODS), moe_peft=False), "limit"}
+    assert set(report["memory"]["peak_bytes"]) == set(taking_part(list(METHODS), moe_peft=False))
     figures = [report["ratios"], report["tokens_per_second"], report["memory"]["peak_bytes"], report["first_loss"]]
     assert all(value > 0 for named in figures for value in named.values())
 
@@ -103,8 +91,16 @@ def test_one_command_gives_every_figure(bases: Bases, tmp_path: Path):
 
 
 def test_only_the_methods_that_were_asked_for_take_part():
-    assert taking_part(["dora", "lora"]) == ["limit_packed", "limit_transformers", "lora", "dora", "peft"]
-    assert "mixlora_one_job_a_pass" in taking_part(["mixlora"])
+    limits = ["limit_packed", "limit_transformers"]
+    assert taking_part(["dora", "lora"], moe_peft=False) == [*limits, "lora", "dora", "peft"]
+    assert taking_part(["mixlora"], moe_peft=True) == [*limits, "mixlora", "mixlora_one_job_a_pass", "peft", "moe_peft"]
+
+
+@pytest.mark.parametrize("losses", [[2.0, 2.001], [2.0, float("nan")]])
+def test_contenders_that_start_from_different_losses_are_refused(losses: list[float]):
+    require_same_loss([2.0, 2.0001], "float32")
+    with pytest.raises(BenchmarkError, match="different losses"):
+        require_same_loss(losses, "float32")
 
 
 def test_both_limits_do_the_same_work(bases: Bases, steps: list[Step]):
