@@ -206,7 +206,7 @@ def require_same_loss(losses: Sequence[float], dtype: str) -> None:
     Raises:
         BenchmarkError: they differ by more than rounding.
     """
-    if not max(losses) - min(losses) <= SAME_LOSS[dtype] * max(losses):
+    if not np.ptp(losses) <= SAME_LOSS[dtype] * np.max(losses):  # true for what is no number, too
         raise BenchmarkError(f"The contenders start from different losses: {losses}. This is a fault of the benchmark.")
 
 
