@@ -185,7 +185,7 @@ def test_without_padding_or_activations_by_segment_company_changes_bits(
     """The controls of this module: what the bits rest on (docs/design.md §3) is taken away, and they do change.
 
     At three threads, whose parts end in the middle of a vector. An activation differs in a few elements of some packs
-    only, hence many of them; in float32, since bfloat16 rounds such a difference away. A processor may also be one on
+    only, hence many of them; in float32, where that was seen (bfloat16 was not tried). A processor may also be one on
     which the rows of the bare operation never depend on their company: then nothing is left to notice.
     """
     engine = engine_of("wide, float32")
