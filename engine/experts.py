@@ -41,23 +41,25 @@ class ExpertLora:
         self.low_NR = self.routing.from_cells(dense_nX).mul_(self.scaling)
         self.g_low_NR = torch.empty_like(self.low_NR)
 
-    def add_(self, y_mF: Tensor, block: Block) -> None:
-        """y += s·Ax B for a block's rows, in place; then the magnitudes."""
+    def add_(self, y_mF: Tensor, block: Block) -> Tensor | None:
+        """y += s·Ax B for a block's rows, in place; then the magnitudes. Returns what they scale, for the backward."""
         low_mR = self.low_NR[block.rows]
         for expert, rows in block.shares:
             y_mF[rows].addmm_(low_mR[rows], self.b.value[expert])
-        if self.magnitudes:
-            self.z_mF = y_mF.clone()  # of the block at hand, whose backward follows at once
-            for expert, rows in block.shares:
-                y_mF[rows] = self.magnitudes[expert].apply(self.z_mF[rows])
+        if not self.magnitudes:
+            return None
+        z_mF = y_mF.clone()
+        for expert, rows in block.shares:
+            y_mF[rows] = self.magnitudes[expert].apply(z_mF[rows])
+        return z_mF
 
-    def add_backward_(self, g_mF: Tensor, block: Block) -> None:
+    def add_backward_(self, g_mF: Tensor, z_mF: Tensor | None, block: Block) -> None:
         """`g_mF`, the gradient at what `add_` gave, becomes that at the frozen module's output."""
         low_mR, g_low_mR = self.low_NR[block.rows], self.g_low_NR[block.rows]
         for expert, rows in block.shares:
             g = g_mF[rows]
-            if self.magnitudes:
-                g.copy_(self.magnitudes[expert].backward(g, self.z_mF[rows]))
+            if z_mF is not None:
+                g.copy_(self.magnitudes[expert].backward(g, z_mF[rows]))
             torch.mm(g, self.b.value[expert].t(), out=g_low_mR[rows])
             self.b.expert(expert).accumulate(low_mR[rows].t() @ g)
 
@@ -162,7 +164,7 @@ class Experts:
             self.down.begin()
         h_NF = gate_nF.new_empty(len(self.routing.token_N), gate_nF.shape[1])
         for block in self.routing.blocks:
-            gate_mF, up_mF = self._states(block)
+            (gate_mF, _), (up_mF, _) = self._states(block)
             h_mF = torch.mul(self.activation(gate_mF), up_mF, out=h_NF[block.rows])
             if self.down is not None:
                 self.down.project(h_mF, block)
@@ -180,7 +182,7 @@ class Experts:
             g_r_N += self.down.output_backward(g_extra)
         g_gate_NF, g_up_NF = (self.gate_nF.new_empty(len(g_r_N), self.gate_nF.shape[1]) for _ in range(2))
         for block in self.routing.blocks:
-            gate_mF, up_mF = self._states(block)
+            (gate_mF, gate_z_mF), (up_mF, up_z_mF) = self._states(block)
             with torch.enable_grad():
                 activated_mF = self.activation(gate_mF.requires_grad_())
             a_mF = activated_mF.detach()
@@ -195,9 +197,9 @@ class Experts:
                     g_h_mF += self.down.project_backward(h_mF, block)
             torch.mul(g_h_mF, a_mF, out=g_up_NF[block.rows])
             g_gate_NF[block.rows] = torch.autograd.grad(activated_mF, gate_mF, up_mF.mul_(g_h_mF))[0]
-            for lora, g_NF in ((self.gate, g_gate_NF), (self.up, g_up_NF)):
+            for lora, g_NF, z_mF in ((self.gate, g_gate_NF, gate_z_mF), (self.up, g_up_NF, up_z_mF)):
                 if lora is not None:
-                    lora.add_backward_(g_NF[block.rows], block)
+                    lora.add_backward_(g_NF[block.rows], z_mF, block)
         for lora in (self.gate, self.up):
             if lora is not None:
                 lora.project_backward(self.input.x, out.x_nD)
@@ -206,11 +208,11 @@ class Experts:
         self.routing.collect(g_up_NF, out.up_nF)
         return None if self.splits_down else g_r_N[self.routing.place_nK]
 
-    def _states(self, block: Block) -> tuple[Tensor, Tensor]:
-        """Gate and up of a block's slots [m, F], with the experts' LoRA."""
-        gate_mF, up_mF = self.routing.dispatch(self.gate_nF, block), self.routing.dispatch(self.up_nF, block)
-        if self.gate is not None:
-            self.gate.add_(gate_mF, block)
-        if self.up is not None:
-            self.up.add_(up_mF, block)
-        return gate_mF, up_mF
+    def _states(self, block: Block) -> list[tuple[Tensor, Tensor | None]]:
+        """Gate and up of a block's slots [m, F], with the experts' LoRA; each with what its magnitudes scale."""
+        states = []
+        for lora, frozen_nF in ((self.gate, self.gate_nF), (self.up, self.up_nF)):
+            y_mF = self.routing.dispatch(frozen_nF, block)
+            z_mF = None if lora is None else lora.add_(y_mF, block)
+            states.append((y_mF, z_mF))
+        return states
