@@ -1,10 +1,8 @@
 """What does not fit together: rows against files, rows against rows. Reads only; `mixloom admin doctor` prints it."""
 
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select, text
@@ -17,7 +15,7 @@ from server.db.tables import Adapter, Base, Dataset, Job, Metric, Operation, Rec
 from server.ingest.file import CONTENT_FILE, ROWS_FILE
 from server.orphans import SAFE_SECONDS, orphans
 from server.states import ENDED, JobStatus
-from server.store import LocalStore, is_whole
+from server.store import LocalStore, is_whole, sha256_of
 
 RESIDENT = (JobStatus.PREPARING, JobStatus.RUNNING)
 
@@ -69,7 +67,7 @@ def _adapters(session: Session, store: LocalStore) -> Iterator[Finding]:
         folder = store.path(adapter.key)
         if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
             yield Finding("adapter_missing", adapter.id, f"Its files are not in {adapter.key}. {_RESTORE}")
-        elif _sha256(folder / WEIGHTS) != adapter.sha256:
+        elif sha256_of(folder / WEIGHTS) != adapter.sha256:
             yield Finding("adapter_damaged", adapter.id, f"{adapter.key}/{WEIGHTS} has another hash. {_RESTORE}")
 
 
@@ -87,7 +85,7 @@ def _datasets(session: Session, store: LocalStore) -> Iterator[Finding]:
         folder = store.path(f"datasets/{dataset.id}")
         if not (folder / CONTENT_FILE).is_file() or not (folder / ROWS_FILE).is_file():
             yield Finding("dataset_missing", dataset.id, f"Its files are not there. {_RESTORE}")
-        elif _sha256(folder / CONTENT_FILE) != dataset.sha256:
+        elif sha256_of(folder / CONTENT_FILE) != dataset.sha256:
             yield Finding("dataset_damaged", dataset.id, f"Its content has another hash. {_RESTORE}")
 
 
@@ -160,11 +158,6 @@ def _metrics(session: Session) -> Iterator[Finding]:
     )
     for job_id, step, num, last in session.execute(counted):
         yield Finding("metrics_gap", job_id, f"Its row says {step} steps; its metrics hold {num}, the last is {last}.")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _RESTORE = "Restore it from a backup, or delete it."

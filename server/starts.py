@@ -3,11 +3,11 @@
 Knows no SQL and no tensors.
 """
 
-import hashlib
 import shutil
 from pathlib import Path
 
 from server.adapter_files import WEIGHTS
+from server.store import sha256_of
 
 
 class Damaged(OSError):
@@ -22,6 +22,5 @@ def copy_start(source: Path, folder: Path, sha256: str) -> None:
 
 def check_start(folder: Path, sha256: str) -> None:
     """Raises FileNotFoundError or `Damaged` when the weights in a job's folder are not those that were copied."""
-    with (folder / WEIGHTS).open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            raise Damaged(f"{WEIGHTS} has another hash than the adapter had")
+    if sha256_of(folder / WEIGHTS) != sha256:
+        raise Damaged(f"{WEIGHTS} has another hash than the adapter had")

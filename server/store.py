@@ -90,14 +90,15 @@ class LocalStore:
         shutil.rmtree(self.path(key), ignore_errors=True)
 
 
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def manifest(folder: Path) -> Manifest:
     """What each file of a folder is: to be kept in a row, and compared before the files are trusted."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            found[path.name] = {"sha256": sha256, "bytes": file.tell()}
-    return found
+    return {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
 
 
 def is_whole(folder: Path, expected: Manifest) -> bool:

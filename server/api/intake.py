@@ -4,7 +4,6 @@ Uploads and hub sets alike are settled within the request: a 201 means checked a
 long (parsing, tokenising, the hub's child process) and runs in a worker thread.
 """
 
-import hashlib
 import shutil
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from server.hub import HubSplit, fetch
 from server.ids import new_id
 from server.ingest.file import CONTENT_FILE, ROWS_FILE, format_of, histogram, ingest
 from server.settings import MIB, Settings
+from server.store import sha256_of
 
 HubOption = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
 
@@ -143,9 +143,8 @@ def _keep(
         found.update(obtain(content))
         shape, lengths = ingest(content, folder / ROWS_FILE, found["format"], columns or {}, renderer)
         tokens = {"total": int(lengths.sum()), "histogram": histogram(lengths), "base_hash": base.hash}
-        found.update(shape=shape, rows=len(lengths), tokens=tokens, bytes=content.stat().st_size)
-        with content.open("rb") as file:
-            found["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        size, sha256 = content.stat().st_size, sha256_of(content)
+        found.update(shape=shape, rows=len(lengths), tokens=tokens, bytes=size, sha256=sha256)
 
     services.store.put(key_of(dataset_id), write)
     dataset = Dataset(
