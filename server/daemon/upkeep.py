@@ -16,7 +16,7 @@ DAY_SECONDS = 86400.0
 
 
 class Upkeep:
-    """Looks every ten minutes; the erasing is the writer's."""
+    """Looks every ten minutes, and goes on turn by turn while there is more; the erasing is the writer's."""
 
     def __init__(self, books: Books, store: LocalStore, writer: Writer, settings: Settings):
         self.books = books
@@ -26,24 +26,25 @@ class Upkeep:
         self._next = 0.0
 
     def turn(self) -> None:
-        """Nothing, until ten minutes have passed."""
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + UPKEEP_SECONDS
-        self.clear()
+        """Nothing, until ten minutes have passed since there was nothing more to clear."""
+        if time.monotonic() >= self._next and self.clear():
+            self._next = time.monotonic() + UPKEEP_SECONDS
 
-    def clear(self) -> None:
-        """Forget what is past its time, and erase its files."""
+    def clear(self) -> bool:
+        """Erase a batch of what is past its time, or, where there is none, what no row names: then all is done."""
         with self.books.write() as session:
             keys = retention.forget_deleted_tenants(session)
             if self.kept_seconds:
                 keys += retention.forget_old_jobs(session, time.time() - self.kept_seconds)
-        with self.books.read() as session:
-            lost = orphans(session, self.store)
-        if lost:
-            log.warning("orphans_erased", extra={"fields": {"keys": lost}})
-        for key in [*keys, *lost]:
+        is_last = not keys
+        if is_last:
+            with self.books.read() as session:
+                keys = orphans(session, self.store)
+            if keys:
+                log.warning("orphans_erased", extra={"fields": {"keys": keys}})
+        for key in keys:
             self.writer.delete(key)
+        return is_last
 
 
 def clear_orphans(books: Books, store: LocalStore) -> None:

@@ -42,6 +42,21 @@ def test_a_job_past_its_days_goes_with_all_its_files_and_its_data_set_stays(
 
 
 @pytest.mark.databases("sqlite")
+def test_more_than_one_batch_goes_turn_by_turn(
+    new_life: NewLife, alice: Caller, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = new_life(retention_days=30)
+    old = [submit(alice, PLAIN, steps=1) for _ in range(3)]
+    life.finish()
+    for id_ in old:
+        end_days_ago(services, id_, 31)
+    monkeypatch.setattr("server.db.retention.BATCH", 1)
+    monkeypatch.setattr(life.loop.upkeep, "_next", 0.0)
+    life.turn(3)
+    assert jobs(services) == []
+
+
+@pytest.mark.databases("sqlite")
 def test_without_the_setting_nothing_is_ever_too_old(life: Life, alice: Caller, services: Services) -> None:
     id_ = submit(alice, PLAIN, steps=2)
     life.finish()
