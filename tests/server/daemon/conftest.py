@@ -39,10 +39,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def frozen(folder: Path) -> Iterator[BaseModel]:
-    """The tiny base, on one thread as the fingerprint wants it."""
+    """The tiny base."""
+    yield from load_frozen(folder, torch.float32)
+
+
+def load_frozen(folder: Path, dtype: torch.dtype) -> Iterator[BaseModel]:
+    """On one thread, as the fingerprint wants it, until the fixture that yields it ends."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield base_model.load(folder, name="tiny", dtype=torch.float32, device="cpu", microbatch_tokens=MICROBATCH_TOKENS)
+    yield base_model.load(folder, name="tiny", dtype=dtype, device="cpu", microbatch_tokens=MICROBATCH_TOKENS)
     torch.set_num_threads(before)
 
 
@@ -121,6 +126,22 @@ def submit(
     answer = caller.post("/jobs", json=body)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, str]:
+    return {}
+
+
+@pytest.fixture
+def undisturbed(kept: dict[str, str], life: Life, alice: Caller, services: Services) -> str:
+    """The hash of `submit(alice, MIXTURE)` where nothing happens to it; once a module."""
+    if "hash" not in kept:
+        id_ = submit(alice, MIXTURE)
+        life.finish()
+        kept["hash"] = final_hash(services, id_)
+        alice.delete(f"/jobs/{id_}")
+    return kept["hash"]
 
 
 def break_rows(services: Services, job_id: str, *rows: int) -> None:

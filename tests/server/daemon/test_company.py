@@ -3,13 +3,16 @@
 The passes themselves are tried in `tests/engine/test_invariance.py`, with random gangs and numbers of threads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
+from engine.base_model import BaseModel
 from server.api.services import Services
 from tests.server.conftest import Caller
-from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, events, final_hash, job, submit
+from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, events, final_hash, job, load_frozen, submit
 
 METHODS = {
     "LoRA": {"adapter": PLAIN},
@@ -22,6 +25,12 @@ METHODS = {
     "attention only": {"adapter": {**PLAIN, "target_modules": ["q_proj", "v_proj"]}},
 }
 STEPS = 4
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
+def frozen(folder: Path, request: pytest.FixtureRequest) -> Iterator[BaseModel]:
+    """The base of this module's lives, in each type."""
+    yield from load_frozen(folder, request.param)
 
 
 @pytest.mark.databases("sqlite")

@@ -23,22 +23,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.daemon.writer.RETRY_SECONDS", 0.01)
 
 
-@pytest.fixture(scope="module")
-def kept() -> dict[str, str]:
-    return {}
-
-
-@pytest.fixture
-def undisturbed(kept: dict[str, str], life: Life, alice: Caller, services: Services) -> str:
-    """The hash of `submit(alice, MIXTURE)` when the disk is as it should be."""
-    if "hash" not in kept:
-        id_ = submit(alice, MIXTURE)
-        life.finish()
-        kept["hash"] = final_hash(services, id_)
-        alice.delete(f"/jobs/{id_}")
-    return kept["hash"]
-
-
 @pytest.mark.parametrize("kind", ["EIO", "ENOSPC"])
 def test_a_disk_that_fails_at_any_point_of_a_write_costs_time_and_no_bit(
     kind: str, undisturbed: str, life: Life, alice: Caller, services: Services, armed: Path

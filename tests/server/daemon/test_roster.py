@@ -30,22 +30,6 @@ from tests.server.daemon.conftest import (
 NewLife = Callable[..., Life]
 
 
-@pytest.fixture(scope="module")
-def kept() -> dict[str, str]:
-    return {}
-
-
-@pytest.fixture
-def undisturbed(kept: dict[str, str], life: Life, alice: Caller, services: Services) -> str:
-    """The hash of the job that most tests here disturb: `submit(alice, MIXTURE)`."""
-    if "hash" not in kept:
-        id_ = submit(alice, MIXTURE)
-        life.finish()
-        kept["hash"] = final_hash(services, id_)
-        alice.delete(f"/jobs/{id_}")
-    return kept["hash"]
-
-
 def points(services: Services, job_id: str) -> list[RecoveryPoint]:
     """The job's recovery points, the newest first."""
     with services.database.read() as session:
