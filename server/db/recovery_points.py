@@ -24,9 +24,9 @@ def publish(session: Session, point: RecoveryPoint) -> list[str]:
     session.add(point)
     session.flush()
     old = of_run(session, point.run_id)[KEPT:]
-    for point in old:
-        session.delete(point)
-    return [point.key for point in old]
+    for one in old:
+        session.delete(one)
+    return [one.key for one in old]
 
 
 def remove(session: Session, id_: str) -> None:
