@@ -22,7 +22,6 @@ from engine import base_model, formats, sources
 from engine.base_model import BaseModel
 from engine.config import AdapterConfig
 from engine.engine import Engine
-from engine.probe import choose_device, choose_dtype, probe
 from engine.run import Microbatch, Row, Run
 from engine.sampling import Sample, advance
 from scheduler.cost import Prices
@@ -44,9 +43,8 @@ def main(arguments: list[str]) -> int:
     """Measure, print the table and write the JSON; the exit code."""
     options = _parser().parse_args(arguments)
     console = Console()
-    device = choose_device("auto")
-    probed = probe(device)
-    dtype = choose_dtype(probed, device) if options.dtype == "auto" else options.dtype
+    chosen = machine.choose(options.dtype)
+    device, dtype = chosen.device, chosen.dtype
     base = base_model.load(
         sources.resolve(options.base), name=Path(options.base).name, dtype=getattr(torch, dtype), device=device
     )
@@ -59,7 +57,7 @@ def main(arguments: list[str]) -> int:
         prices[name] = vars(of_method)
     report = {
         "benchmark": "costs",
-        "machine": machine.describe(device) | {"gigaflops": probed},
+        "machine": chosen.describe(),
         "base": {"name": base.name, "dtype": dtype, "parameters": base.num_parameters},
         "seconds_per_token_equivalent": token,
         "prices": prices,

@@ -5,6 +5,7 @@ import platform
 import resource
 import sys
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -13,7 +14,30 @@ from typing import Any
 import psutil
 import torch
 
+from engine.probe import choose_device, choose_dtype, probe
+
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a benchmark computes on, and in which type of numbers."""
+
+    device: str
+    dtype: str
+    gigaflops: dict[str, float]
+    """Of a matmul, by type: what `auto` chooses by."""
+
+    def describe(self) -> dict[str, Any]:
+        """`describe` of the device, with these figures."""
+        return describe(self.device) | {"gigaflops": self.gigaflops}
+
+
+def choose(wanted: str) -> Choice:
+    """The best device that there is, and the wanted type; `auto` is the faster one."""
+    device = choose_device("auto")
+    probed = probe(device)
+    return Choice(device, choose_dtype(probed, device) if wanted == "auto" else wanted, probed)
 
 
 def describe(device: str) -> dict[str, Any]:

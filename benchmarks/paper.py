@@ -4,7 +4,6 @@ All contenders run on one base, in one run and in turn, on the same token lists.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -32,14 +31,12 @@ from benchmarks.contenders import (
 from benchmarks.data import Step, make_steps, num_tokens
 from benchmarks.errors import BenchmarkError
 from benchmarks.published import TABLES, Figures
-from benchmarks.reports import positive, write_json
+from benchmarks.reports import Report, command, positive
 from engine import sources
 from engine.adapter import Weights
 from engine.base_model import BaseModel
 from engine.engine import Engine
-from engine.errors import EngineError
 from engine.loss import LOSSES, target_logprobs
-from engine.probe import choose_device, choose_dtype, probe
 from engine.run import Microbatch
 from engine.segments import Segment, pack
 
@@ -137,18 +134,14 @@ class Contender:
 
 def main(arguments: list[str]) -> int:
     """Measure, print the table, write the JSON and draw the chart; the exit code."""
-    options = _parser().parse_args(arguments)
-    console = Console()
-    try:
-        draw = _chart(options.chart)
-        report = measure(options, console)
-    except (BenchmarkError, EngineError) as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 2
-    _show(report, console)
-    write_json(report, options.json)
+    return command(_parser().parse_args(arguments), _measure_and_draw, _show)
+
+
+def _measure_and_draw(options: argparse.Namespace, console: Console) -> Report:
+    draw = _chart(options.chart)  # says at once what it lacks
+    report = measure(options, console)
     draw(report)
-    return 0
+    return report
 
 
 def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -157,9 +150,8 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     Raises:
         BenchmarkError, EngineError: for what the options ask for; the contenders do not do the same work.
     """
-    device = choose_device("auto")
-    probed = probe(device)
-    dtype = choose_dtype(probed, device) if options.dtype == "auto" else options.dtype
+    chosen = machine.choose(options.dtype)
+    device, dtype = chosen.device, chosen.dtype
     bases = Bases(sources.resolve(options.base), dtype, device, max(MODELS))
     (step,) = make_steps(
         bases.packed,
@@ -177,7 +169,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "benchmark": "paper",
         "table": options.table,
         "published_base": published.base,
-        "machine": machine.describe(device) | {"gigaflops": probed},
+        "machine": chosen.describe(),
         "settings": {
             "base": Path(options.base).name,
             "dtype": dtype,

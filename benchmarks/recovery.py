@@ -22,7 +22,6 @@ from benchmarks.reports import write_json
 from engine import base_model, recovery, sources
 from engine.config import AdapterConfig
 from engine.engine import Engine
-from engine.probe import choose_device, choose_dtype, probe
 from engine.run import Microbatch, Row, Run
 from server.daemon.writer import Writer
 from server.store import LocalStore
@@ -60,8 +59,8 @@ def main(arguments: list[str]) -> int:
     """Measure, print the table and write the JSON; the exit code."""
     options = _parser().parse_args(arguments)
     console = Console()
-    device = choose_device("auto")
-    dtype = choose_dtype(probe(device), device) if options.dtype == "auto" else options.dtype
+    chosen = machine.choose(options.dtype)
+    device, dtype = chosen.device, chosen.dtype
     base = base_model.load(
         sources.resolve(options.base), name=Path(options.base).name, dtype=getattr(torch, dtype), device=device
     )
@@ -96,7 +95,7 @@ def main(arguments: list[str]) -> int:
     }
     report = {
         "benchmark": "recovery",
-        "machine": machine.describe(device),
+        "machine": chosen.describe(),
         "base": {"name": base.name, "dtype": dtype},
         "settings": {"gangs": options.gangs, "rows": ROWS, "row_tokens": ROW_TOKENS, "adapter_bytes": run.bytes},
         "milliseconds": milliseconds,

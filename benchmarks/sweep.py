@@ -4,7 +4,6 @@ Both ways take the same optimizer steps, in alternating rounds of one process. O
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,11 +17,8 @@ from rich.table import Table
 from benchmarks import machine
 from benchmarks.contenders import METHODS, Bases, Packed
 from benchmarks.data import Step, cut_rows, num_tokens
-from benchmarks.errors import BenchmarkError
-from benchmarks.reports import positive, write_json
+from benchmarks.reports import command, positive
 from engine import sources
-from engine.errors import EngineError
-from engine.probe import choose_device, choose_dtype, probe
 from engine.run import Run
 
 PASS_TOKENS = 4096
@@ -43,15 +39,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.quick:
         vars(options).update(QUICK)
-    console = Console()
-    try:
-        report = measure(options, console)
-    except (BenchmarkError, EngineError) as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 2
-    _show(report, console)
-    write_json(report, options.json)
-    return 0
+    return command(options, measure, _show)
 
 
 def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -60,9 +48,8 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     Raises:
         BenchmarkError, EngineError: for what the options ask for.
     """
-    device = choose_device("auto")
-    probed = probe(device)
-    dtype = choose_dtype(probed, device) if options.dtype == "auto" else options.dtype
+    chosen = machine.choose(options.dtype)
+    device, dtype = chosen.device, chosen.dtype
     bases = Bases(sources.resolve(options.base), dtype, device, max(options.jobs))
     runs = bases.runs(options.method)
     cells = []
@@ -74,7 +61,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                 console.print(f"{jobs} jobs, {rows} rows of {tokens} tokens: {cells[-1]['gain']:.2f}", highlight=False)
     return {
         "benchmark": "sweep",
-        "machine": machine.describe(device) | {"gigaflops": probed},
+        "machine": chosen.describe(),
         "settings": {
             "base": Path(options.base).name,
             "dtype": dtype,

@@ -4,7 +4,6 @@ All contenders are measured in one run, in turn, on the same token lists: only r
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,10 +19,8 @@ from benchmarks import machine, moe_peft_contender
 from benchmarks.contenders import CONTENDERS, DROPOUT, METHODS, Bases, require_same_loss
 from benchmarks.data import Step, all_rows, make_steps, num_tokens
 from benchmarks.errors import BenchmarkError
-from benchmarks.reports import positive, write_json
+from benchmarks.reports import command, positive
 from engine import sources
-from engine.errors import EngineError
-from engine.probe import choose_device, choose_dtype, probe
 from engine.segments import MAX_PACKED_TOKENS
 
 LIMITS = ("limit_packed", "limit_transformers")
@@ -62,15 +59,7 @@ class Turn:
 def main(arguments: list[str]) -> int:
     """Measure, print the table and write the JSON; the exit code."""
     options = _parser().parse_args(arguments)
-    console = Console()
-    try:
-        report = measure(options, console)
-    except (BenchmarkError, EngineError) as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 2
-    _show(report, console)
-    write_json(report, options.json)
-    return 0
+    return command(options, measure, _show)
 
 
 def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -79,9 +68,8 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     Raises:
         BenchmarkError, EngineError: for what the options ask for.
     """
-    device = choose_device("auto")
-    probed = probe(device)
-    dtype = choose_dtype(probed, device) if options.dtype == "auto" else options.dtype
+    chosen = machine.choose(options.dtype)
+    device, dtype = chosen.device, chosen.dtype
     if options.moe_peft and device == "cuda":
         raise BenchmarkError("--moe-peft is measured on a CPU only.")
     others = moe_peft_contender.versions(options.moe_peft) if options.moe_peft else {}
@@ -94,7 +82,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     speeds["limit"] = max(speeds[name] for name in LIMITS)
     return {
         "benchmark": "throughput",
-        "machine": machine.describe(device) | {"gigaflops": probed},
+        "machine": chosen.describe(),
         "settings": _settings(options, dtype, steps) | {"moe_peft": others},
         "tokens_per_second": speeds,
         "ratios": {
