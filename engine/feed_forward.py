@@ -151,24 +151,21 @@ class _GatedUnit(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         hidden_TF = torch.empty_like(gate_TF)
         extras = []
-        ctx.activated = {}
         for part in parts:
             gate_nF, up_nF, hidden_nF = (tensor[part.rows] for tensor in (gate_TF, up_TF, hidden_TF))
-            if part.experts is not None:
+            if part.experts is None:
+                torch.mul(activation(gate_nF), up_nF, out=hidden_nF)
+            else:
                 extras.append(part.experts.forward(gate_nF, up_nF, hidden_nF))
-                continue
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                leaf_nF = gate_nF.detach().requires_grad_(ctx.needs_input_grad[0])
-                activated_nF = activation(leaf_nF)
-            torch.mul(activated_nF.detach(), up_nF, out=hidden_nF)
-            ctx.activated[part.start] = leaf_nF, activated_nF
-        ctx.input_shape, ctx.up_TF, ctx.parts = x_TD.shape, up_TF, parts
+        ctx.input_shape, ctx.activation, ctx.parts = x_TD.shape, activation, parts
+        ctx.save_for_backward(gate_TF, up_TF)
         ctx.set_materialize_grads(False)
         return hidden_TF, *extras
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         g_hidden_TF, *g_extras = gradients
+        gate_TF, up_TF = ctx.saved_tensors
         parts, ctx.parts = ctx.parts, None  # a pass lets go of what it kept while it goes back
         g_x_TD = g_hidden_TF.new_zeros(ctx.input_shape)
         g_gate_TF, g_up_TF = torch.empty_like(g_hidden_TF), torch.empty_like(g_hidden_TF)
@@ -179,9 +176,11 @@ class _GatedUnit(torch.autograd.Function):
                 out = InputGradients(g_x_TD[part.rows], g_gate_nF, g_up_nF)
                 g_weights.append(part.experts.backward(g_hidden_nF, g_extras[len(g_weights)], out))
                 continue
-            leaf_nF, activated_nF = ctx.activated.pop(part.start)
+            with torch.enable_grad():
+                leaf_nF = gate_TF[part.rows].detach().requires_grad_()
+                activated_nF = ctx.activation(leaf_nF)
             torch.mul(g_hidden_nF, activated_nF.detach(), out=g_up_nF)
-            g_gate_nF.copy_(torch.autograd.grad(activated_nF, leaf_nF, g_hidden_nF * ctx.up_TF[part.rows])[0])
+            g_gate_nF.copy_(torch.autograd.grad(activated_nF, leaf_nF, g_hidden_nF * up_TF[part.rows])[0])
         return None, g_x_TD, g_gate_TF, g_up_TF, None, None, *g_weights
 
 
