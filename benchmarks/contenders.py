@@ -62,6 +62,8 @@ class Bases:
     dtype: str
     device: str
     jobs: int
+    jobs_a_pass: int
+    """Of our engine's contenders."""
     moe_peft: Path | None = None
     """The Python of an environment that has MoE-PEFT."""
 
@@ -139,7 +141,7 @@ class SequenceLimit:
 
 
 class Packed:
-    """Our engine: all jobs in one forward and backward, or `jobs_a_pass` of them."""
+    """Our engine: `jobs_a_pass` of the jobs in one forward and backward, the adapters of all in memory."""
 
     def __init__(self, base: BaseModel, runs: list[Run], jobs_a_pass: int):
         self.engine = Engine(base)
@@ -217,7 +219,7 @@ def _peft(bases: Bases) -> Contender:
 
 
 def _packed(method: str) -> Callable[[Bases], Contender]:
-    return lambda bases: Packed(bases.packed, bases.runs(method), bases.jobs)
+    return lambda bases: Packed(bases.packed, bases.runs(method), bases.jobs_a_pass)
 
 
 CONTENDERS: dict[str, Callable[[Bases], Contender]] = {

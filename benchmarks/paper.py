@@ -152,7 +152,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """
     chosen = machine.choose(options.dtype)
     device, dtype = chosen.device, chosen.dtype
-    bases = Bases(sources.resolve(options.base), dtype, device, max(MODELS))
+    bases = Bases(sources.resolve(options.base), dtype, device, jobs=max(MODELS), jobs_a_pass=max(MODELS))
     (step,) = make_steps(
         bases.packed,
         bases.folder,

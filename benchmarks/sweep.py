@@ -50,7 +50,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """
     chosen = machine.choose(options.dtype)
     device, dtype = chosen.device, chosen.dtype
-    bases = Bases(sources.resolve(options.base), dtype, device, max(options.jobs))
+    bases = Bases(sources.resolve(options.base), dtype, device, jobs=max(options.jobs), jobs_a_pass=max(options.jobs))
     runs = bases.runs(options.method)
     cells = []
     for tokens in options.tokens:

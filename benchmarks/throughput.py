@@ -73,7 +73,8 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     if options.moe_peft and device == "cuda":
         raise BenchmarkError("--moe-peft is measured on a CPU only.")
     others = moe_peft_contender.versions(options.moe_peft) if options.moe_peft else {}
-    bases = Bases(sources.resolve(options.base), dtype, device, options.jobs, options.moe_peft)
+    folder, jobs_a_pass = sources.resolve(options.base), options.jobs_a_pass or options.jobs
+    bases = Bases(folder, dtype, device, options.jobs, jobs_a_pass, options.moe_peft)
     steps = _steps(options, bases)
     names = taking_part(options.methods, moe_peft=options.moe_peft is not None)
     firsts = _first_steps(names, bases, max(steps, key=lambda step: num_tokens([step])), console)
@@ -175,6 +176,7 @@ def _settings(options: argparse.Namespace, dtype: str, steps: Sequence[Step]) ->
         "base": Path(options.base).name,
         "dtype": dtype,
         "jobs": options.jobs,
+        "jobs_a_pass": options.jobs_a_pass or options.jobs,
         "batch": options.batch,
         "rounds": options.rounds,
         "data": [file.name for file in options.data] or "generated from the demo's tasks",
@@ -217,8 +219,9 @@ def _circumstances(settings: dict[str, Any], about: dict[str, Any]) -> str:
     """All that a figure must be quoted with."""
     row_tokens = settings["tokens"] / settings["rows"]
     return (
-        f"{settings['base']} in {settings['dtype']}; {settings['jobs']} jobs, batches of {settings['batch']}, "
-        f"{settings['rows']} rows of {row_tokens:.0f} tokens ({settings['peft_padding']:.0%} of what PEFT computes is "
+        f"{settings['base']} in {settings['dtype']}; {settings['jobs']} jobs, of ours {settings['jobs_a_pass']} in a "
+        f"pass, batches of {settings['batch']}, {settings['rows']} rows of {row_tokens:.0f} tokens "
+        f"({settings['peft_padding']:.0%} of what PEFT computes is "
         f"padding); median of {settings['rounds']} rounds. {about['device']}: {about['cpu']}, {about['capability']}, "
         f"{' '.join(about['flags'])}, {about['threads']} threads; torch {about['torch']}, transformers "
         f"{about['transformers']}, peft {about['peft']}."
@@ -228,6 +231,7 @@ def _circumstances(settings: dict[str, Any], about: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks throughput", description=__doc__)
     parser.add_argument("--jobs", type=positive, default=4, help="jobs that train side by side (4)")
+    parser.add_argument("--jobs-a-pass", type=positive, help="of our engine; fewer take less memory (all)")
     parser.add_argument("--batch", type=positive, default=8, help="rows of each job in a step (8)")
     parser.add_argument(
         "--methods", choices=METHODS, nargs="+", default=["lora", "mixlora"], help="of ours (lora mixlora)"

@@ -52,7 +52,7 @@ def test_an_environment_without_it_ends_with_one_line_and_the_code_2(
 
 def test_a_worker_that_ends_says_why(base_folder: Path):
     with pytest.raises(BenchmarkError, match="No module named 'moe_peft'"):
-        MoePeft(Bases(base_folder, "float32", "cpu", jobs=1, moe_peft=Path(sys.executable)))
+        MoePeft(Bases(base_folder, "float32", "cpu", jobs=1, jobs_a_pass=1, moe_peft=Path(sys.executable)))
 
 
 @pytest.mark.slow
@@ -61,7 +61,7 @@ def test_it_starts_from_our_loss_and_learns(base_folder: Path):
     python = os.environ.get("MOE_PEFT_PYTHON")
     if not python:
         pytest.skip("needs MOE_PEFT_PYTHON")
-    bases = Bases(base_folder, "float32", "cpu", jobs=2, moe_peft=Path(python))
+    bases = Bases(base_folder, "float32", "cpu", jobs=2, jobs_a_pass=2, moe_peft=Path(python))
     (step,) = make_steps(bases.packed, bases.folder, [], jobs=2, batch=2, rows=4)
     ours, theirs = Packed(bases.packed, bases.runs("mixlora"), 2), CONTENDERS["moe_peft"](bases)
     assert theirs.trainable_parameters == ours.trainable_parameters

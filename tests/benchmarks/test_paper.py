@@ -71,7 +71,7 @@ def test_a_baseline_has_the_engines_losses_and_gradients(shares_projections: boo
 
 
 def test_every_row_of_the_table_starts_from_the_same_loss_and_trains(base_folder: Path):
-    bases = Bases(base_folder, "float32", "cpu", jobs=2)
+    bases = Bases(base_folder, "float32", "cpu", jobs=2, jobs_a_pass=2)
     (step,) = make_steps(bases.packed, bases.folder, [], jobs=2, batch=2, rows=4)
     first_losses = []
     for name, models in ROWS:

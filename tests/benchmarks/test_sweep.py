@@ -37,7 +37,7 @@ def test_jobs_that_do_not_fit_one_pass_take_several(base_folder: Path, tmp_path:
 
 
 def test_cut_rows_have_the_tokens_that_were_asked_for(base_folder: Path):
-    base = Bases(base_folder, "float32", "cpu", jobs=2).packed
+    base = Bases(base_folder, "float32", "cpu", jobs=2, jobs_a_pass=2).packed
     step = cut_rows(base, base_folder, jobs=2, rows=3, tokens=40)
     rows = [row for job in step for row in job]
     assert [len(job) for job in step] == [3, 3]

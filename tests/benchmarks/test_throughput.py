@@ -33,7 +33,7 @@ RATIOS = {
 
 @pytest.fixture(scope="module")
 def bases(base_folder: Path) -> Bases:
-    return Bases(base_folder, "float32", "cpu", jobs=2)
+    return Bases(base_folder, "float32", "cpu", jobs=2, jobs_a_pass=2)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,20 @@ def gradients_at_embeddings(model: nn.Module, limit: PackedLimit | SequenceLimit
 
 def test_one_command_gives_every_figure(bases: Bases, tmp_path: Path):
     file = tmp_path / "report.json"
-    arguments = ["--jobs", "2", "--batch", "2", "--rows", "8", "--rounds", "2", "--dtype", "float32"]
+    arguments = [
+        "--jobs",
+        "2",
+        "--batch",
+        "2",
+        "--rows",
+        "8",
+        "--rounds",
+        "2",
+        "--dtype",
+        "float32",
+        "--jobs-a-pass",
+        "1",
+    ]
     arguments += ["--methods", "lora", "dora", "mixlora", "mixdora"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "throughput", *arguments, "--base", bases.folder, "--json", file],
