@@ -33,6 +33,7 @@ def write_rows(file: Path, count: int) -> str:
     return str(file)
 
 
+@pytest.mark.slow
 def test_all_methods_train_at_once_and_answer(base: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     files = ["--train", write_rows(tmp_path / "even.train.jsonl", 12), "--test", write_rows(tmp_path / "even.test", 5)]

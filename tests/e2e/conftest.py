@@ -18,9 +18,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_base(tmp_path_factory.mktemp("base"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A running server that tests share: they bring their own tenants, and neither stop nor drain it."""
+    """A running server that the tests here share: they bring their own tenants, and neither stop nor drain it."""
     server = Server(tmp_path_factory.mktemp("server"), base)
     try:
         yield server.start()

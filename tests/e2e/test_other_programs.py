@@ -21,7 +21,7 @@ TOLERANCE = {"tiny": 1e-5, "smollm2": 1e-4}
 """As where the engine alone is compared with these programs: one rounding of float32 grows over 30 layers."""
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("smollm2", marks=pytest.mark.smollm2)])
+@pytest.fixture(scope="module", params=["tiny", pytest.param("smollm2", marks=[pytest.mark.smollm2, pytest.mark.slow])])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
     """A server, and the folder of its base."""
     if request.param == "tiny":

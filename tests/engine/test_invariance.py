@@ -89,7 +89,8 @@ def bits_alone(base: str, index: int, threads: int) -> str:
 @few
 @given(draw=companies)
 def test_a_jobs_bits_are_the_same_alone_and_in_any_company(base: str, threads: int, draw: random.Random) -> None:
-    company = draw.sample(range(len(JOBS)), draw.randint(2, len(JOBS)))
+    most = 4 if "bfloat16" in base else len(JOBS)  # many take minutes on a CPU that has no bfloat16
+    company = draw.sample(range(len(JOBS)), draw.randint(2, most))
     jobs = [JOBS[index] for index in company]
     alone = [bits_alone(base, index, threads) for index in company]
     assert train(engine_of(base), jobs, random_gangs(jobs, draw)) == alone

@@ -1,7 +1,10 @@
 """The real app over a real database of each kind, with a base as a daemon would publish it."""
 
+import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +78,23 @@ def database_url(request: pytest.FixtureRequest) -> str | None:
     return url
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of SQLite with the tables and nothing in them: a copy of it is made in no time."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("migrated"))
+    upgrade(settings)
+    path = Database(settings.database).path
+    assert path is not None
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all of it is in the one file
+    return path
+
+
 @pytest.fixture
-def settings(tmp_path: Path, database_url: str | None) -> Settings:
+def settings(tmp_path: Path, database_url: str | None, migrated: Path) -> Settings:
+    (tmp_path / "data").mkdir()
+    if database_url is None:
+        shutil.copy(migrated, tmp_path / "data" / migrated.name)
     return Settings(data_dir=tmp_path / "data", admin_key=ADMIN_KEY, database_url=database_url)
 
 
