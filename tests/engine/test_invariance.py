@@ -241,5 +241,4 @@ def test_on_smollm2_bits_are_the_same_alone_and_in_company(smollm2: Engine) -> N
         random_job(mixlora(4, 8, 3), 2, [[[17, 8]]], vocabulary),
     ]
     alone = [train_alone(smollm2, job) for job in jobs]
-    for seed in range(2):
-        assert train(smollm2, jobs, random_gangs(jobs, random.Random(seed))) == alone
+    assert train(smollm2, jobs, random_gangs(jobs, random.Random(0))) == alone

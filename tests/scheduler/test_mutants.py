@@ -12,6 +12,8 @@ import pytest
 from tests.scheduler.mutants import INVARIANTS, MUTANTS, TENANCY, Mutant
 
 ROOT = Path(__file__).parent.parent.parent
+PLUGINS = ("-p", "hypothesispytest", "-p", "no:cacheprovider")
+"""No others: to load all that are installed takes longer than a mutant's test."""
 SELF_CHECK = "    _check(snapshot, decision)\n"
 """Of `plan`: taken out, so that the test has to see the fault."""
 
@@ -30,9 +32,14 @@ def test_a_scheduler_with_a_fault_is_caught_by_the_test_of_its_invariant(mutant:
     replace_once(tmp_path / "scheduler" / "plan.py", SELF_CHECK, "")
     replace_once(tmp_path / "scheduler" / mutant.file, mutant.before, mutant.after)
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", mutant.test],
+        [sys.executable, "-m", "pytest", "-q", *PLUGINS, "--hypothesis-profile=mutants", mutant.test],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "ONLY_INVARIANT": mutant.invariant},
+        env={
+            **os.environ,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "ONLY_INVARIANT": mutant.invariant,
+        },
         capture_output=True,
         text=True,
         timeout=120,
