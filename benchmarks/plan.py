@@ -6,6 +6,7 @@ The real loop trains real runs, of a few thousand parameters unless there is `--
 import argparse
 import random
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,9 +25,10 @@ from benchmarks.tiny import write_tiny_base
 from engine import base_model, sources
 from engine.engine import Engine
 from scheduler.plan import Plan
-from server.daemon import main as daemon
+from server.daemon.books import Books
 from server.daemon.loop import Ended, Loop
 from server.daemon.passes import Riding
+from server.daemon.pulse import Pulse
 from server.daemon.roster import Roster
 from server.daemon.sampler import Sampler
 from server.daemon.writer import Writer
@@ -58,8 +60,8 @@ DEMOS_JOBS = {
 class Timed(Loop):
     """The daemon's loop with a watch on what is not the engine's: all but the passes and the optimizers' steps."""
 
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
         self.seconds: dict[str, list[float]] = {part: [] for part in PARTS}
         self._engine_began = 0.0
         self._engine_seconds = 0.0
@@ -120,10 +122,11 @@ def _loop(settings: Settings, folder: Path, options: argparse.Namespace) -> Time
     counters = [0.0 if options.fresh else random.Random(n).uniform(0, 1e6) for n in range(options.tenants)]
     jobs = DEMOS_JOBS if options.base else SMALL_JOBS
     _fill(database, base.hash, jobs, counters=counters, num_jobs=options.jobs)
-    books = daemon.begin(database)
+    books = Books.begin(database, lease_seconds=3600)
     engine, writer = Engine(base), Writer(store)
     roster = Roster(engine, books, store, writer, settings)
-    return Timed(engine, books, settings, roster, Sampler(engine, books, store, settings), writer)
+    sampler, pulse = Sampler(engine, books, store, settings), Pulse(settings.hang_seconds)
+    return Timed(engine, books, settings, roster, sampler, writer, pulse=pulse, stopping=threading.Event())
 
 
 def _rows() -> TokenRows:

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     """Run a verb; the exit code: 2 for a bad setting, 1 for a failure with one sentence on stderr."""
     parser = _parser()
     parsed = vars(parser.parse_args(arguments))
-    verb, supervised = parsed.pop("verb"), parsed.pop("supervised", False)
+    verb, supervisor = parsed.pop("verb"), parsed.pop("supervisor", None)
     parsed.pop("action", None)
     folder, as_json = parsed.pop("folder", None), parsed.pop("json", False)
     flags = {name: value for name, value in parsed.items() if value is not None}
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         settings = Settings(**flags)
         if verb in UPKEEP:
             return _upkeep(verb, settings, folder, as_json)
-        return _run(verb, settings, flags, supervised)
+        return _run(verb, settings, flags, supervisor)
     except ValidationError as error:
         for problem in error.errors():
             name = str(problem["loc"][0]) if problem["loc"] else "settings"
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         return 1
 
 
-def _run(verb: str, settings: Settings, flags: dict[str, Any], supervised: bool) -> int:
+def _run(verb: str, settings: Settings, flags: dict[str, Any], supervisor: str | None) -> int:
     if verb == "config":
         for name, value, source, description in settings.with_sources(flags):
             print(f"{name} = {value}  ({source})  {description}")
@@ -64,7 +64,7 @@ def _run(verb: str, settings: Settings, flags: dict[str, Any], supervised: bool)
     if verb == "daemon":
         from server.daemon import main as daemon
 
-        return daemon.main(settings, supervised=supervised)
+        return daemon.main(settings, supervisor=supervisor)
     from server.serve import serve
 
     child_flags = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         if verb in ("backup", "restore"):
             sub.add_argument("folder", type=Path, metavar="DIR", help="Of the backup.")
         if verb == "daemon":
-            sub.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+            sub.add_argument("--supervisor", help=argparse.SUPPRESS)
         for name, field in Settings.model_fields.items():
             if name == "admin_key":  # never on a command line, where every user of the machine reads it
                 continue

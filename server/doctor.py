@@ -9,15 +9,13 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from server.adapter_files import CONFIG, WEIGHTS
-from server.db.daemons import is_live, newest_daemon
+from server.db.daemons import live_daemons
 from server.db.session import Database
 from server.db.tables import Adapter, Base, Dataset, Job, Metric, Operation, RecoveryPoint, Run
 from server.ingest.file import CONTENT_FILE, ROWS_FILE
 from server.orphans import SAFE_SECONDS, orphans
-from server.states import ENDED, JobStatus
+from server.states import ENDED, RESIDENT
 from server.store import LocalStore, is_whole, sha256_of
-
-RESIDENT = (JobStatus.PREPARING, JobStatus.RUNNING)
 
 
 @dataclass(frozen=True, order=True)
@@ -123,12 +121,11 @@ def _database(session: Session) -> Iterator[Finding]:
 
 
 def _leases(session: Session) -> Iterator[Finding]:
-    """Who trains is leased by the daemon that lives."""
-    daemon = newest_daemon(session)
-    epoch = daemon.epoch if daemon is not None and is_live(daemon) else None
+    """Who trains is leased by a daemon that lives."""
+    epochs = {daemon.epoch for daemon in live_daemons(session)}
     held = select(Job.id, Run.lease_epoch).join(Run, Run.job_id == Job.id).where(Job.status.in_(RESIDENT))
     for job_id, lease_epoch in session.execute(held):
-        if lease_epoch != epoch:
+        if lease_epoch not in epochs:
             message = "It is shown as training and no live daemon has it. The next daemon to start takes it up."
             yield Finding("no_live_lease", job_id, message)
 

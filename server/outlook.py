@@ -4,12 +4,10 @@ The estimate is a fluid one: a tenant gets its share of the tokens a second that
 resident jobs divide that by their priority, its other jobs follow in order. Jobs to come are unknown to it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from server.states import REASONS, JobStatus, Reason
-
-RESIDENT = (JobStatus.PREPARING, JobStatus.RUNNING)
+from server.states import REASONS, RESIDENT, JobStatus, Reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +42,8 @@ class Outlook:
     now: float
     is_daemon_live: bool
     is_disk_full: bool
-    base_hash: str | None
-    """Of the base that the newest daemon serves."""
+    bases: Collection[str]
+    """Hashes of the bases that daemons serve."""
     drain: OpenDrain | None
     tokens_per_second: float | None
     free_places: int
@@ -67,7 +65,7 @@ class Outlook:
             return None
         if self.drain is not None:
             return Reason.DRAINING
-        if base_hash != self.base_hash:
+        if base_hash not in self.bases:
             return Reason.WAITING_FOR_BASE
         return Reason(noted) if noted else Reason.FAIR_SHARE
 

@@ -19,6 +19,7 @@ from server.api.app import create_app
 from server.db import drains
 from server.db.session import Database
 from server.errors import MixloomError
+from server.ids import new_id
 from server.logs import configure_logging
 from server.settings import Settings
 
@@ -27,16 +28,23 @@ RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses between the restarts of a daemon that keeps dying."""
 STEADY_SECONDS = 60.0
 """A daemon that lived so long starts again without a pause."""
+SILENT_LEASES = 2
+"""A daemon of which nothing is heard for so many leases is killed: stopped, it may hold a lock of the database."""
 POLL_SECONDS = 0.2
 EXIT_BAD_BASE = 3
 
 
 class Supervisor:
-    """Keeps one daemon child alive. The child ends itself when our end of its pipe closes."""
+    """Keeps one daemon child alive: it starts again when it dies, and is killed when nothing is heard of it.
+
+    A socket ties the two. The child ends itself when our end closes, and sends a byte a second as long as any of its
+    threads can run.
+    """
 
     def __init__(self, settings: Settings, flags: list[str]):
         self.settings = settings
         self._flags = flags
+        self._id = new_id("sup")
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor")
@@ -64,9 +72,11 @@ class Supervisor:
         failures = 0
         while not self._stopping.is_set():
             began = time.monotonic()
-            self._child = self._spawn()
+            self._child, tether = self._spawn()
             if self._stopping.is_set():  # while it was being started
                 self._child.terminate()
+            with tether:
+                self._watch(self._child, tether)
             code = self._child.wait()
             if self._stopping.is_set():
                 return
@@ -83,12 +93,37 @@ class Supervisor:
             log.warning("daemon_died", extra={"fields": {"exit_code": code, "restart_in_seconds": pause}})
             self._stopping.wait(pause)
 
-    def _spawn(self) -> "subprocess.Popen[bytes]":
+    def _watch(self, child: "subprocess.Popen[bytes]", tether: socket.socket) -> None:
+        """Return when the child has closed its end, or was silent for so long that it had to be killed.
+
+        Time is counted in our own looks: when the whole machine slept, nobody was late.
+        """
+        tether.settimeout(POLL_SECONDS)
+        heard, silent = False, 0
+        while True:
+            try:
+                if not tether.recv(1024):
+                    return
+                heard, silent = True, 0
+            except TimeoutError:
+                if child.poll() is not None:
+                    return
+                silent += 1
+            except OSError:  # it was killed while a byte of ours was on its way
+                return
+            if heard and silent * POLL_SECONDS > SILENT_LEASES * self.settings.lease_seconds:
+                log.error("daemon_silent", extra={"fields": {"pid": child.pid}})
+                child.kill()
+                return
+
+    def _spawn(self) -> "tuple[subprocess.Popen[bytes], socket.socket]":
         # Threads that spin while they wait starve the API, and each other on a busy machine. And the CPU's library
         # compiles a bfloat16 kernel for each shape: room for those of gangs of every size.
         environment = children.environment(OMP_WAIT_POLICY="passive", ONEDNN_PRIMITIVE_CACHE_CAPACITY="16384")
-        command = children.command("server", "daemon", "--supervised", *self._flags)
-        return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+        command = children.command("server", "daemon", "--supervisor", self._id, *self._flags)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            return subprocess.Popen(command, stdin=theirs.fileno(), env=environment, start_new_session=True), ours
 
     def _wait_for_undrain(self) -> None:
         database = Database(self.settings.database)

@@ -51,6 +51,14 @@ class Settings(BaseSettings):
     )
     recovery_seconds: float = Field(300.0, gt=0, description="Seconds between two recovery points of a run.")
     recovery_steps: int = Field(0, ge=0, description="Also a recovery point every so many steps; 0: by time only.")
+    lease_seconds: float = Field(
+        30.0, gt=1, description="Seconds without a heartbeat after which a daemon counts as gone and its runs as free."
+    )
+    hang_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds without a pass after which a daemon is hung; longer where passes take longer.",
+    )
     sampling_share: float = Field(
         0.25, gt=0, le=1, description="Most of the time that sampling takes while training waits."
     )

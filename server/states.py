@@ -25,6 +25,9 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.CANCELLED: frozenset(),
 }
 
+RESIDENT = (JobStatus.PREPARING, JobStatus.RUNNING)
+"""A daemon holds the job's run."""
+
 ENDED = frozenset(status for status, after in TRANSITIONS.items() if not after)
 
 

@@ -18,7 +18,7 @@ from server.api.services import Services
 from server.api.waiting import no_daemon
 from server.db import adapters, jobs, operations
 from server.db.bases import current_base
-from server.db.daemons import is_live, newest_daemon
+from server.db.daemons import is_any_live
 from server.db.tables import Adapter, Base, Operation
 from server.errors import MixloomError, not_supported_yet
 from server.ids import new_id
@@ -27,7 +27,7 @@ from server.render import Renderer
 
 DEFAULT_MAX_TOKENS = 256
 DEADLINE_SECONDS = 600.0
-REQUEST_FILE, RESULT_FILE = "request.json", "result.jsonl"
+REQUEST_FILE = "request.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def ask(services: Services, tenant: Tenant, body: schemas.Generate) -> Asked:
     with services.database.read() as session:
         base = current_base(session)
         adapter = _model(session, tenant, body.model, base)
-        if not is_live(newest_daemon(session)):
+        if not is_any_live(session):
             raise no_daemon()
     renderer = renderer_for(services, base)
     messages = None if body.messages is None else [message.model_dump() for message in body.messages]
@@ -91,7 +91,7 @@ def ask(services: Services, tenant: Tenant, body: schemas.Generate) -> Asked:
 
 def answer(services: Services, asked: Asked, operation: Operation) -> dict[str, Any]:
     """What an ended operation came to; its files and its row are erased. Raises the daemon's error."""
-    lines = _lines(services.store.path(asked.key) / RESULT_FILE)
+    lines = _lines(services.store.path(asked.key) / operations.result_file(operation))
     with services.database.write() as session:
         operations.remove(session, asked.operation_id)
     services.store.delete(asked.key)

@@ -5,7 +5,7 @@ import asyncio
 from starlette.concurrency import run_in_threadpool
 
 from server.db import operations
-from server.db.daemons import is_live, newest_daemon
+from server.db.daemons import is_any_live
 from server.db.session import Database
 from server.db.tables import Operation
 from server.errors import MixloomError
@@ -58,7 +58,7 @@ class OperationWatch:
 
     def _look(self, ids: list[str]) -> tuple[list[Operation], bool]:
         with self._database.read() as session:
-            return operations.find_ended(session, ids), is_live(newest_daemon(session))
+            return operations.find_ended(session, ids), is_any_live(session)
 
     def _settle(self, operation_id: str, outcome: Operation | Exception) -> None:
         future = self._waiting.pop(operation_id, None)

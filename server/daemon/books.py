@@ -1,29 +1,82 @@
-"""The daemon's pen: every write is one transaction that first checks the epoch (docs/design.md §2.6)."""
+"""The daemon's pen and its lease: every write is one transaction that first checks the epoch (docs/design.md §2.6)."""
 
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy.orm import Session
 
-from server.db.daemons import check_epoch
+from server.db import daemons, leases
+from server.db.daemons import Fenced
 from server.db.session import Database
 
 
-class Books:
-    """A database and the epoch of one life of the daemon."""
+def boot_time() -> float:
+    """Seconds of this machine's own clock, which nobody sets and which goes on while a process is stopped."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
-    def __init__(self, database: Database, epoch: int):
+
+class Books:
+    """A database and one life of the daemon.
+
+    The life is a lease: others may end it when it was not renewed for `lease_seconds` of the database's clock, and it
+    gives itself up after half of that by its own. What it holds ends with it, so who has checked the life has checked
+    the lease of every run.
+    """
+
+    def __init__(self, database: Database, epoch: int, *, lease_seconds: float, supervisor: str | None, begun: float):
         self.database = database
         self.epoch = epoch
+        self.lease_seconds = lease_seconds
+        self._supervisor = supervisor
+        self._renewed = begun
+
+    @classmethod
+    def begin(
+        cls, database: Database, *, lease_seconds: float, supervisor: str | None = None, before: int | None = None
+    ) -> "Books":
+        """Begin a life. `before` was this process's last one: it ends without blame.
+
+        Lives that are over end here too, and what they held waits again.
+        """
+        begun = boot_time()
+        with database.write() as session:
+            if before is not None:
+                leases.end_life(session, before)
+            leases.end_dead(session, supervisor=supervisor)
+            epoch = daemons.begin_life(session, pid=os.getpid(), supervisor=supervisor, lease_seconds=lease_seconds)
+        return cls(database, epoch, lease_seconds=lease_seconds, supervisor=supervisor, begun=begun)
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """All or nothing. Raises `Fenced`, having written nothing, when a newer daemon has taken over."""
+        """All or nothing. Raises `Fenced`, having written nothing, when this life is over."""
+        self.check()
         with self.database.write() as session:
-            check_epoch(session, self.epoch)
+            daemons.check_epoch(session, self.epoch)
             yield session
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         with self.database.read() as session:
             yield session
+
+    def check(self) -> None:
+        """Raises `Fenced` when the lease was not renewed for half of its time."""
+        silent = boot_time() - self._renewed
+        if silent > self.lease_seconds / 2:
+            raise Fenced(f"the lease of epoch {self.epoch} was last renewed {silent:.1f} seconds ago")
+
+    def renew(self) -> None:
+        """A heartbeat: this life goes on, and those that nobody lives any more end. Raises `Fenced`."""
+        sent = boot_time()
+        with self.database.write() as session:
+            daemons.check_epoch(session, self.epoch)
+            daemons.renew(session, self.epoch, self.lease_seconds)
+            leases.end_dead(session, supervisor=self._supervisor, but=self.epoch)
+        self._renewed = sent
+
+    def end(self) -> None:
+        """End this life in order: nothing is held any more."""
+        with self.write() as session:
+            leases.end_life(session, self.epoch)

@@ -1,6 +1,7 @@
 """The daemon's loop: reconcile, decide, do, record. Between two gangs it obeys what the database says is wanted."""
 
 import logging
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -14,18 +15,20 @@ from scheduler.promise import longest_waits
 from server.daemon.books import Books
 from server.daemon.passes import Passes, Riding
 from server.daemon.program import Diverged, Evaluation, StepReport
+from server.daemon.pulse import Pulse
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
 from server.daemon.snapshot import take_snapshot
 from server.daemon.upkeep import Upkeep
 from server.daemon.writer import Writer
 from server.db import accounts, daemons, drains, events, runs
+from server.db.daemons import Fenced
 from server.db.runs import StepRow
 from server.db.tables import Drain
 from server.disk import Disk
 from server.faults import fault
 from server.settings import Settings
-from server.states import JobStatus
+from server.states import ENDED, RESIDENT
 
 log = logging.getLogger("mixloom.daemon")
 IDLE_SECONDS = 0.05
@@ -72,16 +75,19 @@ class Loop:
         writer: Writer,
         *,
         fill_min: int = FILL_MIN,
+        pulse: Pulse,
+        stopping: threading.Event,
     ):
         self.engine = engine
         self.books = books
         self.settings = settings
         self.roster = roster
-        self.passes = Passes(engine, roster)
+        self.passes = Passes(engine, roster, pulse)
         self.sampler = sampler
         self.writer = writer
         self.fill_min = fill_min
-        self.is_stopping = False
+        self.pulse = pulse
+        self.stopping = stopping
         self.drain: Drain | None = None
         self.state = "ready"
         self.disk = Disk(settings)
@@ -92,8 +98,9 @@ class Loop:
         self.pace = Pace()
         self.longest_wait = 0  # gangs that a resident run may have to wait
         with books.read() as session:
-            daemon = daemons.newest_daemon(session)
-            self.floor = daemon.floor if daemon else 0.0
+            self.floor = daemons.floor(session)
+        self.suspect: str | None = None  # a run that waits to be tried alone
+        self.has_company = False  # other daemons serve this base
 
     @property
     def residents(self) -> list[Resident]:
@@ -108,6 +115,7 @@ class Loop:
 
     def turn(self) -> bool:
         """Reconcile, decide, do, record: one gang and one slice of sampling; whether there was any."""
+        self.pulse.beat()
         self.writer.settle()
         self.upkeep.turn()
         self._reconcile()
@@ -124,28 +132,51 @@ class Loop:
         for resident in ended.residents:
             with self.roster.making_room(resident):
                 self._after_unit(resident)
+        if self.is_trying:  # what dies now dies of the one on trial
+            return bool(gang)
         sampled = self.sampler.turn(training_seconds=time.monotonic() - began if gang else None)
         return bool(gang) or sampled
 
+    @property
+    def is_trying(self) -> bool:
+        """Whether a run is suspected of the death of a daemon: it rides alone, or waits for everybody else to leave."""
+        return self.suspect is not None or any(resident.is_on_trial for resident in self.residents)
+
+    @property
+    def draining(self) -> bool:
+        """Whether no run is to become resident."""
+        return self.stopping.is_set() or self.drain is not None
+
     def _is_over(self) -> bool:
-        leaving = self.is_stopping or (self.drain is not None and self.drain.exit)
+        leaving = self.stopping.is_set() or (self.drain is not None and self.drain.exit)
         return leaving and not self.residents and self.writer.is_idle
 
     def _reconcile(self) -> None:
-        """Carry out what tenants and the operator want of the resident runs."""
+        """Carry out what tenants and the operator want of the resident runs. Raises `Fenced`."""
+        self.books.check()
+        base_hash = self.engine.base.hash
         with self.books.read() as session:
             self.drain = drains.open_drain(session)
             wishes = runs.wishes(session, [resident.job.id for resident in self.residents])
-        drains_now = self.is_stopping or self._drains_quickly()
+            self.suspect = None if self.draining else runs.next_suspect(session, base_hash)
+            self.has_company = sum(one.base_hash == base_hash for one in daemons.live_daemons(session)) > 1
+        drains_now = self.stopping.is_set() or self._drains_quickly()
         for resident in self.residents:
-            status, requested = wishes.get(resident.job.id, (JobStatus.CANCELLED, None))
+            wish = wishes.get(resident.job.id)
             if resident.is_closing:
                 continue
-            if status not in runs.RESIDENT:
+            if wish is None or wish.status in ENDED:
                 self.roster.drop(resident)
+            elif wish.status not in RESIDENT or wish.lease_epoch != self.books.epoch:
+                raise Fenced(f"the lease of run {resident.run_id} is lost")
             elif self.drain is not None and self.drain.mode == "fast":
                 self.roster.abandon(resident)
-            elif (requested == "pause" or drains_now or resident.is_evicted) and resident.program.at_boundary:
+            elif resident.program.at_boundary and (
+                wish.requested == "pause"
+                or drains_now
+                or resident.is_evicted
+                or (self.is_trying and not resident.is_on_trial)
+            ):
                 with self.roster.making_room(resident, goes_on=False):
                     self.roster.leave(resident)
         self.roster.points.forget_ended()
@@ -185,6 +216,9 @@ class Loop:
     def decide(self) -> Plan:
         """Plan, and plan again when a run came into memory, so that it rides in this very gang."""
         sampled = self.sampler.take_costs()
+        if self.suspect is not None and not self.residents:
+            self.roster.attach(self.suspect, alone=True)
+        may_admit = True
         while True:
             snapshot = take_snapshot(
                 self.books,
@@ -193,18 +227,20 @@ class Loop:
                 base_hash=self.engine.base.hash,
                 fill_min=self.fill_min,
                 floor=self.floor,
-                draining=self.is_stopping or self.drain is not None,
+                draining=self.draining or self.is_trying,
                 sampled=sampled,
             )
             decision = plan(snapshot)
-            if not decision.admit:
+            if not decision.admit or not may_admit:
                 self.longest_wait = max(longest_waits(snapshot).values(), default=0)
                 return decision
-            for run_id in decision.admit:
-                self.roster.attach(run_id)
+            wanted = decision.admit[: 1 if self.has_company else None]  # who has company leaves the others some
+            claimed = [run_id for run_id in wanted if self.roster.attach(run_id)]
+            may_admit = bool(claimed) and not self.has_company
             self.backlogged = None  # a run that lost work has marked its tenant
+            lifts = {run_id: decision.run_lifts[run_id] for run_id in claimed if run_id in decision.run_lifts}
             with self.books.write() as session:
-                accounts.charge(session, rises={}, run_rises=decision.run_lifts, costs={}, refunds={})
+                accounts.charge(session, rises={}, run_rises=lifts, costs={}, refunds={})
 
     def _gang(self, decision: Plan) -> list[Riding]:
         for resident in self.residents:
@@ -244,10 +280,12 @@ class Loop:
             return
         self.num_gangs += 1
         fault("record.begin")
+        rows = [self._step_row(*step, gang_jobs=len(gang)) for step in ended.steps]
         with self.books.write() as session:
-            runs.add_steps(session, [self._step_row(*step, gang_jobs=len(gang)) for step in ended.steps])
+            runs.add_steps(session, rows, self.books.epoch)
             for resident, evaluation in ended.evaluations:
-                runs.add_evaluation(session, resident.job, **vars(evaluation))
+                runs.add_evaluation(session, resident.job, self.books.epoch, **vars(evaluation))
+            runs.acquit(session, self._acquitted(ended))
             self._charge(session, decision)
             daemons.update_daemon(session, self.books.epoch, floor=decision.floor, detail=self._detail())
         fault("record.end")
@@ -264,7 +302,18 @@ class Loop:
             resident.refund = 0
         accounts.charge(session, rises=decision.rises, run_rises=run_rises, costs=costs, refunds=refunds)
         if decision.backlogged != self.backlogged:
-            accounts.set_backlogged(session, decision.backlogged)
+            accounts.set_backlogged(session, decision.backlogged, self.books.epoch)
+
+    def _acquitted(self, ended: Ended) -> list[str]:
+        """The runs that have got further than where a daemon died that held them."""
+        passed = [
+            resident
+            for resident, report in ended.steps
+            if resident.doubted_until is not None and report.step > resident.doubted_until
+        ]
+        for resident in passed:
+            resident.doubted_until, resident.is_on_trial = None, False
+        return [resident.run_id for resident in passed]
 
     def _step_row(self, resident: Resident, report: StepReport, *, gang_jobs: int) -> StepRow:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""The daemon's life: lock, load the base, publish it, claim an epoch, run the loop."""
+"""The daemon's process: it loads the base once and lives, and lives again when its lease is lost."""
 
 import logging
 import os
@@ -6,12 +6,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import torch
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 from transformers.utils.logging import disable_progress_bar
 
 from engine import base_model, sources
@@ -20,110 +21,148 @@ from engine.engine import Engine
 from engine.errors import EngineError
 from engine.probe import choose_device, choose_dtype, fewest_rows, probe
 from server.daemon.books import Books
+from server.daemon.heart import Heart, hold_to_supervisor
 from server.daemon.lock import hold
 from server.daemon.loop import Loop
 from server.daemon.publish import base_row, publish_tokenizer
+from server.daemon.pulse import Pulse
 from server.daemon.roster import Roster
 from server.daemon.sampler import Sampler
 from server.daemon.upkeep import clear_orphans
 from server.daemon.writer import Writer
-from server.db import bases, daemons, operations, runs
+from server.db import bases, daemons
 from server.db.daemons import Fenced
 from server.db.migrate import upgrade
-from server.db.session import Database
+from server.db.session import Database, is_outage
+from server.db.tables import Base
 from server.disk import Disk, is_full
 from server.logs import configure_logging
 from server.settings import Settings
 from server.store import LocalStore
 
 log = logging.getLogger("mixloom.daemon")
-HEARTBEAT_SECONDS = 2.0
-FULL_SECONDS = 5.0
+BACK_OFF_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)
+STEADY_SECONDS = 60.0
+"""A life that lasted so long is followed by the next one without a pause."""
 EXIT_BAD_BASE = 3
 """The base cannot be loaded: starting again would not help."""
 
 
-def main(settings: Settings, *, supervised: bool) -> int:
+def main(settings: Settings, *, supervisor: str | None) -> int:
     """Run the daemon until it is told to end; its exit code."""
     configure_logging(settings)
-    if supervised:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+    if supervisor is not None:
+        hold_to_supervisor()
     upgrade(settings)
-    lock = hold(settings.data_dir / "daemon.lock")
-    with lock:
+    database = Database(settings.database)
+    with nullcontext() if database.path is None else hold(settings.data_dir / "daemon.lock"):
         try:
-            while (code := _until_full(settings)) is None:
-                time.sleep(FULL_SECONDS)
-            return code
+            return Daemon(settings, database, supervisor).run()
         except EngineError as error:
             log.error("base_not_loaded", extra={"fields": {"reason": str(error)}})
             return EXIT_BAD_BASE
-        except Fenced as error:
-            log.error("fenced", extra={"fields": {"reason": str(error)}})
-            return 1
 
 
-def _until_full(settings: Settings) -> int | None:
-    """The exit code of a life; None if it has ended because rows did not fit on the disk: another one begins later.
+@dataclass(frozen=True)
+class Served:
+    """A base in memory: it outlasts the lives that serve it."""
 
-    Nothing is lost with it: the next one goes on from recovery points, as after a kill.
-    """
-    try:
-        return _live(settings)
-    except (OSError, DBAPIError) as error:
-        if not is_full(error):
-            raise
-        log.error("disk_full", extra={"fields": {"reason": str(error), "retry_in_seconds": FULL_SECONDS}})
-        Disk(settings).give_up_ballast()
-        return None
+    engine: Engine
+    row: Base
+    fill_min: int
+    pass_seconds: float  # of a full pass, were it as fast as the probe
 
 
-def _live(settings: Settings) -> int:
-    database, store = Database(settings.database), LocalStore(settings.data_dir)
-    books = begin(database)
-    ended = threading.Event()
-    heart = threading.Thread(target=_heartbeat, args=(books, ended), daemon=True)
-    heart.start()
-    writer = Writer(store)
-    try:
-        _train(settings, books, store, writer)
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        writer.close()
-        ended.set()
-        heart.join()
-    with books.write() as session:
-        daemons.update_daemon(session, books.epoch, state="stopped", ended_at=time.time())
-    log.info("stopped", extra={"fields": {"epoch": books.epoch}})
-    return 0
+class Daemon:
+    """One process. It begins another life when one is lost: overtaken, out of touch with the database, out of room."""
+
+    def __init__(self, settings: Settings, database: Database, supervisor: str | None):
+        self.settings = settings
+        self.database = database
+        self.supervisor = supervisor
+        self.store = LocalStore(settings.data_dir)
+        self.stopping = threading.Event()
+        self.served: Served | None = None
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which tells us
+
+    def run(self) -> int:
+        """Live until told to end, and let nothing but a bug or a bad base be the end; the exit code."""
+        last: int | None = None
+        lost = 0  # lives in a row that got nowhere
+        while True:
+            began = time.monotonic()
+            try:
+                books = Books.begin(
+                    self.database,
+                    lease_seconds=self.settings.lease_seconds,
+                    supervisor=self.supervisor,
+                    before=last,
+                )
+                last = books.epoch
+                self._live(books)
+                return 0
+            except (Fenced, OSError, DBAPIError) as error:
+                if is_full(error):
+                    Disk(self.settings).give_up_ballast()
+                elif isinstance(error, OSError) or (isinstance(error, DBAPIError) and not is_outage(error)):
+                    raise
+                lost = 0 if time.monotonic() - began > STEADY_SECONDS else lost + 1
+                pause = BACK_OFF_SECONDS[min(lost, len(BACK_OFF_SECONDS) - 1)]
+                log.warning("life_lost", extra={"fields": {"reason": _said(error), "again_in_seconds": pause}})
+            if self.stopping.wait(pause):
+                return 1
+
+    def _live(self, books: Books) -> None:
+        """One life: what is in memory of it is gone when it ends, and comes back from recovery points."""
+        pulse, writer = Pulse(self.settings.hang_seconds), Writer(self.store)
+        try:
+            with Heart(books, pulse):
+                clear_orphans(books, self.store)
+                served = self.served = self.served or self._load()
+                pulse.expect(served.pass_seconds)
+                roster = Roster(served.engine, books, self.store, writer, self.settings)
+                sampler = Sampler(served.engine, books, self.store, self.settings)
+                loop = Loop(
+                    served.engine,
+                    books,
+                    self.settings,
+                    roster,
+                    sampler,
+                    writer,
+                    fill_min=served.fill_min,
+                    pulse=pulse,
+                    stopping=self.stopping,
+                )
+                with books.write() as session:
+                    bases.publish(session, served.row)
+                    daemons.update_daemon(session, books.epoch, base_hash=served.row.hash, state="ready")
+                log.info("ready", extra={"fields": {"base": served.row.name, "epoch": books.epoch}})
+                loop.run()
+            books.end()
+        finally:
+            writer.close()
+        log.info("stopped", extra={"fields": {"epoch": books.epoch}})
+
+    def _load(self) -> Served:
+        base, probed, source = _load_base(self.settings)
+        key = publish_tokenizer(self.store, base, source, self.settings)
+        row = base_row(base, source=source, folder_key=key, probed=probed)
+        flops = 6 * base.num_parameters * self.settings.token_budget
+        speed = probed.get(row.dtype, 0.0) * 1e9
+        fill_min = fewest_rows(base, self.settings.microbatch_tokens)
+        return Served(Engine(base), row, fill_min, flops / speed if speed else 0.0)
+
+    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+        """First: save every run at its next optimizer step and end. Second: end now."""
+        if self.stopping.is_set():
+            os._exit(1)
+        self.stopping.set()
 
 
-def _train(settings: Settings, books: Books, store: LocalStore, writer: Writer) -> None:
-    """Load the base, publish it, and run the loop until it is told to end."""
-    clear_orphans(books, store)
-    base, probed, source = _load_base(settings)
-    folder_key = publish_tokenizer(store, base, source, settings)
-    engine = Engine(base)
-    roster = Roster(engine, books, store, writer, settings)
-    fill_min = fewest_rows(base, settings.microbatch_tokens)
-    sampler = Sampler(engine, books, store, settings)
-    loop = Loop(engine, books, settings, roster, sampler, writer, fill_min=fill_min)
-    signal.signal(signal.SIGTERM, _stopper(loop))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which tells us
-    with books.write() as session:
-        bases.publish(session, base_row(base, source=source, folder_key=folder_key, probed=probed))
-        daemons.update_daemon(session, books.epoch, base_hash=base.hash, state="ready")
-    log.info("ready", extra={"fields": {"base": base.name, "dtype": str(base.dtype), "epoch": books.epoch}})
-    loop.run()
-
-
-def begin(database: Database) -> Books:
-    """Claim an epoch, which fences every earlier life, and put back what the last one held."""
-    with database.write() as session:
-        epoch = daemons.begin_epoch(session, os.getpid())
-        runs.release_all(session)
-        operations.restart_running(session)
-    return Books(database, epoch)
+def _said(error: Fenced | OSError | DBAPIError) -> str:
+    """Why, without a statement's text."""
+    return f"the database: {error.orig}" if isinstance(error, DBAPIError) else str(error)
 
 
 def _load_base(settings: Settings) -> tuple[BaseModel, dict[str, float], Path]:
@@ -143,36 +182,3 @@ def _load_base(settings: Settings) -> tuple[BaseModel, dict[str, float], Path]:
         microbatch_tokens=settings.microbatch_tokens,
     )
     return base, probed, source
-
-
-def _stopper(loop: Loop) -> Callable[[int, FrameType | None], None]:
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        """First: save every run at its next optimizer step and end. Second: end now."""
-        if loop.is_stopping:
-            os._exit(1)
-        loop.is_stopping = True
-
-    return stop
-
-
-def _heartbeat(books: Books, ended: threading.Event) -> None:
-    """Say every two seconds that this life goes on; a fenced one ends at once."""
-    while not ended.wait(HEARTBEAT_SECONDS):
-        try:
-            with books.write() as session:
-                daemons.update_daemon(session, books.epoch)
-        except Fenced:
-            log.error("fenced", extra={"fields": {"epoch": books.epoch}})
-            os._exit(1)
-        except SQLAlchemyError as error:
-            if is_full(error):
-                continue
-            log.exception("no_heartbeat")  # nobody would know that it lives: the supervisor starts another
-            os._exit(1)
-
-
-def _end_with_parent() -> None:
-    """Standard input is a pipe that the supervisor holds open: when it closes, nobody watches over us."""
-    while os.read(sys.stdin.fileno(), 1):  # not `sys.stdin`: its lock, held here, would abort an orderly end
-        pass
-    os._exit(1)

@@ -11,6 +11,7 @@ from engine.run import Outcome
 from server.daemon.memory import bytes_asked, is_out_of_memory
 from server.daemon.pass_limit import PassLimit
 from server.daemon.program import Diverged, Work
+from server.daemon.pulse import Pulse
 from server.daemon.roster import Resident, Roster
 from server.faults import fault
 
@@ -41,9 +42,10 @@ class Passes:
     these units has a pass of its own. Who fails alone is at fault.
     """
 
-    def __init__(self, engine: Engine, roster: Roster):
+    def __init__(self, engine: Engine, roster: Roster, pulse: Pulse):
         self.engine = engine
         self.roster = roster
+        self.pulse = pulse
         self.limit = PassLimit()
 
     def run(self, gang: Sequence[Riding]) -> int:
@@ -55,6 +57,7 @@ class Passes:
             seats = deque(Seat(r.resident, work) for r in riding for work in r.works)
             failed: set[str] = set()
             while a_pass := self._next(seats, failed):
+                self.pulse.beat()
                 done += self._try(a_pass, failed)
         return done
 

@@ -89,7 +89,7 @@ class Publisher:
             exists = runs.lock_job(session, job.id) is not None
             if ending is not None:
                 values = {"adapter_id": row.id, "finished_at": time.time(), "requested": None, "error": ending.error}
-                exists = runs.move(session, job.id, ending.status, **values)
+                exists = runs.move(session, job.id, ending.status, held_by=self.books.epoch, **values)
             added = exists and runs.add_adapter(session, row)
             if added and not row.final:
                 events.record(session, job, "checkpoint", f"Checkpoint of step {row.step}.", data)

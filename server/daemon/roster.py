@@ -53,6 +53,8 @@ class Resident:
     saved_at: float
     is_evicted: bool = False  # by a plan: it is saved and let go at the next boundary
     is_suspect: bool = False  # a pass of the unit under way failed: each microbatch rides alone
+    doubted_until: int | None = None  # a daemon died at this step while it held the run; None once that is passed
+    is_on_trial: bool = False  # for that: nobody else rides until it has passed
     is_closing: bool = False  # its last write is under way: it offers nothing any more
     evaluation: Evaluation | None = None  # the last one
     step_began: float = field(default_factory=time.monotonic)
@@ -91,14 +93,21 @@ class Roster:
         self.publisher = Publisher(engine.base, books, store, writer)
         self.residents: dict[str, Resident] = {}
 
-    def attach(self, run_id: str) -> None:
-        """Claim a queued run and bring it into memory, from its recovery point if it has one."""
+    def attach(self, run_id: str, *, alone: bool = False) -> bool:
+        """Claim a queued run and bring it into memory, from its recovery point if it has one; whether it was to be had.
+
+        `alone`: nobody else is in memory, so it may be one that is suspected of the death of a daemon.
+        """
+        fingerprint = vars(self.publisher.fingerprint)
         with self.books.write() as session:
-            claimed = runs.claim(session, run_id, self.books.epoch, vars(self.publisher.fingerprint))
+            claimed = runs.claim(session, run_id, self.books.epoch, fingerprint, alone=alone)
             points = list(recovery_points.of_run(session, run_id))
         if claimed is None:
-            return
-        job, row = claimed
+            return False
+        self._bring_in(*claimed, points)
+        return True
+
+    def _bring_in(self, job: Job, row: RunRow, points: list[RecoveryPoint]) -> None:
         fault("claim.done", [job.name])
         try:
             resident = self._load(job, row, points)
@@ -118,11 +127,11 @@ class Roster:
         step = resident.program.cursor.step
         message = f"Training goes on after step {step}." if step else "Training begins."
         with self.books.write() as session:
-            moved = runs.move(session, job.id, JobStatus.RUNNING)
+            moved = runs.move(session, job.id, JobStatus.RUNNING, held_by=self.books.epoch)
             if moved:
                 events.record(session, job, "running", message, {"step": step})
         if moved:
-            self.residents[run_id] = resident
+            self.residents[row.id] = resident
 
     def save(self, resident: Resident, then: Callable[[], None] | None = None) -> None:
         """Write a recovery point of a run between two units; `then` runs when it is published."""
@@ -249,6 +258,8 @@ class Roster:
             cost_at_claim=cost_charged,
             saved=cursor,
             saved_at=time.monotonic(),
+            doubted_until=row.crash_step + 1 if row.crashes and row.crash_step is not None else None,
+            is_on_trial=row.crashes >= runs.SUSPECT_CRASHES,
         )
 
     def _fresh(self, job: Job, folder: Path) -> Run:
@@ -260,7 +271,8 @@ class Roster:
     def _fail(self, job: Job, code: str, message: str, adapter_id: str | None = None) -> None:
         values = {"error": {"code": code, "message": message}, "adapter_id": adapter_id, "requested": None}
         with self.books.write() as session:
-            if runs.move(session, job.id, JobStatus.FAILED, finished_at=time.time(), **values):
+            ended = {"finished_at": time.time(), **values}
+            if runs.move(session, job.id, JobStatus.FAILED, held_by=self.books.epoch, **ended):
                 events.record(session, job, "failed", message, {"code": code})
 
     def _let_go(self, resident: Resident) -> None:
@@ -270,7 +282,7 @@ class Roster:
             now = runs.lock_job(session, job.id)
             is_paused = now is not None and now.requested == "pause"
             target, word = (JobStatus.PAUSED, "paused") if is_paused else (JobStatus.QUEUED, "waiting")
-            if runs.move(session, job.id, target, requested=None):
+            if runs.move(session, job.id, target, held_by=self.books.epoch, requested=None):
                 message = f"The job is {word}, saved at step {step}."
                 events.record(session, job, word, message, {"step": step})
         self.residents.pop(resident.run_id, None)

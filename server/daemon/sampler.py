@@ -57,7 +57,7 @@ class Request:
     """An operation that is being sampled."""
 
     operation: Operation
-    folder: Path
+    result: Path
     sample: Sample
     prices: Prices
     is_suspect: bool = False  # a pass that it was in failed: it goes on alone
@@ -113,7 +113,7 @@ class Sampler:
             if not operations.any_pending(session, self.engine.base.hash):
                 return
         with self.books.write() as session:
-            new = operations.start_pending(session, self.engine.base.hash)
+            new = operations.start_pending(session, self.engine.base.hash, self.books.epoch)
         for operation in new:
             self._begin(operation)
 
@@ -160,7 +160,8 @@ class Sampler:
         """Read what is asked, and score the prompt if that is asked too."""
         folder = self.store.path(operation.key)
         asked = json.loads((folder / "request.json").read_text())
-        (folder / "result.jsonl").unlink(missing_ok=True)  # of an earlier life of the daemon, or a failed pass
+        result = folder / operations.result_file(operation)
+        result.unlink(missing_ok=True)  # of a failed pass
         adapter = self._adapter(operation.adapter_id)
         prices = prices_of(self.engine.base, adapter)
         sample = Sample(
@@ -181,8 +182,8 @@ class Sampler:
                 logprobs += outcome.logprobs[0].tolist()
                 if not outcome.logprobs[0].isfinite().all():
                     sample.finish_reason = DIVERGED
-            _append(folder, {"prompt_logprobs": logprobs})
-        return Request(operation, folder, sample, prices, is_suspect)
+            _append(result, {"prompt_logprobs": logprobs})
+        return Request(operation, result, sample, prices, is_suspect)
 
     def _adapter(self, adapter_id: str | None) -> Adapter | None:
         if adapter_id is None:
@@ -200,9 +201,9 @@ class Sampler:
 
     def _append_tokens(self, request: Request) -> None:
         sample = request.sample
-        if len(sample.tokens) > request.written and request.folder.exists():
+        if len(sample.tokens) > request.written and request.result.parent.exists():
             new = slice(request.written, len(sample.tokens))
-            _append(request.folder, {"tokens": sample.tokens[new], "logprobs": sample.logprobs[new]})
+            _append(request.result, {"tokens": sample.tokens[new], "logprobs": sample.logprobs[new]})
             request.written = len(sample.tokens)
 
     def _write(self, request: Request, append: Callable[[], None]) -> None:
@@ -218,9 +219,9 @@ class Sampler:
         if not ended:
             return
         for request in ended:
-            if request.folder.exists():
+            if request.result.parent.exists():
                 reason = {"finish_reason": request.sample.finish_reason}
-                self._write(request, partial(_append, request.folder, reason))
+                self._write(request, partial(_append, request.result, reason))
         ids = [request.operation.id for request in ended]
         diverged = [request.operation.id for request in ended if request.sample.finish_reason == DIVERGED]
         with self.books.write() as session:
@@ -228,6 +229,6 @@ class Sampler:
             operations.finish(session, [id_ for id_ in ids if id_ not in diverged], None)
 
 
-def _append(folder: Path, line: dict[str, Any]) -> None:
-    with (folder / "result.jsonl").open("a") as file:
+def _append(result: Path, line: dict[str, Any]) -> None:
+    with result.open("a") as file:
         file.write(json.dumps(line) + "\n")

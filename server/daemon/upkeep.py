@@ -5,8 +5,8 @@ import time
 
 from server.daemon.books import Books
 from server.daemon.writer import Writer
-from server.db import retention
-from server.orphans import orphans
+from server.db import daemons, retention
+from server.orphans import SAFE_SECONDS, orphans
 from server.settings import Settings
 from server.store import LocalStore
 
@@ -48,8 +48,9 @@ class Upkeep:
 
 
 def clear_orphans(books: Books, store: LocalStore) -> None:
-    """At a daemon's start, when none of its kind lives: what the last one had not published goes at once."""
+    """At a daemon's start: what the last one had not published goes at once, unless another daemon lives."""
     with books.read() as session:
-        lost = orphans(session, store, of_daemon_seconds=0)
+        is_alone = len(daemons.live_daemons(session)) == 1
+        lost = orphans(session, store, of_daemon_seconds=0 if is_alone else SAFE_SECONDS)
     for key in lost:
         store.delete(key)

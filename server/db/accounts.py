@@ -3,11 +3,12 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, case, select, update
+from sqlalchemy import bindparam, case, exists, select, update
 from sqlalchemy.orm import Session
 
-from server.db.tables import Daemon, Run, Tenant
-from server.states import JobStatus
+from server.db import daemons
+from server.db.tables import Job, Run, Tenant
+from server.states import RESIDENT, JobStatus
 
 
 @dataclass(frozen=True)
@@ -126,14 +127,16 @@ def give_back(session: Session, *, tenant_id: str, run_id: str, weight: int, cos
         .where(Run.id == run_id)
         .values(counter=Run.counter - cost / weight, cost_charged=Run.cost_charged - cost)
     )
-    floor = select(Daemon.floor).order_by(Daemon.epoch.desc()).limit(1).scalar_subquery()
+    floor = daemons.floor(session)
     start = case((Tenant.backlogged | (Tenant.counter > floor), Tenant.counter), else_=floor)
     session.execute(
         update(Tenant).where(Tenant.id == tenant_id).values(counter=start - cost / Tenant.share, backlogged=True)
     )
 
 
-def set_backlogged(session: Session, tenant_ids: frozenset[str]) -> None:
-    """Keep which tenants the last plan counted as backlogged."""
-    for flag, changed in ((True, Tenant.id.in_(tenant_ids)), (False, Tenant.id.not_in(tenant_ids))):
+def set_backlogged(session: Session, tenant_ids: frozenset[str], epoch: int) -> None:
+    """Keep which tenants the last plan counted as backlogged; those whose runs others hold are theirs to say."""
+    others = exists().where(Job.id == Run.job_id, Job.status.in_(RESIDENT), Run.lease_epoch != epoch)
+    is_others = others.where(Run.tenant_id == Tenant.id)
+    for flag, changed in ((True, Tenant.id.in_(tenant_ids)), (False, Tenant.id.not_in(tenant_ids) & ~is_others)):
         session.execute(update(Tenant).where(Tenant.backlogged.is_(not flag), changed).values(backlogged=flag))

@@ -1,18 +1,19 @@
 """Statements on base models, and on which of them is in force."""
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from server.db.daemons import IS_LIVE
 from server.db.session import one_at_a_time
 from server.db.tables import Base, Daemon
 from server.errors import MixloomError
 
 
 def find_base(session: Session) -> Base | None:
-    """The base that the newest daemon with one has published, even if it is gone; None before the first."""
-    return session.scalar(
-        select(Base).join(Daemon, Daemon.base_hash == Base.hash).order_by(Daemon.epoch.desc()).limit(1)
-    )
+    """The base of the newest live daemon that has one, else of the last that had; None before the first."""
+    is_live = func.coalesce(IS_LIVE, False)
+    newest = select(Base).join(Daemon, Daemon.base_hash == Base.hash).order_by(is_live.desc(), Daemon.epoch.desc())
+    return session.scalar(newest.limit(1))
 
 
 def publish(session: Session, base: Base) -> None:

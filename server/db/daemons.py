@@ -1,30 +1,43 @@
-"""Statements on daemons: each row is one life of one, its number the epoch that fences what it writes."""
+"""Statements on daemons: each row is one life of one, its number the epoch that fences what it writes.
+
+A life is a lease on the database's clock. What it holds, runs and operations, it holds as long as it is not ended; who
+ends it lets all of that go in the same transaction (`server.db.leases`).
+"""
 
 import time
+from collections.abc import Sequence
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
+from server.db.clock import now
 from server.db.pages import Page, fetch_page
 from server.db.tables import Daemon
 
 
 class Fenced(Exception):
-    """A newer daemon has taken over: whatever this one still wants to write changes nothing."""
+    """This life of a daemon is over: whatever it still wants to write changes nothing."""
 
 
-LIVE_SECONDS = 15.0
-"""A daemon whose last heartbeat is older counts as gone."""
+IS_OPEN: ColumnElement[bool] = Daemon.ended_at.is_(None)
+IS_LIVE: ColumnElement[bool] = IS_OPEN & (Daemon.expires_at > now())
 
 
-def newest_daemon(session: Session) -> Daemon | None:
-    """The last daemon that started, alive or not."""
-    return session.scalar(select(Daemon).order_by(Daemon.epoch.desc()).limit(1))
+def live_daemons(session: Session) -> Sequence[Daemon]:
+    """Those that have been heard lately, the newest first."""
+    return session.scalars(select(Daemon).where(IS_LIVE).order_by(Daemon.epoch.desc())).all()
 
 
-def is_live(daemon: Daemon | None) -> bool:
-    """Whether a daemon is there and has been heard lately."""
-    return daemon is not None and daemon.ended_at is None and time.time() - daemon.heartbeat_at < LIVE_SECONDS
+def is_any_live(session: Session) -> bool:
+    """Whether a daemon has been heard lately."""
+    return session.scalar(select(Daemon.epoch).where(IS_LIVE).limit(1)) is not None
+
+
+def tokens_per_second(session: Session) -> float | None:
+    """What all live daemons do together; of the last one when there is none; None before anything has trained."""
+    last = select(Daemon).order_by(Daemon.epoch.desc()).limit(1)
+    found = live_daemons(session) or session.scalars(last).all()
+    return sum(daemon.detail.get("tokens_per_second", 0.0) for daemon in found) or None
 
 
 def list_daemons(session: Session, page: Page) -> tuple[list[Daemon], bool]:
@@ -32,34 +45,56 @@ def list_daemons(session: Session, page: Page) -> tuple[list[Daemon], bool]:
     return fetch_page(session, select(Daemon), page, identity=Daemon.epoch, order=(Daemon.epoch,))
 
 
-def begin_epoch(session: Session, pid: int) -> int:
-    """Open a new life of a daemon; its number fences every earlier one's writes."""
-    now = time.time()
-    before = newest_daemon(session)
+def read_clock(session: Session) -> float:
+    """The database's time."""
+    return session.execute(select(now())).scalar_one()
+
+
+def is_live(daemon: Daemon, at: float) -> bool:
+    """Whether it was there and its lease held at a time of the database."""
+    return daemon.ended_at is None and daemon.expires_at is not None and daemon.expires_at > at
+
+
+def floor(session: Session) -> float:
+    """The last smallest counter of a tenant with work, as those who live, or else the last one, have seen it."""
+    of_open = select(func.max(Daemon.floor)).where(IS_OPEN)
+    of_last = select(Daemon.floor).order_by(Daemon.epoch.desc()).limit(1)
+    return session.scalar(select(func.coalesce(of_open.scalar_subquery(), of_last.scalar_subquery(), 0.0))) or 0.0
+
+
+def begin_life(session: Session, *, pid: int, supervisor: str | None, lease_seconds: float) -> int:
+    """Open a new life of a daemon; its number is its epoch."""
+    at = read_clock(session)
     daemon = Daemon(
         pid=pid,
         base_hash=None,
         state="starting",
         detail={},
-        floor=before.floor if before else 0.0,
-        started_at=now,
-        heartbeat_at=now,
+        floor=floor(session),
+        started_at=time.time(),
+        heartbeat_at=at,
         ended_at=None,
+        expires_at=at + lease_seconds,
+        supervisor=supervisor,
     )
-    session.execute(update(Daemon).where(Daemon.ended_at.is_(None)).values(ended_at=now, state="stopped"))
     session.add(daemon)
     session.flush()
     return daemon.epoch
 
 
 def check_epoch(session: Session, epoch: int) -> None:
-    """Raises `Fenced` once another life has begun. It locks this life's row, so that it guards all of the write."""
+    """Raises `Fenced` once this life is over. It locks the life's row, so that it guards all of the write."""
     life = select(Daemon.ended_at).where(Daemon.epoch == epoch).with_for_update(key_share=True)
     if session.execute(life).scalar_one() is not None:
-        raise Fenced(f"epoch {epoch} has been overtaken")
+        raise Fenced(f"epoch {epoch} is over")
+
+
+def renew(session: Session, epoch: int, lease_seconds: float) -> None:
+    """Say that this life goes on."""
+    update_daemon(session, epoch, heartbeat_at=now(), expires_at=now() + lease_seconds)
 
 
 def update_daemon(session: Session, epoch: int, **values: object) -> None:
-    """Change this life's row, which also says that it is alive."""
+    """Change this life's row."""
     life = update(Daemon).where(Daemon.epoch == epoch).execution_options(synchronize_session=False)
-    session.execute(life.values(heartbeat_at=time.time(), **values))
+    session.execute(life.values(**values))

@@ -10,6 +10,12 @@ from sqlalchemy.orm import Session
 from server.db.tables import Operation
 
 PENDING, RUNNING, DONE, FAILED = "pending", "running", "done", "failed"
+MAX_ATTEMPTS = 2
+_CRASHED = {
+    "category": "server",
+    "code": "crashed_daemon",
+    "message": "The engine died twice while it computed this answer. Ask with another prompt or another adapter.",
+}
 KEPT_SECONDS = 3600.0
 """How long after its deadline an operation that nobody read is kept."""
 
@@ -82,13 +88,19 @@ def any_pending(session: Session, base_hash: str) -> bool:
     return session.scalar(waiting.limit(1)) is not None
 
 
-def start_pending(session: Session, base_hash: str) -> list[Operation]:
-    """Take every operation on this base that waits, the oldest first."""
+def start_pending(session: Session, base_hash: str, epoch: int) -> list[Operation]:
+    """Take every operation on this base that waits, the oldest first; none that another daemon is about to take."""
     waiting = select(Operation).where(Operation.status == PENDING, Operation.base_hash == base_hash)
-    taken = list(session.scalars(waiting.order_by(Operation.created_at)))
+    taken = list(session.scalars(waiting.order_by(Operation.created_at).with_for_update(skip_locked=True)))
     for operation in taken:
-        operation.status = RUNNING
+        operation.status, operation.lease_epoch = RUNNING, epoch
+        operation.attempts += 1
     return taken
+
+
+def result_file(operation: Operation) -> str:
+    """The file that its answer is in. A life that was overtaken goes on writing to another one."""
+    return f"result-{operation.lease_epoch}.jsonl"
 
 
 def finish(session: Session, ids: Sequence[str], error: dict[str, Any] | None) -> None:
@@ -100,6 +112,10 @@ def finish(session: Session, ids: Sequence[str], error: dict[str, Any] | None) -
     )
 
 
-def restart_running(session: Session) -> None:
-    """At a daemon's start: what an earlier one was doing waits again."""
-    session.execute(update(Operation).where(Operation.status == RUNNING).values(status=PENDING))
+def release(session: Session, epochs: Sequence[int], *, crashed: bool) -> None:
+    """What lives that are over were doing waits again; what was in its second crash fails."""
+    held = update(Operation).where(Operation.status == RUNNING, Operation.lease_epoch.in_(epochs))
+    if crashed:
+        failed = held.where(Operation.attempts >= MAX_ATTEMPTS)
+        session.execute(failed.values(status=FAILED, error=_CRASHED, finished_at=time.time()))
+    session.execute(held.values(status=PENDING))

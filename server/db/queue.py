@@ -7,30 +7,29 @@ from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from server.db.bases import find_base
-from server.db.daemons import is_live, newest_daemon
+from server.db.daemons import live_daemons, tokens_per_second
 from server.db.drains import open_drain
 from server.db.tables import Job, Tenant
-from server.outlook import RESIDENT, OpenDrain, Outlook, QueuedJob
-from server.states import JobStatus
+from server.outlook import OpenDrain, Outlook, QueuedJob
+from server.states import RESIDENT, JobStatus
 
 _ACTIVE = (JobStatus.QUEUED, *RESIDENT)
 
 
 def read_outlook(session: Session, *, max_resident_runs: int, tenant_id: str | None = None) -> Outlook:
     """The queue now. With `tenant_id` no other tenant's jobs are read: they do not matter to its answers."""
-    daemon = newest_daemon(session)
+    live = live_daemons(session)
     drain = open_drain(session)
     base = find_base(session)
     num_resident = session.scalar(select(func.count()).where(Job.status.in_(RESIDENT))) or 0
-    speed = (daemon.detail if daemon else {}).get("tokens_per_second")
     return Outlook(
         now=time.time(),
-        is_daemon_live=is_live(daemon),
-        is_disk_full=daemon is not None and daemon.state == "disk_full",
-        base_hash=base.hash if base else None,
+        is_daemon_live=bool(live),
+        is_disk_full=any(one.state == "disk_full" for one in live),
+        bases={one.base_hash for one in live if one.base_hash} | ({base.hash} if base else set()),
         drain=OpenDrain(reason=drain.reason) if drain else None,
-        tokens_per_second=speed or None,
-        free_places=max(0, max_resident_runs - num_resident),
+        tokens_per_second=tokens_per_second(session),
+        free_places=max(0, max_resident_runs * max(1, len(live)) - num_resident),
         shares=_shares(session),
         jobs=_active_jobs(session, tenant_id),
     )

@@ -1,24 +1,35 @@
 """Statements of the daemon on jobs and their runs. Each runs inside a transaction that has checked its epoch."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from server.db import accounts, events
 from server.db.tables import Adapter, Event, ExpertLoads, Job, Metric, Run
-from server.states import JobStatus, sources
+from server.states import RESIDENT, JobStatus, sources
 
-RESIDENT = (JobStatus.PREPARING, JobStatus.RUNNING)
+SUSPECT_CRASHES = 3
+"""After so many crashes of daemons that held it a run is tried alone: see `release`."""
 
 
-def wishes(session: Session, job_ids: Iterable[str]) -> dict[str, tuple[str, str | None]]:
-    """(status, requested) of the jobs that still exist."""
-    statement = select(Job.id, Job.status, Job.requested).where(Job.id.in_(list(job_ids)))
-    return {id_: (status, requested) for id_, status, requested in session.execute(statement)}
+@dataclass(frozen=True)
+class Wish:
+    """What a resident run's job has become, and what its tenant wants of it."""
+
+    status: str
+    requested: str | None
+    lease_epoch: int | None
+
+
+def wishes(session: Session, job_ids: Iterable[str]) -> dict[str, Wish]:
+    """Of the jobs that still exist."""
+    statement = select(Job.id, Job.status, Job.requested, Run.lease_epoch).join(Run, Run.job_id == Job.id)
+    found = session.execute(statement.where(Job.id.in_(list(job_ids))))
+    return {id_: Wish(status, requested, epoch) for id_, status, requested, epoch in found}
 
 
 def lock_job(session: Session, job_id: str) -> Job | None:
@@ -29,22 +40,66 @@ def lock_job(session: Session, job_id: str) -> Job | None:
     return session.get(Job, job_id, with_for_update=True, populate_existing=True)
 
 
-def release_all(session: Session) -> None:
-    """At a daemon's start: what an earlier one held waits again, or is paused if its tenant asked for that."""
-    held = session.scalars(select(Job).where(Job.status.in_(RESIDENT))).all()
-    for job in held:
+def release(session: Session, epochs: Sequence[int], *, crashed: bool) -> None:
+    """What lives that are over held waits again, or is paused if its tenant asked for that.
+
+    A crash counts against every run that was resident, until it has got further than where the daemon died. Who is in
+    `SUSPECT_CRASHES` of them is tried alone, and fails when the daemon dies of that.
+    """
+    held = select(Job, Run).join(Run, Run.job_id == Job.id).order_by(Job.id).with_for_update()
+    for job, run in session.execute(held.where(Job.status.in_(RESIDENT), Run.lease_epoch.in_(epochs))):
         paused = job.requested == "pause"
         job.status = JobStatus.PAUSED if paused else JobStatus.QUEUED
         job.requested = None
         events.record(session, job, "interrupted", "The engine stopped; the job goes on from its recovery point.")
+        if not crashed:
+            continue
+        run.crashes += 1
+        run.crash_step = max(run.crash_step or 0, job.step)
+        if run.crashes == SUSPECT_CRASHES:
+            message = _SUSPECTED.format(count=run.crashes)
+            events.record(session, job, "suspected", message, {"crashes": run.crashes, "step": run.crash_step})
+        elif run.crashes > SUSPECT_CRASHES:
+            message = _CRASHED.format(count=run.crashes, step=run.crash_step + 1)
+            job.status, job.finished_at = JobStatus.FAILED, time.time()
+            job.error = {"code": "crashed_daemon", "message": message}
+            events.record(session, job, "failed", message, {"code": "crashed_daemon"})
 
 
-def claim(session: Session, run_id: str, epoch: int, fingerprint: Mapping[str, Any]) -> tuple[Job, Run] | None:
-    """Lease a queued run and show its job as preparing; None if it is not queued, or not there, any more."""
-    job_id = session.scalar(select(Run.job_id).where(Run.id == run_id))
+_SUSPECTED = "The engine died {count} times while this job trained beside others; now it is tried alone."
+_CRASHED = (
+    "The engine died {count} times while this job trained, near step {step}, the last time while nothing else did. "
+    "Try fewer experts, a smaller rank or shorter rows; the operator's log says how the engine ended."
+)
+
+
+def next_suspect(session: Session, base_hash: str) -> str | None:
+    """The first queued run on this base that is to be tried alone."""
+    waiting = select(Run.id).join(Job, Job.id == Run.job_id).where(Run.crashes >= SUSPECT_CRASHES)
+    waiting = waiting.where(Job.status == JobStatus.QUEUED, Job.base_hash == base_hash)
+    return session.scalar(waiting.order_by(Job.number).limit(1))
+
+
+def acquit(session: Session, run_ids: Collection[str]) -> None:
+    """Forget the crashes of runs that have got further than where the daemon died."""
+    if run_ids:
+        session.execute(update(Run).where(Run.id.in_(run_ids)).values(crashes=0, crash_step=None))
+
+
+def claim(
+    session: Session, run_id: str, epoch: int, fingerprint: Mapping[str, Any], *, alone: bool = False
+) -> tuple[Job, Run] | None:
+    """Lease a queued run and show its job as preparing; None if it is not queued, or not there, any more.
+
+    None as well while another daemon is about to claim it, and for a suspect unless it would be `alone`.
+    """
+    queued = select(Job.id).join(Run, Run.job_id == Job.id).where(Run.id == run_id, Job.status == JobStatus.QUEUED)
+    if not alone:
+        queued = queued.where(Run.crashes < SUSPECT_CRASHES)
+    job_id = session.scalar(queued.with_for_update(skip_locked=True))
     if job_id is None or not move(session, job_id, JobStatus.PREPARING):
         return None
-    run = session.get_one(Run, run_id)
+    run = session.get_one(Run, run_id, populate_existing=True)
     run.lease_epoch = epoch
     run.attempts += 1
     job = session.get_one(Job, job_id, populate_existing=True)
@@ -66,8 +121,8 @@ def rewind(session: Session, job: Job, run: Run, *, step: int, tokens: int, cost
     accounts.give_back(session, tenant_id=run.tenant_id, run_id=run.id, weight=job.weight, cost=lost)
 
 
-def move(session: Session, job_id: str, target: JobStatus, **values: object) -> bool:
-    """Set a job's status where the table of transitions allows it; whether it did."""
+def move(session: Session, job_id: str, target: JobStatus, *, held_by: int | None = None, **values: object) -> bool:
+    """Set a job's status where the table of transitions allows it; whether it did. `held_by`: our epoch."""
     if target is JobStatus.RUNNING:
         values.setdefault("started_at", func.coalesce(Job.started_at, time.time()))
     statement = (
@@ -76,6 +131,8 @@ def move(session: Session, job_id: str, target: JobStatus, **values: object) -> 
         .values(status=target, **values)
         .execution_options(synchronize_session=False)
     )
+    if held_by is not None:
+        statement = statement.where(exists().where(Run.job_id == Job.id, Run.lease_epoch == held_by))
     changed: int = session.execute(statement).rowcount  # type: ignore[attr-defined]
     return changed == 1
 
@@ -89,11 +146,11 @@ class StepRow:
     expert_loads: list[list[int]] | None
 
 
-def add_steps(session: Session, rows: Sequence[StepRow]) -> None:
-    """The rows of steps, and their jobs' progress; nothing for a job that has been ended meanwhile."""
+def add_steps(session: Session, rows: Sequence[StepRow], epoch: int) -> None:
+    """The rows of steps, and their jobs' progress; nothing for a job that has ended, or is another daemon's by now."""
     ids = [row.job_id for row in rows]
-    resident = set(session.scalars(_STILL_RESIDENT, {"ids": ids}))
-    if not (kept := [row for row in rows if row.job_id in resident]):
+    held = set(session.scalars(_STILL_HELD, {"ids": ids, "epoch": epoch}))
+    if not (kept := [row for row in rows if row.job_id in held]):
         return
     now = time.time()
     progress = [{"id_": row.job_id, "at": row.metric["step"], "sum": row.metric["tokens"]} for row in kept]
@@ -108,28 +165,26 @@ def add_steps(session: Session, rows: Sequence[StepRow]) -> None:
         session.execute(insert(_LOADS), loads)
 
 
-_JOBS, _METRICS, _LOADS = (
-    Job.metadata.tables["jobs"],
-    Job.metadata.tables["metrics"],
-    Job.metadata.tables["expert_loads"],
-)
-_STILL_RESIDENT = (
+_JOBS, _RUNS, _METRICS, _LOADS = (Job.metadata.tables[name] for name in ("jobs", "runs", "metrics", "expert_loads"))
+_STILL_HELD = (
     select(_JOBS.c.id)
+    .join(_RUNS, _RUNS.c.job_id == _JOBS.c.id)
     .where(_JOBS.c.id.in_(bindparam("ids", expanding=True)), _JOBS.c.status.in_(RESIDENT))
+    .where(_RUNS.c.lease_epoch == bindparam("epoch"))
     .order_by(_JOBS.c.id)
-    .with_for_update()
+    .with_for_update(of=_JOBS)
 )
 _PROGRESS = update(_JOBS).where(_JOBS.c.id == bindparam("id_")).values(step=bindparam("at"), tokens=bindparam("sum"))
 
 
 def add_evaluation(
-    session: Session, job: Job, *, step: int, valid_loss: float, valid_losses: list[float | None] | None
+    session: Session, job: Job, epoch: int, *, step: int, valid_loss: float, valid_losses: list[float | None] | None
 ) -> None:
-    """Into its step's row, and an event; nothing for a job that has been ended meanwhile.
+    """Into its step's row, and an event; nothing for a job that has ended, or is another daemon's by now.
 
     An evaluation that is repeated, since its job went back to a recovery point, was told of before.
     """
-    if wishes(session, [job.id]).get(job.id, ("", None))[0] not in RESIDENT:
+    if not session.scalars(_STILL_HELD, {"ids": [job.id], "epoch": epoch}).all():
         return
     row = update(Metric).where(Metric.job_id == job.id, Metric.step == step)
     session.execute(row.values(valid_loss=valid_loss, valid_losses=valid_losses))

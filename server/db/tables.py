@@ -137,11 +137,13 @@ class Run(Table):
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), unique=True)
     tenant_id: Mapped[str] = mapped_column(index=True)
-    lease_epoch: Mapped[int | None]
+    lease_epoch: Mapped[int | None]  # the life that holds it, or held it last
     counter: Mapped[float] = mapped_column(default=0.0)  # V among the tenant's own runs
     cost_charged: Mapped[int] = mapped_column(default=0)  # token-equivalents
     attempts: Mapped[int] = mapped_column(default=0)
     fingerprint: Mapped[dict[str, Any] | None]
+    crashes: Mapped[int] = mapped_column(default=0, server_default=text("0"), index=True)  # since it last got further
+    crash_step: Mapped[int | None]  # the furthest step at which a daemon died that held it
 
 
 class RecoveryPoint(Table):
@@ -235,6 +237,8 @@ class Operation(Table):
     deadline: Mapped[float]
     created_at: Mapped[float]
     finished_at: Mapped[float | None]
+    lease_epoch: Mapped[int | None]  # the life that computes it, or did so last
+    attempts: Mapped[int] = mapped_column(default=0, server_default=text("0"))
 
 
 class Drain(Table):
@@ -260,5 +264,7 @@ class Daemon(Table):
     detail: Mapped[dict[str, Any]]  # resident runs, tokens a second, gangs
     floor: Mapped[float] = mapped_column(default=0.0)  # the scheduler's last smallest counter
     started_at: Mapped[float]
-    heartbeat_at: Mapped[float]
+    heartbeat_at: Mapped[float]  # this and the next by the database's clock
     ended_at: Mapped[float | None]
+    expires_at: Mapped[float | None]  # of its lease; null: of an older version, whose lives had none
+    supervisor: Mapped[str | None]  # whose child it is

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import psycopg
+from psycopg.rows import dict_row
 
 from mixloom import Client, MixloomError
 from server import children, faults
@@ -57,10 +59,12 @@ class Server:
         self.folder = folder
         self.base = base
         self.settings = {**DEFAULTS, **settings}
+        self.database_url: str | None = settings.get("database_url")  # of PostgreSQL
         self.faults = folder / "faults"  # what `server.faults.arm` writes for it
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.admin = Client(f"http://127.0.0.1:{self.port}", ADMIN_KEY)
+        self._daemons: list[subprocess.Popen[bytes]] = []
         self._tenants: dict[str, Client] = {}
         self._keys: dict[str, str] = {}
 
@@ -79,19 +83,27 @@ class Server:
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the processes, and do not wait for them."""
+        self.process = self._spawn("serve")
+        return self.process
+
+    def spawn_daemon(self) -> "subprocess.Popen[bytes]":
+        """Start an engine daemon more, which nobody supervises; `end` ends it."""
+        self._daemons.append(self._spawn("daemon"))
+        return self._daemons[-1]
+
+    def _spawn(self, verb: str) -> "subprocess.Popen[bytes]":
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = {"data_dir": self.data, "base": self.base, "port": self.port, **self.settings}
         flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                children.command("server", "serve", *flags),
+            return subprocess.Popen(
+                children.command("server", verb, *flags),
                 env={**environment(), faults.VARIABLE: str(self.faults)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        return self.process
 
     def start(self) -> "Server":
         """Start it if it does not run, and return when it trains."""
@@ -107,7 +119,7 @@ class Server:
     def _is_ready(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, f"the server ended: {self.log[-3000:]}"
-        daemon = self.newest_daemon() if (self.data / "mixloom.db").exists() else None
+        daemon = self.newest_daemon()
         if daemon is None or daemon["pid"] != self.daemon_pid or daemon["state"] not in ("ready", "drained"):
             return False
         try:
@@ -145,6 +157,9 @@ class Server:
 
     def end(self) -> None:
         """Leave no process behind, whatever state they are in."""
+        for daemon in self._daemons:
+            daemon.kill()
+            daemon.wait()
         if self.process is None:
             return
         pid = self.daemon_pid
@@ -165,15 +180,20 @@ class Server:
 
     def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
         """Rows of the database, as it is on disk."""
+        if self.database_url is not None:
+            with psycopg.connect(self.database_url, row_factory=dict_row) as postgresql:
+                return postgresql.execute(statement.replace("?", "%s"), values).fetchall()
         with closing(sqlite3.connect(self.data / "mixloom.db", timeout=30)) as connection:
             connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute(statement, values)]
 
     def newest_daemon(self) -> dict[str, Any] | None:
         """The row of the last daemon that started."""
+        if self.database_url is None and not (self.data / "mixloom.db").exists():
+            return None
         try:
             rows = self.rows("SELECT * FROM daemons ORDER BY epoch DESC LIMIT 1")
-        except sqlite3.OperationalError:  # the first start has not made the tables yet
+        except (sqlite3.OperationalError, psycopg.Error):  # the first start has not made the tables yet
             return None
         return rows[0] if rows else None
 
@@ -182,7 +202,8 @@ class Server:
         daemon = self.newest_daemon()
         if daemon is None or daemon["pid"] != self.daemon_pid:
             return 0
-        return int(json.loads(daemon["detail"]).get("gangs", 0))
+        detail = daemon["detail"]
+        return int((json.loads(detail) if isinstance(detail, str) else detail).get("gangs", 0))
 
     def status(self, job_id: str) -> str:
         """A job's status in the database."""

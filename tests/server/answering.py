@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import select, update
 
 from server.api.services import Services
+from server.db.operations import result_file
 from server.db.tables import Daemon, Operation
 
 Request = dict[str, Any]
@@ -57,7 +58,7 @@ def _serve(
 ) -> None:
     while not stop.is_set():
         with services.database.write() as session:
-            session.execute(update(Daemon).where(Daemon.ended_at.is_(None)).values(heartbeat_at=time.time()))
+            session.execute(update(Daemon).where(Daemon.ended_at.is_(None)).values(expires_at=time.time() + 15))
             pending = list(session.scalars(select(Operation).where(Operation.status == "pending")))
         for operation in pending:
             folder = services.store.path(operation.key)
@@ -65,7 +66,7 @@ def _serve(
             values: dict[str, Any] = {"status": "done"}
             try:
                 lines = answer(seen[-1])
-                (folder / "result.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+                (folder / result_file(operation)).write_text("".join(json.dumps(line) + "\n" for line in lines))
             except RuntimeError as error:
                 values = {"status": "failed", "error": json.loads(str(error))}
             with services.database.write() as session:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from server import faults
 from server.api.app import create_app, open_services
@@ -156,13 +156,17 @@ def bob(app: FastAPI, admin: Caller) -> Iterator[Caller]:
 
 @pytest.fixture
 def publish_base(services: Services) -> Callable[..., Base]:
-    """A function that publishes a tiny base and a daemon just heard from, as `server.daemon` does."""
+    """A function that publishes a tiny base and a daemon just heard from, as `server.daemon` does.
+
+    It takes the place of the daemons before, unless it comes `beside` them.
+    """
 
     def publish(
         *,
         hash: str = "0123abcd",
         template: bool = True,
         live: bool = True,
+        beside: bool = False,
         detail: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Base:
@@ -190,6 +194,8 @@ def publish_base(services: Services) -> Callable[..., Base]:
         )
         with services.database.write() as session:
             session.merge(base)
+            if not beside:
+                session.execute(update(Daemon).where(Daemon.ended_at.is_(None)).values(ended_at=now))
             session.add(
                 Daemon(
                     pid=1,
@@ -200,6 +206,8 @@ def publish_base(services: Services) -> Callable[..., Base]:
                     started_at=now,
                     heartbeat_at=now,
                     ended_at=None if live else now,
+                    expires_at=now + 15,
+                    supervisor=None,
                 )
             )
         return base

@@ -87,6 +87,20 @@ def test_the_base_is_the_newest_daemons_and_its_path_the_operators_alone(
     assert admin.get("/base").json() == {**base, "path": "/models/tiny"}
 
 
+def test_of_several_daemons_one_that_lives_is_enough(
+    admin: Caller, alice: Caller, publish_base: Callable[..., Base]
+) -> None:
+    publish_base(detail={"resident_runs": 2, "tokens_per_second": 10.0})
+    publish_base(hash="4567", name="newer", beside=True, detail={"resident_runs": 3, "tokens_per_second": 5.0})
+    publish_base(hash="89ab", name="dead", beside=True, live=False)
+    assert [one["live"] for one in admin.get("/admin/daemons").json()["data"]] == [False, True, True]
+    assert alice.get("/base").json()["name"] == "newer"
+    assert admin.get("/readyz").status_code == 200
+    figures = admin.get("/metrics").text
+    for figure in ("mixloom_daemon_up 2.0", "mixloom_resident_runs 5.0", "mixloom_tokens_per_second 15.0"):
+        assert figure in figures
+
+
 def test_ready_means_a_base_and_a_live_daemon(anonymous: Caller, publish_base: Callable[..., Base]) -> None:
     assert anonymous.get("/healthz").json() == {"status": "alive"}
     answer = anonymous.get("/readyz")

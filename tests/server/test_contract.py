@@ -291,7 +291,7 @@ with services.database.write() as session:
                      microbatch_tokens=128, parameters=1, num_layers=1, targets=TARGETS, fingerprint={}, probe={},
                      published_at=0.0))
     session.add(Daemon(pid=1, base_hash="0", state="ready", detail={}, floor=0.0, started_at=0.0,
-                       heartbeat_at=time.time(), ended_at=None))
+                       heartbeat_at=time.time(), ended_at=None, expires_at=time.time() + 60))
 with TestClient(app) as client:
     admin = {"Authorization": f"Bearer {sys.argv[2]}"}
     key = client.post("/admin/tenants", json={"name": "a"}, headers=admin).json()["key"]

@@ -1,5 +1,6 @@
 """What the rest relies on, whichever database it is: reads of one moment, writes whole or not at all, and outages."""
 
+import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -110,3 +111,19 @@ def test_while_the_database_is_gone_it_is_said_and_after_that_all_is_well(
     finally:
         postgresql.start()
     assert alice.get("/jobs").status_code == 200
+
+
+@pytest.mark.databases("sqlite")
+def test_a_database_that_somebody_locks_for_too_long_is_said_and_after_that_all_is_well(
+    admin: Caller, alice: Caller, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "BUSY_SECONDS", 1)
+    services.database.engine.dispose()  # the next connections wait for less
+    held = sqlite3.connect(str(services.database.path), isolation_level=None)
+    held.execute("BEGIN IMMEDIATE")
+    refused = admin.post("/admin/tenants", json={"name": "late"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "database_unavailable")
+    assert "Retry-After" in refused.headers
+    assert alice.get("/jobs").status_code == 200
+    held.close()
+    assert admin.post("/admin/tenants", json={"name": "late"}).status_code == 201

@@ -17,7 +17,7 @@ def outlook(*jobs: QueuedJob, **changes: Any) -> Outlook:
         "now": 1000.0,
         "is_daemon_live": True,
         "is_disk_full": False,
-        "base_hash": "0",
+        "bases": {"0"},
         "drain": None,
         "tokens_per_second": 10.0,
         "free_places": 0,

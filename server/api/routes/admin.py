@@ -1,6 +1,5 @@
 """The operator's view of all tenants together, and the wish that nothing trains."""
 
-import time
 from typing import Any
 
 from server.api import schemas
@@ -33,7 +32,8 @@ def list_daemons(admin: AdminDep, services: ServicesDep, page: PageDep) -> dict[
     """Lives of engine daemons, newest first unless `order=asc`."""
     with services.database.read() as session:
         found, has_more = daemons.list_daemons(session, page)
-    return list_answer([_daemon_answer(daemon) for daemon in found], has_more)
+        at = daemons.read_clock(session)
+    return list_answer([_daemon_answer(daemon, at) for daemon in found], has_more)
 
 
 @router.post("/drain", status_code=201)
@@ -92,17 +92,17 @@ def _queue_entry(job: Job, owner: Tenant, outlook: Outlook) -> dict[str, Any]:
     }
 
 
-def _daemon_answer(daemon: Daemon) -> dict[str, Any]:
+def _daemon_answer(daemon: Daemon, at: float) -> dict[str, Any]:
     return {
         "id": str(daemon.epoch),
         "object": "daemon",
         "pid": daemon.pid,
         "base_hash": daemon.base_hash,
         "state": daemon.state,
-        "live": is_live(daemon),
+        "live": is_live(daemon, at),
         "detail": daemon.detail,
         "started_at": daemon.started_at,
-        "heartbeat_seconds_ago": round(time.time() - daemon.heartbeat_at, 1),
+        "heartbeat_seconds_ago": round(at - daemon.heartbeat_at, 1),
         "ended_at": daemon.ended_at,
     }
 

@@ -7,7 +7,7 @@ from server.api.deps import ServicesDep
 from server.api.routing import new_router
 from server.api.services import Services
 from server.db.bases import find_base
-from server.db.daemons import is_live, newest_daemon
+from server.db.daemons import live_daemons
 
 router = new_router(tag="health")
 
@@ -36,11 +36,11 @@ def ready(services: ServicesDep, response: Response) -> dict[str, object]:
 def _missing(services: Services) -> list[str]:
     try:
         with services.database.read() as session:
-            daemon = newest_daemon(session)
+            live = live_daemons(session)
             checks = {
-                "No engine daemon is running.": is_live(daemon),
+                "No engine daemon is running.": bool(live),
                 "The disk is full; jobs wait until it has room.": not (
-                    services.disk.is_low or (daemon is not None and daemon.state == "disk_full")
+                    services.disk.is_low or any(daemon.state == "disk_full" for daemon in live)
                 ),
                 "No base model is loaded yet.": find_base(session) is not None,
             }

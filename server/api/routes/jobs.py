@@ -15,7 +15,7 @@ from server.api.routing import new_router
 from server.api.services import Services
 from server.api.submission import prepare, submit
 from server.db import jobs
-from server.db.daemons import newest_daemon
+from server.db.daemons import tokens_per_second
 from server.db.tables import Job
 from server.errors import MixloomError
 from server.job_config import METADATA_KEY, JobCreate
@@ -37,8 +37,7 @@ def estimate_job(services: ServicesDep, tenant: TenantDep, body: JobCreate) -> d
     """What a job would be and cost; nothing is kept. `seconds` is null until the daemon has trained."""
     submission = prepare(services, tenant, body)
     with services.database.read() as session:
-        daemon = newest_daemon(session)
-    speed = daemon.detail.get("tokens_per_second") if daemon else None
+        speed = tokens_per_second(session)
     parameters = resolve.num_parameters(submission.adapter, submission.base)
     tokens = submission.total_tokens
     return {

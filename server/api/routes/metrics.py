@@ -1,6 +1,7 @@
 """Figures for Prometheus, read at each scrape. They tell of all tenants together, so they are the operator's."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, generate_latest
@@ -10,7 +11,7 @@ from prometheus_client.registry import Collector
 from server.api.deps import AdminDep, ServicesDep
 from server.api.routing import new_router
 from server.db import jobs, operations
-from server.db.daemons import is_live, newest_daemon
+from server.db.daemons import live_daemons
 from server.states import JobStatus
 
 router = new_router(tag="health")
@@ -32,22 +33,24 @@ def scrape(admin: AdminDep, services: ServicesDep) -> Response:
     with services.database.read() as session:
         num_jobs = jobs.count_by_status(session)
         num_waiting = operations.count_waiting(session)
-        daemon = newest_daemon(session)
-    is_up = is_live(daemon)
-    detail = daemon.detail if daemon is not None and is_up else {}
+        details = [daemon.detail for daemon in live_daemons(session)]
     by_status = GaugeMetricFamily("mixloom_jobs", "Jobs of all tenants.", labels=["status"])
     for status in JobStatus:
         by_status.add_metric([status.value], num_jobs.get(status, 0))
     families = [
         by_status,
         _gauge("mixloom_operations_waiting", "Requests to /generate that have no answer yet.", num_waiting),
-        _gauge("mixloom_daemon_up", "1 when an engine daemon was heard from lately.", is_up),
-        _gauge("mixloom_resident_runs", "Runs in the daemon's memory.", detail.get("resident_runs", 0)),
-        _gauge("mixloom_tokens_per_second", "Speed of the last gangs.", detail.get("tokens_per_second", 0)),
+        _gauge("mixloom_daemon_up", "Engine daemons that were heard from lately.", len(details)),
+        _gauge("mixloom_resident_runs", "Runs in the daemons' memory.", _sum(details, "resident_runs")),
+        _gauge("mixloom_tokens_per_second", "Speed of the last gangs.", _sum(details, "tokens_per_second")),
     ]
     registry = CollectorRegistry()
     registry.register(_Figures(families))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _sum(details: Iterable[dict[str, Any]], name: str) -> float:
+    return sum(detail.get(name, 0) for detail in details)
 
 
 def _gauge(name: str, help_: str, value: float) -> Metric:

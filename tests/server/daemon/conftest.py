@@ -1,5 +1,6 @@
 """The real daemon on the real API's database, in this process: lives that are driven turn by turn."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from engine import base_model
 from engine.base_model import BaseModel
 from engine.engine import Engine
 from server.api.services import Services
-from server.daemon import main
+from server.daemon.books import Books
 from server.daemon.loop import Loop
 from server.daemon.publish import base_row, publish_tokenizer
+from server.daemon.pulse import Pulse
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
 from server.daemon.upkeep import clear_orphans
@@ -54,17 +56,21 @@ def load_frozen(folder: Path, dtype: torch.dtype) -> Iterator[BaseModel]:
 class Life:
     """One life of the daemon. Another one that begins fences it, as a restart does."""
 
-    def __init__(self, services: Services, base: BaseModel, folder: Path, **changes: Any):
+    def __init__(
+        self, services: Services, base: BaseModel, folder: Path, *, supervisor: str = "the same", **changes: Any
+    ):
         self.services = services
         self.settings = Settings(
             **{**services.settings.model_dump(), "recovery_steps": 5, "token_budget": 1024, **changes}
         )
-        self.books = main.begin(services.database)
+        self.books = Books.begin(services.database, lease_seconds=3600, supervisor=supervisor)
         clear_orphans(self.books, services.store)
         engine, self.writer = Engine(base), Writer(services.store)
         self.roster = Roster(engine, self.books, services.store, self.writer, self.settings)
         sampler = Sampler(engine, self.books, services.store, self.settings)
-        self.loop = Loop(engine, self.books, self.settings, self.roster, sampler, self.writer)
+        pulse, stopping = Pulse(self.settings.hang_seconds), threading.Event()
+        books, roster, writer = self.books, self.roster, self.writer
+        self.loop = Loop(engine, books, self.settings, roster, sampler, writer, pulse=pulse, stopping=stopping)
         key = publish_tokenizer(services.store, base, folder, self.settings)
         with self.books.write() as session:
             bases.publish(session, base_row(base, source=folder, folder_key=key, probed={}))

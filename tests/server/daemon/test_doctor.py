@@ -84,7 +84,7 @@ def test_every_damage_is_named_with_its_row(at_work: Services, capsys: pytest.Ca
     done, training = (key.partition("/")[2] for key in had["jobs"])
     execute(
         at_work,
-        "UPDATE daemons SET heartbeat_at = 0",
+        "UPDATE daemons SET expires_at = 0",
         f"DELETE FROM runs WHERE job_id = '{done}'",
         f"UPDATE jobs SET adapter_id = 'adp_gone' WHERE id = '{done}'",
         f"DELETE FROM metrics WHERE job_id = '{training}' AND step = 2",

@@ -11,9 +11,10 @@ from sqlalchemy import select
 
 from engine.base_model import Fingerprint
 from server.api.services import Services
+from server.daemon.books import Books
 from server.daemon.writer import Writer
 from server.db import drains, recovery_points, runs
-from server.db.daemons import Fenced, begin_epoch
+from server.db.daemons import Fenced
 from server.db.tables import RecoveryPoint, Run, Table, Tenant
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import (
@@ -157,8 +158,7 @@ def test_an_old_life_changes_nothing_any_more(life: Life, alice: Caller, service
     id_ = submit(alice, MIXTURE)
     life.turn_until(lambda: job(services, id_).step == 4)
     resident = life.resident(id_)
-    with services.database.write() as session:
-        begin_epoch(session, pid=1)
+    Books.begin(services.database, lease_seconds=60, supervisor="the same")
     before = everything()
     life.writer.put("adapters/late", lambda folder: None, lambda files: None)
     for write in (

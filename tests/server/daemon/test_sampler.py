@@ -64,7 +64,8 @@ def operation(services: Services, id_: str) -> Operation:
 
 def result(services: Services, id_: str) -> tuple[list[int], str | None]:
     """(tokens, how it ended) of a result file."""
-    lines = (services.store.path(f"operations/{id_}") / "result.jsonl").read_text().splitlines()
+    file = operations.result_file(operation(services, id_))
+    lines = (services.store.path(f"operations/{id_}") / file).read_text().splitlines()
     parts = [json.loads(line) for line in lines]
     return [token for part in parts for token in part.get("tokens", [])], parts[-1].get("finish_reason")
 

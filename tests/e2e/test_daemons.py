@@ -1,0 +1,118 @@
+"""Several daemons, and daemons that die of a job, hang, or are stopped: real processes, and the bytes do not change."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.faults import Fault, arm
+from tests.e2e.conftest import NewServer
+from tests.e2e.making import MIXTURE, NARROW, PLAIN, WIDE, dataset, submit
+from tests.e2e.server import Server, is_gone, wait_for
+from tests.postgresql import PostgreSQL
+
+STEPS = 60
+ADAPTERS = (MIXTURE, PLAIN, WIDE, NARROW)
+LEASE_SECONDS = 6.0
+
+
+@pytest.fixture(scope="module")
+def shared(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """On SQLite: a server that notices soon what it takes minutes to notice elsewhere."""
+    server = Server(tmp_path_factory.mktemp("daemons"), base, lease_seconds=LEASE_SECONDS, hang_seconds=5)
+    try:
+        yield server.start()
+    finally:
+        server.end()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shared: Server) -> list[str]:
+    return shared.finish(*submit_all(shared))
+
+
+def submit_all(server: Server) -> list[str]:
+    client = server.tenant("alice")
+    data = dataset(client, server.folder)
+    return [submit(client, data, adapter, STEPS, name=f"job{n}") for n, adapter in enumerate(ADAPTERS)]
+
+
+def check(server: Server, jobs: list[str], undisturbed: list[str]) -> None:
+    assert server.finish(*jobs) == undisturbed
+    for job in jobs:
+        assert server.metric_steps(job) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_a_stopped_daemon_is_overtaken_and_what_it_still_writes_changes_nothing(
+    undisturbed: list[str], new_server: NewServer, postgresql: PostgreSQL
+) -> None:
+    url = postgresql.new_database()
+    server = new_server(name="shared", database_url=url, lease_seconds=LEASE_SECONDS).start()
+    second = server.spawn_daemon()
+    live = "SELECT pid FROM daemons WHERE ended_at IS NULL AND state = 'ready'"
+    wait_for(lambda: len(server.rows(live)) == 2, why=lambda: server.log[-2000:])
+    jobs = submit_all(server)
+    holders = (
+        "SELECT pid, count(*) AS num FROM jobs JOIN runs ON job_id = jobs.id JOIN daemons ON epoch = lease_epoch "
+        "WHERE status = 'running' GROUP BY pid"
+    )
+    wait_for(lambda: len(server.rows(holders)) == 2, why=lambda: str(server.rows(holders)))
+    assert {row["pid"] for row in server.rows(holders)} == {second.pid, server.daemon_pid}
+    wait_for(lambda: min(server.step(job) for job in jobs) >= 2)
+
+    os.kill(second.pid, signal.SIGSTOP)
+    epoch = server.rows("SELECT epoch FROM daemons WHERE pid = ? ORDER BY epoch DESC", second.pid)[0]["epoch"]
+    held = "SELECT job_id FROM runs WHERE lease_epoch = ?"
+    wait_for(lambda: server.rows("SELECT * FROM daemons WHERE epoch = ? AND ended_at IS NOT NULL", epoch))
+    wait_for(lambda: not [row for row in server.rows(held, epoch) if server.status(row["job_id"]) == "running"])
+    os.kill(second.pid, signal.SIGCONT)
+    lives = "SELECT * FROM daemons WHERE pid = ? AND ended_at IS NULL AND state = 'ready'"
+    wait_for(lambda: server.rows(lives, second.pid), why=lambda: server.log[-2000:])
+    assert "life_lost" in server.log
+    check(server, jobs, undisturbed)
+    assert [one["live"] for one in server.admin.admin.daemons()].count(True) == 2
+    late = submit_all(server)
+    assert second.poll() is None
+    second.terminate()
+    assert second.wait(60) == 0
+    check(server, late, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_job_that_keeps_killing_the_daemon_is_tried_alone_and_fails_and_the_others_end_as_they_would(
+    shared: Server, undisturbed: list[str]
+) -> None:
+    arm(shared.faults, Fault(point="pass.begin", kind="abort", about="poison", times=99))
+    jobs = submit_all(shared)
+    client = shared.tenant("alice")
+    poison = submit(client, dataset(client, shared.folder), PLAIN, 5, name="poison", priority="high")
+    wait_for(lambda: shared.status(poison) == "failed", 300, why=lambda: shared.log[-2000:])
+    error = client.jobs.get(poison)["error"]
+    assert error["code"] == "crashed_daemon"
+    assert "died 4 times" in error["message"]
+    check(shared, jobs, undisturbed)
+    arm(shared.faults)
+
+
+@pytest.mark.slow
+def test_a_pass_that_hangs_is_ended_and_the_jobs_go_on(shared: Server, undisturbed: list[str]) -> None:
+    before = len(shared.log)
+    arm(shared.faults, Fault(point="pass.begin", kind="hang", after=8))
+    jobs = submit_all(shared)
+    wait_for(lambda: '"hung"' in shared.log[before:], why=lambda: shared.log[-2000:])
+    check(shared, jobs, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_daemon_that_is_stopped_is_killed_by_its_supervisor(shared: Server, undisturbed: list[str]) -> None:
+    before, jobs = len(shared.log), submit_all(shared)
+    wait_for(lambda: min(shared.step(job) for job in jobs) >= 2)
+    stopped = shared.daemon_pid
+    assert stopped is not None
+    os.kill(stopped, signal.SIGSTOP)
+    wait_for(lambda: is_gone(stopped))
+    assert "daemon_silent" in shared.log[before:]
+    check(shared, jobs, undisturbed)

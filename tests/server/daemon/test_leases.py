@@ -1,0 +1,394 @@
+"""Leases: who holds a run writes, nobody else does, and who cannot say that it lives has let go in time."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from sqlalchemy import select, update
+
+from engine.base_model import BaseModel
+from engine.engine import Engine
+from server.api.services import Services
+from server.daemon.books import Books
+from server.daemon.main import Daemon, Served
+from server.daemon.publish import base_row, publish_tokenizer
+from server.db import daemons, runs, session
+from server.db import tables as t
+from server.db.daemons import Fenced
+from server.db.session import Database
+from server.settings import Settings
+from server.states import ENDED, RESIDENT
+from tests.postgresql import PostgreSQL
+from tests.server.conftest import Caller
+from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, events, final_hash, job, jobs, steps, submit
+
+LOCK = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def begin(services: Services, lease_seconds: float = 60.0, **values: Any) -> Books:
+    return Books.begin(services.database, lease_seconds=lease_seconds, **values)
+
+
+def write(books: Books) -> None:
+    with books.write() as writing:
+        daemons.update_daemon(writing, books.epoch, state="ready")
+
+
+def expire(services: Services, epoch: int) -> None:
+    """Let a lease run out, as the database's clock would."""
+    with services.database.write() as writing:
+        writing.execute(update(t.Daemon).where(t.Daemon.epoch == epoch).values(expires_at=0.0))
+
+
+def test_who_could_not_renew_for_half_the_lease_writes_nothing_until_it_can(services: Services) -> None:
+    books = begin(services, lease_seconds=1.0)
+    write(books)
+    time.sleep(0.6)
+    with pytest.raises(Fenced, match="last renewed"):
+        write(books)
+    books.renew()
+    write(books)
+
+
+@pytest.mark.databases("postgresql")
+def test_lives_stand_side_by_side_until_one_expires(services: Services) -> None:
+    first, second = begin(services), begin(services)
+    for books in (first, second, first):
+        books.renew()
+        write(books)
+    expire(services, first.epoch)
+    second.renew()
+    for late in (first.renew, lambda: write(first), first.end):
+        with pytest.raises(Fenced, match="is over"):
+            late()
+    write(second)
+
+
+@pytest.mark.databases("sqlite")
+def test_who_holds_the_data_directory_is_alone(services: Services) -> None:
+    first, second = begin(services), begin(services)
+    write(second)
+    with pytest.raises(Fenced):
+        write(first)
+
+
+@pytest.mark.databases("postgresql")
+def test_a_supervisor_s_new_child_does_not_wait_for_the_lease_of_the_dead_one(services: Services) -> None:
+    first, other = begin(services, supervisor="one"), begin(services, supervisor="other")
+    begin(services, supervisor="one")
+    with pytest.raises(Fenced):
+        write(first)
+    write(other)
+
+
+@pytest.mark.databases("postgresql")
+def test_only_the_database_s_clock_ends_a_lease(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = begin(services), begin(services)
+    for jump in (86400.0, -86400.0):
+        with monkeypatch.context() as context:
+            context.setattr(time, "time", lambda now=time.time(), jump=jump: now + jump)
+            second.renew()
+            first.renew()
+            with services.database.read() as reading:
+                assert [one.epoch for one in daemons.live_daemons(reading)] == [second.epoch, first.epoch]
+
+
+class Claims(RuleBasedStateMachine):
+    """Lives come, renew, expire, take runs and write; the model knows who holds what."""
+
+    services: Services
+    run_ids: list[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lives: list[Books] = []
+        self.over: set[int] = set()  # epochs
+        self.expired: set[int] = set()
+        self.holder: dict[str, int] = {}  # run id -> epoch
+        self.steps = dict.fromkeys(self.run_ids, 0)
+        with self.services.database.write() as writing:
+            writing.execute(update(t.Daemon).values(ended_at=1.0))
+            writing.execute(update(t.Job).values(status="queued", step=0))
+            writing.execute(update(t.Run).values(crashes=0, crash_step=None))
+            writing.query(t.Metric).delete()
+
+    def reap(self) -> None:
+        self.over |= self.expired
+        self.holder = {run: epoch for run, epoch in self.holder.items() if epoch not in self.over}
+
+    @precondition(lambda self: len(self.lives) < 4)
+    @rule()
+    def begin(self) -> None:
+        self.reap()
+        self.lives.append(begin(self.services))
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def expire(self, data: st.DataObject) -> None:
+        books = data.draw(st.sampled_from(self.lives))
+        expire(self.services, books.epoch)
+        self.expired.add(books.epoch)
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        books = data.draw(st.sampled_from(self.lives))
+        if books.epoch in self.over:
+            with pytest.raises(Fenced):
+                books.renew()
+            return
+        books.renew()
+        self.expired.discard(books.epoch)
+        self.reap()
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def claim(self, data: st.DataObject) -> None:
+        books, run_id = data.draw(st.sampled_from(self.lives)), data.draw(st.sampled_from(self.run_ids))
+        claimed = None
+        with suppress(Fenced), books.write() as writing:
+            claimed = runs.claim(writing, run_id, books.epoch, {}, alone=True)
+        is_free = run_id not in self.holder and self.status(run_id) != "failed"
+        assert (claimed is not None) == (books.epoch not in self.over and is_free)
+        if claimed is not None:
+            self.holder[run_id] = books.epoch
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def write_step(self, data: st.DataObject) -> None:
+        books, run_id = data.draw(st.sampled_from(self.lives)), data.draw(st.sampled_from(self.run_ids))
+        step = self.steps[run_id] + 1
+        metric = {"step": step, "epoch": 0.0, "tokens": step, "train_loss": 0.0, "learning_rate": 0.0}
+        metric |= {"grad_norm": 0.0, "tokens_per_second": 0.0, "gang": 1, "gang_jobs": 1}
+        with suppress(Fenced), books.write() as writing:
+            runs.add_steps(writing, [runs.StepRow(self.job_of(run_id), metric, None)], books.epoch)
+        if self.holder.get(run_id) == books.epoch and books.epoch not in self.over:
+            self.steps[run_id] = step
+
+    @invariant()
+    def the_database_is_of_the_same_mind(self) -> None:
+        with self.services.database.read() as reading:
+            rows = reading.execute(select(t.Run.id, t.Run.lease_epoch, t.Job.status, t.Job.step).join(t.Job)).all()
+        assert {row.id: row.lease_epoch for row in rows if row.status in RESIDENT} == self.holder
+        assert {row.id: row.step for row in rows} == self.steps
+
+    def status(self, run_id: str) -> str:
+        with self.services.database.read() as reading:
+            return reading.scalars(select(t.Job.status).join(t.Run).where(t.Run.id == run_id)).one()
+
+    def job_of(self, run_id: str) -> str:
+        with self.services.database.read() as reading:
+            return reading.get_one(t.Run, run_id).job_id
+
+
+@pytest.mark.databases("postgresql")
+@pytest.mark.usefixtures("base")
+def test_in_whatever_order_things_happen_a_step_is_written_by_its_holder_alone(
+    alice: Caller, services: Services
+) -> None:
+    for _ in range(2):
+        submit(alice, PLAIN)
+    with services.database.read() as reading:
+        Claims.run_ids = list(reading.scalars(select(t.Run.id)))
+    Claims.services = services
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    few = hypothesis_settings(max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=checks)
+    run_state_machine_as_test(Claims, settings=few)
+
+
+@pytest.mark.databases("postgresql")
+def test_two_daemons_share_the_runs_and_an_overtaken_one_finds_out(
+    life: Life, new_life: Callable[..., Life], alice: Caller, services: Services
+) -> None:
+    alone = [submit(alice, adapter) for adapter in (MIXTURE, PLAIN)]
+    life.finish()
+    undisturbed = [final_hash(services, id_) for id_ in alone]
+
+    ids = [submit(alice, adapter) for adapter in (MIXTURE, PLAIN)]
+    other = new_life(supervisor="another")
+    life.turn()
+    other.turn()
+    assert [len(one.roster.residents) for one in (life, other)] == [1, 1]
+    for _ in range(3):
+        life.turn()
+        other.turn()
+    expire(services, life.books.epoch)
+    other.books.renew()
+    with pytest.raises(Fenced):
+        life.loop.turn()
+    other.finish()
+    assert [final_hash(services, id_) for id_ in ids] == undisturbed
+    assert [steps(services, id_) for id_ in ids] == [list(range(1, 13))] * 2
+
+
+@pytest.mark.databases("sqlite")
+class TestSuspects:
+    """Jobs that were resident when a daemon died again and again."""
+
+    def crash(self, new_life: Callable[..., Life], times: int, turns: int = 2) -> Life:
+        """Lives of which each dies after so many turns; the next one."""
+        life = new_life()
+        for _ in range(times):
+            life.turn(turns)
+            life = new_life()
+        return life
+
+    def test_who_keeps_killing_is_tried_alone_then_failed_and_the_others_go_on(
+        self, life: Life, new_life: Callable[..., Life], alice: Caller, services: Services
+    ) -> None:
+        lonely = submit(alice, MIXTURE)
+        life.finish()
+        poison, innocent = submit(alice, PLAIN, name="poison"), submit(alice, MIXTURE)
+        tried = self.crash(new_life, runs.SUSPECT_CRASHES)
+        assert {events(services, id_)[-1] for id_ in (poison, innocent)} == {"suspected"}
+        tried.turn()
+        assert [one.job.id for one in tried.roster.residents.values()] == [poison]
+        last = self.crash(new_life, 1, turns=0)
+        error = job(services, poison).error
+        assert error is not None
+        assert error["code"] == "crashed_daemon"
+        assert f"died {runs.SUSPECT_CRASHES + 1} times" in error["message"]
+        last.finish()
+        assert final_hash(services, innocent) == final_hash(services, lonely)
+
+    @pytest.mark.usefixtures("life")
+    def test_who_gets_further_alone_is_acquitted(
+        self, new_life: Callable[..., Life], alice: Caller, services: Services
+    ) -> None:
+        ids = [submit(alice, PLAIN), submit(alice, PLAIN)]
+        life = self.crash(new_life, runs.SUSPECT_CRASHES)
+        seen: set[frozenset[str]] = set()
+        for _ in range(12):
+            life.turn()
+            seen.add(frozenset(one.job.id for one in life.roster.residents.values() if not one.is_closing))
+        assert seen >= {frozenset({id_}) for id_ in ids}, "each was tried alone"
+        life.finish()
+        assert final_hash(services, ids[0]) == final_hash(services, ids[1])
+        with services.database.read() as reading:
+            assert set(reading.scalars(select(t.Run.crashes))) == {0}
+
+    def test_a_life_that_ends_by_its_own_hand_counts_for_nobody(
+        self, life: Life, alice: Caller, services: Services
+    ) -> None:
+        submit(alice, PLAIN)
+        life.turn(2)
+        begin(services, before=life.books.epoch)
+        with services.database.read() as reading:
+            assert reading.scalars(select(t.Run.crashes)).one() == 0
+            assert reading.scalars(select(t.Job.status)).one() == "queued"
+
+
+@pytest.fixture
+def daemon(frozen: BaseModel, folder: Path, services: Services) -> Iterator[Callable[..., Daemon]]:
+    """A whole daemon in this process, with its base already in memory."""
+    made: list[Daemon] = []
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+    def make(**changes: Any) -> Daemon:
+        settings = Settings(**{**services.settings.model_dump(), "recovery_steps": 3, **changes})
+        one = Daemon(settings, Database(settings.database), None)
+        key = publish_tokenizer(services.store, frozen, folder, settings)
+        row = base_row(frozen, source=folder, folder_key=key, probed={})
+        one.served = Served(Engine(frozen), row, 64, 0.0)
+        made.append(one)
+        return one
+
+    yield make
+    for one in made:
+        one.database.engine.dispose()
+    signal.signal(signal.SIGTERM, before[0])
+    signal.signal(signal.SIGINT, before[1])
+
+
+@contextmanager
+def trouble(daemon: Daemon, services: Services, disturb: Callable[[], None]) -> Iterator[None]:
+    """While the daemon runs in this thread, another one disturbs it once it trains, and stops it when all is done."""
+
+    def others() -> None:
+        wait_until(lambda: any(one.step >= 4 for one in jobs(services)))
+        disturb()
+        wait_until(lambda: all(one.status in ENDED for one in jobs(services)))
+        daemon.stopping.set()
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    yield
+    thread.join()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    while True:
+        with suppress(Exception):  # the database may be gone
+            if condition():
+                return
+        time.sleep(0.02)
+
+
+@pytest.mark.databases("postgresql")
+def test_a_database_that_is_gone_for_a_while_costs_time_and_no_byte(
+    life: Life,
+    daemon: Callable[..., Daemon],
+    alice: Caller,
+    services: Services,
+    postgresql: PostgreSQL,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lonely = submit(alice, MIXTURE, steps=40)
+    life.finish()
+    life.books.end()
+    id_ = submit(alice, MIXTURE, steps=40)
+
+    def restart() -> None:
+        postgresql.stop_at_once()
+        time.sleep(1)
+        postgresql.start()
+
+    one = daemon()
+    with trouble(one, services, restart):
+        assert one.run() == 0
+    assert "life_lost" in caplog.messages
+    assert final_hash(services, id_) == final_hash(services, lonely)
+    assert steps(services, id_) == list(range(1, 41))
+
+
+@pytest.mark.databases("sqlite")
+def test_a_database_that_somebody_locks_for_too_long_costs_time_and_no_byte(
+    life: Life,
+    daemon: Callable[..., Daemon],
+    alice: Caller,
+    services: Services,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lonely = submit(alice, MIXTURE, steps=40)
+    life.finish()
+    life.books.end()
+    id_ = submit(alice, MIXTURE, steps=40)
+    monkeypatch.setattr(session, "BUSY_SECONDS", 1)
+
+    def lock() -> None:
+        subprocess.run([sys.executable, "-c", LOCK, str(services.database.path), "3"], check=True)
+
+    one = daemon()
+    with trouble(one, services, lock):
+        assert one.run() == 0
+    assert "life_lost" in caplog.messages
+    assert final_hash(services, id_) == final_hash(services, lonely)
+    assert steps(services, id_) == list(range(1, 41))
