@@ -309,10 +309,10 @@ class Loop:
         passed = [
             resident
             for resident, report in ended.steps
-            if resident.doubted_until is not None and report.step > resident.doubted_until
+            if resident.crash_step is not None and report.step > resident.crash_step
         ]
         for resident in passed:
-            resident.doubted_until, resident.is_on_trial = None, False
+            resident.crash_step, resident.is_on_trial = None, False
         return [resident.run_id for resident in passed]
 
     def _step_row(self, resident: Resident, report: StepReport, *, gang_jobs: int) -> StepRow:

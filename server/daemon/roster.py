@@ -53,7 +53,7 @@ class Resident:
     saved_at: float
     is_evicted: bool = False  # by a plan: it is saved and let go at the next boundary
     is_suspect: bool = False  # a pass of the unit under way failed: each microbatch rides alone
-    doubted_until: int | None = None  # a daemon died at this step while it held the run; None once that is passed
+    crash_step: int | None = None  # a daemon died after this step while it held the run; None once it got further
     is_on_trial: bool = False  # for that: nobody else rides until it has passed
     is_closing: bool = False  # its last write is under way: it offers nothing any more
     evaluation: Evaluation | None = None  # the last one
@@ -258,7 +258,7 @@ class Roster:
             cost_at_claim=cost_charged,
             saved=cursor,
             saved_at=time.monotonic(),
-            doubted_until=row.crash_step + 1 if row.crashes and row.crash_step is not None else None,
+            crash_step=row.crash_step,
             is_on_trial=row.crashes >= runs.SUSPECT_CRASHES,
         )
 

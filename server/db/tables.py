@@ -143,7 +143,7 @@ class Run(Table):
     attempts: Mapped[int] = mapped_column(default=0)
     fingerprint: Mapped[dict[str, Any] | None]
     crashes: Mapped[int] = mapped_column(default=0, server_default=text("0"), index=True)  # since it last got further
-    crash_step: Mapped[int | None]  # the furthest step at which a daemon died that held it
+    crash_step: Mapped[int | None]  # the furthest step after which a daemon died that held it
 
 
 class RecoveryPoint(Table):
