@@ -47,9 +47,12 @@ class Admin:
         """The last lives of engine daemons, the newest first."""
         return list(self._transport.pages("/admin/daemons", limit=limit))
 
-    def current_drain(self) -> Object:
-        """The drain in force; `draining` is false when there is none."""
-        return self._transport.get("/admin/drain")
+    def current_drain(self, daemon: str | None = None) -> Object:
+        """The drain of all daemons in force, or what is in force for one; `draining` is false when there is none.
+
+        `at_rest` is true when every live daemon that it is for has let go of its runs.
+        """
+        return self._transport.get("/admin/drain", given(daemon=daemon))
 
     def drain(
         self,
@@ -60,10 +63,13 @@ class Admin:
         daemon: str | None = None,
         exit: bool = False,
     ) -> Object:
-        """Let training come to rest: quick, graceful or fast. Holds until `undrain`, across restarts."""
+        """Let training come to rest: quick, graceful or fast. Holds until `undrain`, across restarts.
+
+        `daemon`: only in daemons of this name.
+        """
         wish = given(mode=mode, deadline_seconds=deadline_seconds, reason=reason, daemon=daemon, exit=exit)
         return self._transport.post("/admin/drain", wish)
 
-    def undrain(self) -> Object:
-        """End every drain."""
-        return self._transport.post("/admin/undrain")
+    def undrain(self, daemon: str | None = None) -> Object:
+        """End every drain, or those of one daemon."""
+        return self._transport.post("/admin/undrain", given(daemon=daemon))

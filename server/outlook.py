@@ -4,7 +4,7 @@ The estimate is a fluid one: a tenant gets its share of the tokens a second that
 resident jobs divide that by their priority, its other jobs follow in order. Jobs to come are unknown to it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from server.states import REASONS, RESIDENT, JobStatus, Reason
@@ -27,6 +27,16 @@ class OpenDrain:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """What the live daemons of one base can do."""
+
+    drain: OpenDrain | None = None
+    """Where each of them is drained."""
+    is_disk_full: bool = False
+    """Each of them waits for the disk."""
+
+
 @dataclass(frozen=True)
 class Expectation:
     """Unix seconds; None where nothing can be said."""
@@ -41,10 +51,10 @@ class Outlook:
 
     now: float
     is_daemon_live: bool
-    is_disk_full: bool
-    bases: Collection[str]
-    """Hashes of the bases that daemons serve."""
+    services: Mapping[str, Service]
+    """By the hash of each base that daemons serve."""
     drain: OpenDrain | None
+    """Of all daemons."""
     tokens_per_second: float | None
     free_places: int
     """Runs that may become resident at once."""
@@ -59,23 +69,28 @@ class Outlook:
             return None
         if not self.is_daemon_live:
             return Reason.NO_DAEMON
-        if self.is_disk_full:
+        service = self.services.get(base_hash)
+        if service is not None and service.is_disk_full:
             return Reason.DISK
         if status != JobStatus.QUEUED:
             return None
-        if self.drain is not None:
+        if self._drain_of(base_hash) is not None:
             return Reason.DRAINING
-        if base_hash not in self.bases:
+        if service is None:
             return Reason.WAITING_FOR_BASE
         return Reason(noted) if noted else Reason.FAIR_SHARE
 
-    def sentence(self, reason: Reason | None) -> str | None:
+    def sentence(self, reason: Reason | None, base_hash: str) -> str | None:
         """A reason in words."""
         if reason is None:
             return None
-        if reason is Reason.DRAINING and self.drain is not None and self.drain.reason:
-            return f"{REASONS[reason]} Why: {self.drain.reason}"
+        drain = self._drain_of(base_hash)
+        if reason is Reason.DRAINING and drain is not None and drain.reason:
+            return f"{REASONS[reason]} Why: {drain.reason}"
         return REASONS[reason]
+
+    def _drain_of(self, base_hash: str) -> OpenDrain | None:
+        return self.drain or self.services.get(base_hash, Service()).drain
 
     def expectation(self, tenant_id: str, job_id: str, reason: Reason | None) -> Expectation:
         """When a job may start and end if no other comes."""

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 
 from server import children
 from server.admin_key import ensure_admin_key
 from server.api.app import create_app
-from server.db import drains
+from server.db import drains, leases
 from server.db.session import Database
 from server.errors import MixloomError
 from server.ids import new_id
@@ -79,6 +80,8 @@ class Supervisor:
                 self._watch(self._child, tether)
             code = self._child.wait()
             if self._stopping.is_set():
+                if code:
+                    self._release()
                 return
             if code == EXIT_BAD_BASE:
                 log.error("no_base", extra={"fields": {"hint": "the daemon's last line says why; mend --base"}})
@@ -125,11 +128,19 @@ class Supervisor:
         with theirs:
             return subprocess.Popen(command, stdin=theirs.fileno(), env=environment, start_new_session=True), ours
 
+    def _release(self) -> None:
+        """What a child held that did not end in order, when it was told to, waits again."""
+        try:
+            with Database(self.settings.database).write() as session:
+                leases.end_children(session, self._id)
+        except SQLAlchemyError as error:
+            log.warning("lease_not_ended", extra={"fields": {"reason": type(error).__name__}})
+
     def _wait_for_undrain(self) -> None:
         database = Database(self.settings.database)
         while not self._stopping.wait(POLL_SECONDS):
             with database.read() as session:
-                drain = drains.open_drain(session)
+                drain = drains.open_drain(session, self.settings.name_of_daemon)
             if drain is None or not drain.exit:
                 return
 

@@ -1,6 +1,7 @@
 """The operator's settings: a flag, then `MIXLOOM_…`, then a line of `mixloom.toml`, then the default."""
 
 import os
+import socket
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +52,11 @@ class Settings(BaseSettings):
     )
     recovery_seconds: float = Field(300.0, gt=0, description="Seconds between two recovery points of a run.")
     recovery_steps: int = Field(0, ge=0, description="Also a recovery point every so many steps; 0: by time only.")
+    daemon_name: str | None = Field(
+        None,
+        min_length=1,
+        description="What `admin drain --daemon` calls the engine daemons started here; else the machine's host name.",
+    )
     lease_seconds: float = Field(
         30.0, gt=1, description="Seconds without a heartbeat after which a daemon counts as gone and its runs as free."
     )
@@ -114,6 +120,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags (the constructor's arguments) win over the environment, and that over the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def name_of_daemon(self) -> str:
+        """`daemon_name`, or what stands for it."""
+        return self.daemon_name or socket.gethostname()
 
     @property
     def database(self) -> URL:

@@ -19,6 +19,7 @@ from mixloom.cli.output import (
     usage_error,
 )
 from mixloom.client import Client
+from mixloom.errors import MixloomError
 from mixloom.jobs import POLL_SECONDS
 from mixloom.transport import Object, given
 
@@ -28,8 +29,11 @@ key = typer.Typer(help="Keys of a tenant.", no_args_is_help=True)
 app.add_typer(tenant, name="tenant")
 app.add_typer(key, name="key")
 
-DAEMON_FIELDS = ("state", "pid", "base_hash", "heartbeat_seconds_ago", "detail")
+DAEMON_FIELDS = ("name", "state", "pid", "base_hash", "heartbeat_seconds_ago", "detail")
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+DaemonOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Only daemons of this name (see `mixloom admin status`).")
+]
 TenantArgument = Annotated[str, typer.Argument(metavar="TENANT", help="Its id, ten_…, or its name.")]
 
 
@@ -44,8 +48,8 @@ def drain(
         str | None, typer.Option(metavar="30m", help="With --graceful: after this, quick. 90s, 30m, 2h.")
     ] = None,
     reason: Annotated[str, typer.Option(help="Shown to every tenant.")] = "",
-    daemon: Annotated[str | None, typer.Option(help="Only this daemon. Not supported yet.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Return when everything rests.")] = False,
+    daemon: DaemonOption = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when every run is let go of.")] = False,
     exit: Annotated[bool, typer.Option("--exit", help="Let the daemon end when it rests.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -61,15 +65,24 @@ def drain(
         daemon=daemon,
         exit=exit,
     )
-    while wait and not _rests(client):
+    while wait and not answer["at_rest"]:
         time.sleep(POLL_SECONDS)
+        now = client.admin.current_drain(daemon)
+        if now.get("id") != answer["id"]:
+            message = "This drain was ended or replaced meanwhile; see `mixloom admin status`."
+            raise MixloomError(message, code="drain_ended", status=404)
+        answer = now
     print_done(answer, as_json, "Everything rests." if wait else "Draining. `mixloom admin undrain` ends it.")
 
 
 @app.command()
-def undrain(as_json: JsonFlag = False) -> None:
-    """End every drain; training goes on."""
-    print_done(Client().admin.undrain(), as_json, "No drain is in force; training goes on.")
+def undrain(daemon: DaemonOption = None, as_json: JsonFlag = False) -> None:
+    """End every drain, or those of one daemon; training goes on."""
+    answer = Client().admin.undrain(daemon)
+    said = (
+        "A drain of all daemons is still in force." if answer["draining"] else "No drain is in force; training goes on."
+    )
+    print_done(answer, as_json, said)
 
 
 @app.command()
@@ -81,19 +94,19 @@ def status(as_json: JsonFlag = False) -> None:
     if as_json:
         print_json({**ready, "drain": in_force, "daemons": live})
         return
-    drained = f"{in_force['mode']}, since {moment(in_force['created_at'])}" if in_force["draining"] else None
     print_fields(
         {
             "server": client.url,
             "status": ready["status"],
             "reasons": ready["reasons"],
-            "drain": drained,
-            "drain's reason": in_force.get("reason") or None,
+            "drain": _in_words(in_force),
         }
     )
     for daemon in live:
         say("")
-        print_fields({"daemon": daemon["id"], **{field: daemon[field] for field in DAEMON_FIELDS}})
+        fields = {field: daemon[field] for field in DAEMON_FIELDS}
+        own = daemon["drain"] if daemon["drain"] and daemon["drain"]["daemon"] else None
+        print_fields({"daemon": daemon["id"], **fields, "its own drain": _in_words(own)})
 
 
 @app.command()
@@ -224,6 +237,8 @@ def _seconds(duration: str) -> float:
     return float(match[1]) * SECONDS[match[2]]
 
 
-def _rests(client: Client) -> bool:
-    """Whether no live daemon is still stepping."""
-    return all(one["state"] in ("drained", "stopped") for one in client.admin.daemons() if one["live"])
+def _in_words(drain: Object | None) -> str | None:
+    if drain is None or not drain["draining"]:
+        return None
+    why = f" ({drain['reason']})" if drain["reason"] else ""
+    return f"{drain['mode']}{why}, by {drain['created_by']}, since {moment(drain['created_at'])}"

@@ -60,7 +60,7 @@ def _job_answer(job: Job, around: _Surroundings) -> dict[str, Any]:
         "progress": progress_answer(job),
         "queue": {
             "reason": reason,
-            "sentence": around.outlook.sentence(reason),
+            "sentence": around.outlook.sentence(reason, job.base_hash),
             "share": around.outlook.shares.get(job.tenant_id),
             "estimated_start": expected.start,
         },

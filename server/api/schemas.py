@@ -36,6 +36,12 @@ class KeyCreate(StrictModel):
     name: Name = "key"
 
 
+DaemonName = Annotated[
+    str | None,
+    Field(max_length=200, description="Only daemons of this name, as GET /admin/daemons shows it; else all."),
+]
+
+
 class DrainCreate(StrictModel):
     mode: Annotated[
         Literal["quick", "graceful", "fast"],
@@ -48,8 +54,12 @@ class DrainCreate(StrictModel):
         float | None, Field(gt=0, le=30 * 86400, description="With graceful: after this, quick.")
     ] = None
     reason: Annotated[str, Field(max_length=500, description="Shown to every tenant.")] = ""
-    daemon: Annotated[str | None, Field(description="Not supported yet.")] = None
+    daemon: DaemonName = None
     exit: Annotated[bool, Field(description="Let the daemon end when it rests; undrain starts it again.")] = False
+
+
+class Undrain(StrictModel):
+    daemon: DaemonName = None
 
 
 def _prompt(value: Any) -> str | list[int]:

@@ -25,16 +25,32 @@ class Books:
     the lease of every run.
     """
 
-    def __init__(self, database: Database, epoch: int, *, lease_seconds: float, supervisor: str | None, begun: float):
+    def __init__(
+        self,
+        database: Database,
+        epoch: int,
+        *,
+        lease_seconds: float,
+        supervisor: str | None,
+        name: str | None,
+        begun: float,
+    ):
         self.database = database
         self.epoch = epoch
         self.lease_seconds = lease_seconds
+        self.name = name
         self._supervisor = supervisor
         self._renewed = begun
 
     @classmethod
     def begin(
-        cls, database: Database, *, lease_seconds: float, supervisor: str | None = None, before: int | None = None
+        cls,
+        database: Database,
+        *,
+        lease_seconds: float,
+        supervisor: str | None = None,
+        name: str | None = None,
+        before: int | None = None,
     ) -> "Books":
         """Begin a life. `before` was this process's last one: it ends without blame.
 
@@ -45,8 +61,10 @@ class Books:
             if before is not None:
                 leases.end_life(session, before)
             leases.end_dead(session, supervisor=supervisor)
-            epoch = daemons.begin_life(session, pid=os.getpid(), supervisor=supervisor, lease_seconds=lease_seconds)
-        return cls(database, epoch, lease_seconds=lease_seconds, supervisor=supervisor, begun=begun)
+            epoch = daemons.begin_life(
+                session, pid=os.getpid(), supervisor=supervisor, name=name, lease_seconds=lease_seconds
+            )
+        return cls(database, epoch, lease_seconds=lease_seconds, supervisor=supervisor, name=name, begun=begun)
 
     @contextmanager
     def write(self) -> Iterator[Session]:

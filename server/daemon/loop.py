@@ -89,7 +89,7 @@ class Loop:
         self.pulse = pulse
         self.stopping = stopping
         self.drain: Drain | None = None
-        self.state = "ready"
+        self.told: tuple[str, str | None] = ("ready", None)  # the state, and the drain that we rest under
         self.disk = Disk(settings)
         self.waits_for_disk = False
         self.upkeep = Upkeep(books, roster.store, writer, settings)
@@ -156,7 +156,7 @@ class Loop:
         self.books.check()
         base_hash = self.engine.base.hash
         with self.books.read() as session:
-            self.drain = drains.open_drain(session)
+            self.drain = drains.open_drain(session, self.books.name)
             wishes = runs.wishes(session, [resident.job.id for resident in self.residents])
             self.suspect = None if self.draining else runs.next_suspect(session, base_hash)
             self.has_company = sum(one.base_hash == base_hash for one in daemons.live_daemons(session)) > 1
@@ -200,12 +200,13 @@ class Loop:
 
     def _tell_state(self) -> None:
         """In the books: `drained` from when a drain has let every run go until it ends, else `disk_full` or `ready`."""
-        rests = self.drain is not None and not self.residents and self.writer.is_idle
-        state = "drained" if rests else "disk_full" if self.waits_for_disk else "ready"
-        if state != self.state:
+        drain = self.drain if not self.residents and self.writer.is_idle else None
+        state = "drained" if drain else "disk_full" if self.waits_for_disk else "ready"
+        told = (state, drain.id if drain else None)
+        if told != self.told:
             with self.books.write() as session:
-                daemons.update_daemon(session, self.books.epoch, state=state)
-            self.state = state
+                daemons.update_daemon(session, self.books.epoch, state=told[0], rests_under=told[1])
+            self.told = told
 
     def _drains_quickly(self) -> bool:
         if self.drain is None:

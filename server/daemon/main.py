@@ -97,6 +97,7 @@ class Daemon:
                     self.database,
                     lease_seconds=self.settings.lease_seconds,
                     supervisor=self.supervisor,
+                    name=self.settings.name_of_daemon,
                     before=last,
                 )
                 last = books.epoch

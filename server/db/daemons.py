@@ -45,6 +45,11 @@ def list_daemons(session: Session, page: Page) -> tuple[list[Daemon], bool]:
     return fetch_page(session, select(Daemon), page, identity=Daemon.epoch, order=(Daemon.epoch,))
 
 
+def exists_named(session: Session, name: str) -> bool:
+    """Whether there is, or was, a daemon of this name."""
+    return session.scalar(select(Daemon.epoch).where(Daemon.name == name).limit(1)) is not None
+
+
 def read_clock(session: Session) -> float:
     """The database's time."""
     return session.execute(select(now())).scalar_one()
@@ -62,7 +67,7 @@ def floor(session: Session) -> float:
     return session.scalar(select(func.coalesce(of_open.scalar_subquery(), of_last.scalar_subquery(), 0.0))) or 0.0
 
 
-def begin_life(session: Session, *, pid: int, supervisor: str | None, lease_seconds: float) -> int:
+def begin_life(session: Session, *, pid: int, supervisor: str | None, name: str | None, lease_seconds: float) -> int:
     """Open a new life of a daemon; its number is its epoch."""
     at = read_clock(session)
     daemon = Daemon(
@@ -76,6 +81,8 @@ def begin_life(session: Session, *, pid: int, supervisor: str | None, lease_seco
         ended_at=None,
         expires_at=at + lease_seconds,
         supervisor=supervisor,
+        name=name,
+        rests_under=None,
     )
     session.add(daemon)
     session.flush()

@@ -1,32 +1,48 @@
-"""Statements on drains: the operator's wish that nothing trains."""
+"""Statements on drains: the operator's wish that nothing trains, anywhere or in one daemon."""
 
 import time
 
-from sqlalchemy import select, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
+from server.db.daemons import live_daemons
 from server.db.tables import Drain
 from server.ids import new_id
 
 
-def open_drain(session: Session) -> Drain | None:
-    """The drain in force."""
-    return session.scalar(
-        select(Drain).where(Drain.ended_at.is_(None)).order_by(Drain.created_at.desc(), Drain.id).limit(1)
-    )
+def open_drain(session: Session, daemon: str | None = None) -> Drain | None:
+    """The newest drain in force of those that are for all daemons, or for those of this name."""
+    is_its = or_(Drain.daemon.is_(None), Drain.daemon == daemon)
+    newest = select(Drain).where(Drain.ended_at.is_(None), is_its).order_by(Drain.created_at.desc(), Drain.id)
+    return session.scalar(newest.limit(1))
+
+
+def is_at_rest(session: Session, drain: Drain) -> bool:
+    """Whether no live daemon that it is for trains, or will before it has seen the drain."""
+    concerned = [one for one in live_daemons(session) if drain.daemon in (None, one.name)]
+    in_force = [(one, open_drain(session, one.name)) for one in concerned]
+    return all(newest is not None and one.rests_under == newest.id for one, newest in in_force)
 
 
 def add_drain(
-    session: Session, *, mode: str, deadline_seconds: float | None, reason: str, exit_: bool, created_by: str
+    session: Session,
+    *,
+    mode: str,
+    deadline_seconds: float | None,
+    reason: str,
+    daemon: str | None,
+    exit_: bool,
+    created_by: str,
 ) -> Drain:
-    """Begin a drain, in place of the one in force."""
-    end_drains(session)
+    """Begin a drain, in place of the one in force. `daemon`: the name of those that it is for; None: of all."""
+    end_drains(session, daemon)
     now = time.time()
     drain = Drain(
         id=new_id("drain"),
         mode=mode,
         deadline_at=None if deadline_seconds is None else now + deadline_seconds,
         reason=reason,
+        daemon=daemon,
         exit=exit_,
         created_by=created_by,
         created_at=now,
@@ -37,6 +53,9 @@ def add_drain(
     return drain
 
 
-def end_drains(session: Session) -> None:
-    """End every open drain; none is no error."""
-    session.execute(update(Drain).where(Drain.ended_at.is_(None)).values(ended_at=time.time()))
+def end_drains(session: Session, daemon: str | None = None) -> None:
+    """End the drains of daemons of this name; None: every drain. None in force is no error."""
+    in_force = update(Drain).where(Drain.ended_at.is_(None))
+    if daemon is not None:
+        in_force = in_force.where(Drain.daemon == daemon)
+    session.execute(in_force.values(ended_at=time.time()))

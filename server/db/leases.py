@@ -17,6 +17,13 @@ def end_life(session: Session, epoch: int) -> None:
     _end(session, [epoch], crashed=False)
 
 
+def end_children(session: Session, supervisor: str) -> None:
+    """Of a supervisor that has ended its child itself: nothing that it held is to blame either."""
+    of_supervisor = select(Daemon.epoch).where(IS_OPEN, Daemon.supervisor == supervisor).with_for_update()
+    if epochs := session.scalars(of_supervisor).all():
+        _end(session, epochs, crashed=False)
+
+
 def end_dead(session: Session, *, supervisor: str | None, but: int | None = None) -> None:
     """End the lives that have expired, and those of our supervisor's earlier children, `but` our own.
 

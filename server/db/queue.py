@@ -2,6 +2,7 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 
 from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
@@ -9,8 +10,8 @@ from sqlalchemy.orm import Session
 from server.db.bases import find_base
 from server.db.daemons import live_daemons, tokens_per_second
 from server.db.drains import open_drain
-from server.db.tables import Job, Tenant
-from server.outlook import OpenDrain, Outlook, QueuedJob
+from server.db.tables import Daemon, Job, Tenant
+from server.outlook import OpenDrain, Outlook, QueuedJob, Service
 from server.states import RESIDENT, JobStatus
 
 _ACTIVE = (JobStatus.QUEUED, *RESIDENT)
@@ -20,19 +21,32 @@ def read_outlook(session: Session, *, max_resident_runs: int, tenant_id: str | N
     """The queue now. With `tenant_id` no other tenant's jobs are read: they do not matter to its answers."""
     live = live_daemons(session)
     drain = open_drain(session)
-    base = find_base(session)
     num_resident = session.scalar(select(func.count()).where(Job.status.in_(RESIDENT))) or 0
     return Outlook(
         now=time.time(),
         is_daemon_live=bool(live),
-        is_disk_full=any(one.state == "disk_full" for one in live),
-        bases={one.base_hash for one in live if one.base_hash} | ({base.hash} if base else set()),
+        services=_services(session, live),
         drain=OpenDrain(reason=drain.reason) if drain else None,
         tokens_per_second=tokens_per_second(session),
         free_places=max(0, max_resident_runs * max(1, len(live)) - num_resident),
         shares=_shares(session),
         jobs=_active_jobs(session, tenant_id),
     )
+
+
+def _services(session: Session, live: Sequence[Daemon]) -> dict[str, Service]:
+    """Of the bases of live daemons, and of the one that is in force while a daemon still loads it."""
+    base = find_base(session)
+    services = {base.hash: Service()} if base else {}
+    for base_hash in {one.base_hash for one in live if one.base_hash}:
+        of_base = [one for one in live if one.base_hash == base_hash]
+        drains = [open_drain(session, one.name) for one in of_base]
+        in_force = [drain for drain in drains if drain is not None]
+        services[base_hash] = Service(
+            drain=OpenDrain(reason=in_force[0].reason) if len(in_force) == len(of_base) else None,
+            is_disk_full=all(one.state == "disk_full" for one in of_base),
+        )
+    return services
 
 
 def _shares(session: Session) -> dict[str, float]:

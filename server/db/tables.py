@@ -251,6 +251,7 @@ class Drain(Table):
     created_by: Mapped[str]
     created_at: Mapped[float]
     ended_at: Mapped[float | None]
+    daemon: Mapped[str | None]  # the name of those that it is for; null: all
 
 
 class Daemon(Table):
@@ -268,3 +269,5 @@ class Daemon(Table):
     ended_at: Mapped[float | None]
     expires_at: Mapped[float | None]  # of its lease; null: of an older version, whose lives had none
     supervisor: Mapped[str | None]  # whose child it is
+    name: Mapped[str | None]  # what a drain calls it; the lives of one daemon have the same, and several may share one
+    rests_under: Mapped[str | None]  # the drain for which it has let every run go

@@ -15,7 +15,7 @@ import pytest
 
 from mixloom import Client
 from server.api.services import Services
-from server.db.tables import Base
+from server.db.tables import Base, Daemon
 from tests.mixloom.conftest import COLUMNS, Run
 from tests.server.conftest import ADMIN_KEY
 from tests.server.making import add_adapter, add_expert_loads, add_metric, uploadable_adapter
@@ -346,6 +346,23 @@ def test_the_operator_sees_and_steers_the_server(as_operator: Run, alice: Client
     assert as_operator("admin", "undrain").code == 0
     assert json.loads(as_operator("admin", "queue", "--json").out) == []
     assert as_operator("admin", "tenant", "delete", "bob").code == 0
+
+
+def test_who_waits_for_a_drain_returns_when_all_rests_or_hears_that_it_was_ended(
+    as_operator: Run, operator: Client, alice: Client, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rest(_seconds: float) -> None:
+        with services.database.write() as session:
+            session.get_one(Daemon, 1).rests_under = operator.admin.current_drain()["id"]
+
+    monkeypatch.setattr("mixloom.cli.admin.time.sleep", rest)
+    done = as_operator("admin", "drain", "--wait", "--json")
+    assert (done.code, json.loads(done.out)["at_rest"]) == (0, True)
+    name = operator.admin.daemons()[0]["name"]
+    monkeypatch.setattr("mixloom.cli.admin.time.sleep", lambda _: operator.admin.undrain())
+    done = as_operator("admin", "drain", "--wait", "--daemon", name)
+    assert done.code == 4
+    assert "ended or replaced" in done.err
 
 
 def test_the_operators_commands_refuse_a_tenants_key(as_alice: Run) -> None:

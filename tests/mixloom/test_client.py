@@ -151,6 +151,10 @@ def test_the_operator_manages_tenants_keys_and_drains(operator: Client, base: ob
     assert operator.admin.drain("graceful", deadline_seconds=60, reason="a new disk")["draining"]
     assert operator.admin.current_drain()["reason"] == "a new disk"
     assert not operator.admin.undrain()["draining"]
+    (daemon,) = operator.admin.daemons()
+    assert operator.admin.drain(daemon=daemon["name"])["at_rest"] is False
+    assert operator.admin.current_drain(daemon["name"])["daemon"] == daemon["name"]
+    assert not operator.admin.undrain(daemon["name"])["draining"]
     assert [daemon["state"] for daemon in operator.admin.daemons()] == ["ready"]
     operator.admin.delete_tenant(tenant["id"])
     assert operator.admin.tenants() == []

@@ -158,7 +158,7 @@ def bob(app: FastAPI, admin: Caller) -> Iterator[Caller]:
 def publish_base(services: Services) -> Callable[..., Base]:
     """A function that publishes a tiny base and a daemon just heard from, as `server.daemon` does.
 
-    It takes the place of the daemons before, unless it comes `beside` them.
+    It takes the place of the daemons before, unless it comes `beside` them. `daemon` is the daemon's name.
     """
 
     def publish(
@@ -167,6 +167,8 @@ def publish_base(services: Services) -> Callable[..., Base]:
         template: bool = True,
         live: bool = True,
         beside: bool = False,
+        daemon: str = "one",
+        state: str = "ready",
         detail: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Base:
@@ -200,7 +202,7 @@ def publish_base(services: Services) -> Callable[..., Base]:
                 Daemon(
                     pid=1,
                     base_hash=hash,
-                    state="ready",
+                    state=state,
                     detail=detail or {},
                     floor=0.0,
                     started_at=now,
@@ -208,6 +210,8 @@ def publish_base(services: Services) -> Callable[..., Base]:
                     ended_at=None if live else now,
                     expires_at=now + 15,
                     supervisor=None,
+                    name=daemon,
+                    rests_under=None,
                 )
             )
         return base

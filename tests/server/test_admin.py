@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from server.api.services import Services
-from server.db.tables import Base, Drain
+from server.db.tables import Base, Daemon, Drain
 from tests.server.conftest import Caller
 from tests.server.making import change_job, submit
 
@@ -58,11 +58,72 @@ def test_a_second_drain_takes_the_place_of_the_first(admin: Caller, services: Se
         assert session.query(Drain).filter(Drain.ended_at.is_(None)).count() == 1
 
 
+def test_a_drain_is_at_rest_when_every_live_daemon_says_that_it_rests_under_it(
+    admin: Caller, services: Services, publish_base: Callable[..., Base]
+) -> None:
+    def rest(epoch: int, drain: str) -> bool:
+        with services.database.write() as session:
+            session.get_one(Daemon, epoch).rests_under = drain
+        return bool(admin.get("/admin/drain").json()["at_rest"])
+
+    publish_base()
+    publish_base(beside=True, daemon="two")
+    publish_base(beside=True, live=False)
+    first = admin.post("/admin/drain", json={}).json()
+    assert first["at_rest"] is False
+    assert [rest(epoch, first["id"]) for epoch in (1, 2)] == [False, True]
+    second = admin.post("/admin/drain", json={"mode": "fast"}).json()
+    assert second["at_rest"] is False
+    of_one = admin.post("/admin/drain", json={"daemon": "two"}).json()
+    assert [rest(*ack) for ack in ((1, second["id"]), (2, second["id"]), (2, of_one["id"]))] == [False, False, True]
+
+
+def test_a_drain_of_one_daemon_leaves_the_others_at_work(
+    admin: Caller, alice: Caller, publish_base: Callable[..., Base]
+) -> None:
+    def drained() -> list[str | None]:
+        """Names of the live daemons that a drain is for, and what a job says that waits."""
+        of = [one["name"] for one in admin.get("/admin/daemons").json()["data"] if one["drain"]]
+        return [*of, alice.get(f"/jobs/{job}").json()["queue"]["reason"]]
+
+    publish_base()
+    publish_base(beside=True, daemon="two")
+    job = submit(alice)["id"]
+    answer = admin.post("/admin/drain", json={"daemon": "two", "reason": "a new disk"})
+    assert (answer.status_code, answer.json()["daemon"]) == (201, "two")
+    assert admin.get("/admin/drain").json()["draining"] is False
+    assert admin.get("/admin/drain", params={"daemon": "two"}).json() == answer.json()
+    assert drained() == ["two", "fair_share"]
+    admin.post("/admin/drain", json={"daemon": "one", "reason": "a new fan"})
+    assert drained() == ["two", "one", "draining"]
+    assert "a new disk" in alice.get(f"/jobs/{job}").json()["queue"]["sentence"]
+    assert admin.post("/admin/undrain", json={"daemon": "one"}).json()["draining"] is False
+    assert drained() == ["two", "fair_share"]
+    admin.post("/admin/drain", json={})
+    assert drained() == ["two", "one", "draining"]
+    assert admin.post("/admin/undrain", json={"daemon": "two"}).json()["daemon"] is None
+    assert drained() == ["two", "one", "draining"]
+    admin.post("/admin/undrain")
+    assert drained() == ["fair_share"]
+
+
+def test_training_waits_for_the_disk_where_every_daemon_of_the_base_does(
+    alice: Caller, publish_base: Callable[..., Base]
+) -> None:
+    publish_base()
+    job = submit(alice)["id"]
+    publish_base(state="disk_full")
+    assert alice.get(f"/jobs/{job}").json()["queue"]["reason"] == "disk"
+    publish_base(beside=True)
+    assert alice.get(f"/jobs/{job}").json()["queue"]["reason"] == "fair_share"
+    assert alice.get("/readyz").status_code == 503, "the operator is to know"
+
+
 @pytest.mark.parametrize(
     ("body", "code", "param"),
     [
         ({"mode": "slow"}, "invalid_request", "mode"),
-        ({"daemon": "1"}, "not_supported_yet", "daemon"),
+        ({"daemon": "nobody"}, "unknown_daemon", "daemon"),
         ({"deadline_seconds": 5.0}, "deadline_needs_graceful", "deadline_seconds"),
         ({"mode": "graceful", "deadline_seconds": 0}, "invalid_request", "deadline_seconds"),
         ({"why": "so"}, "unknown_field", "why"),

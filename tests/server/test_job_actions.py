@@ -108,7 +108,13 @@ def test_a_waiting_job_says_what_it_waits_for(
     assert reason() == "fair_share"
     with services.database.write() as session:
         drains.add_drain(
-            session, mode="quick", deadline_seconds=None, reason="a new disk", exit_=False, created_by="admin"
+            session,
+            mode="quick",
+            deadline_seconds=None,
+            reason="a new disk",
+            daemon=None,
+            exit_=False,
+            created_by="admin",
         )
     assert reason() == "draining"
     assert "a new disk" in alice.get(f"/jobs/{job}").json()["queue"]["sentence"]

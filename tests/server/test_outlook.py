@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from server.outlook import Expectation, OpenDrain, Outlook, QueuedJob
+from server.outlook import Expectation, OpenDrain, Outlook, QueuedJob, Service
 from server.states import Reason
 
 
@@ -16,8 +16,7 @@ def outlook(*jobs: QueuedJob, **changes: Any) -> Outlook:
     values: dict[str, Any] = {
         "now": 1000.0,
         "is_daemon_live": True,
-        "is_disk_full": False,
-        "bases": {"0"},
+        "services": {"0": Service()},
         "drain": None,
         "tokens_per_second": 10.0,
         "free_places": 0,
@@ -76,6 +75,10 @@ def test_where_nothing_can_be_said_nothing_is(changes: dict[str, Any], reason: R
         ("queued", "0", {"is_daemon_live": False, "drain": OpenDrain(reason="")}, Reason.NO_DAEMON),
         ("running", "0", {"is_daemon_live": False}, Reason.NO_DAEMON),
         ("running", "0", {"drain": OpenDrain(reason="")}, None),
+        ("queued", "0", {"services": {"0": Service(drain=OpenDrain(reason=""))}}, Reason.DRAINING),
+        ("queued", "0", {"services": {"0": Service(is_disk_full=True)}}, Reason.DISK),
+        ("running", "0", {"services": {"0": Service(is_disk_full=True)}}, Reason.DISK),
+        ("queued", "1", {"services": {"0": Service(is_disk_full=True), "1": Service()}}, Reason.FAIR_SHARE),
         ("paused", "0", {"is_daemon_live": False}, None),
         ("failed", "0", {"is_daemon_live": False}, None),
     ],

@@ -1,6 +1,9 @@
 """The operator's view of all tenants together, and the wish that nothing trains."""
 
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import Query
+from sqlalchemy.orm import Session
 
 from server.api import schemas
 from server.api.answers import progress_answer
@@ -11,10 +14,11 @@ from server.db import daemons, drains, jobs, tenants
 from server.db.daemons import is_live
 from server.db.queue import read_outlook
 from server.db.tables import Daemon, Drain, Job, Tenant
-from server.errors import MixloomError, not_supported_yet
+from server.errors import MixloomError
 from server.outlook import Outlook
 
 router = new_router(prefix="/admin", tag="admin")
+EVERYWHERE = schemas.Undrain()
 
 
 @router.get("/queue")
@@ -33,42 +37,59 @@ def list_daemons(admin: AdminDep, services: ServicesDep, page: PageDep) -> dict[
     with services.database.read() as session:
         found, has_more = daemons.list_daemons(session, page)
         at = daemons.read_clock(session)
-    return list_answer([_daemon_answer(daemon, at) for daemon in found], has_more)
+        return list_answer([_daemon_answer(session, daemon, at) for daemon in found], has_more)
 
 
 @router.post("/drain", status_code=201)
 def drain(admin: AdminDep, services: ServicesDep, body: schemas.DrainCreate) -> dict[str, Any]:
-    """Let nothing train until undrain. It takes the place of a drain in force and outlives restarts."""
-    if body.daemon is not None:
-        raise not_supported_yet("daemon")
+    """Let nothing train until undrain, or nothing in one daemon.
+
+    It takes the place of the drain in force there, and outlives restarts. `at_rest` says when every run is let go of.
+    """
     if body.deadline_seconds is not None and body.mode != "graceful":
         message = f"'deadline_seconds' goes with mode 'graceful'; the mode is '{body.mode}'. Leave it out."
         raise MixloomError("deadline_needs_graceful", message, 422, "deadline_seconds")
     with services.database.write() as session:
+        _check_name(session, body.daemon)
         begun = drains.add_drain(
             session,
             mode=body.mode,
             deadline_seconds=body.deadline_seconds,
             reason=body.reason,
+            daemon=body.daemon,
             exit_=body.exit,
             created_by="admin",
         )
-    return _drain_answer(begun)
+        return _drain_answer(session, begun)
 
 
 @router.get("/drain")
-def get_drain(admin: AdminDep, services: ServicesDep) -> dict[str, Any]:
+def get_drain(
+    admin: AdminDep,
+    services: ServicesDep,
+    daemon: Annotated[
+        str | None, Query(description="The one in force for daemons of this name; else for all daemons.")
+    ] = None,
+) -> dict[str, Any]:
     """The drain in force; `draining` is false when there is none."""
     with services.database.read() as session:
-        return _drain_answer(drains.open_drain(session))
+        _check_name(session, daemon)
+        return _drain_answer(session, drains.open_drain(session, daemon))
 
 
 @router.post("/undrain")
-def undrain(admin: AdminDep, services: ServicesDep) -> dict[str, Any]:
-    """Let training go on. Again is no error."""
+def undrain(admin: AdminDep, services: ServicesDep, body: schemas.Undrain = EVERYWHERE) -> dict[str, Any]:
+    """Let training go on. Again is no error. The answer is the drain that is still in force there, if any."""
     with services.database.write() as session:
-        drains.end_drains(session)
-    return _drain_answer(None)
+        _check_name(session, body.daemon)
+        drains.end_drains(session, body.daemon)
+        return _drain_answer(session, drains.open_drain(session, body.daemon))
+
+
+def _check_name(session: Session, daemon: str | None) -> None:
+    if daemon is not None and not daemons.exists_named(session, daemon):
+        message = f"No daemon is called '{daemon}', and none was. GET /admin/daemons shows their names."
+        raise MixloomError("unknown_daemon", message, 422, "daemon")
 
 
 def _queue_entry(job: Job, owner: Tenant, outlook: Outlook) -> dict[str, Any]:
@@ -83,7 +104,7 @@ def _queue_entry(job: Job, owner: Tenant, outlook: Outlook) -> dict[str, Any]:
         "requested": job.requested,
         "priority": job.priority,
         "reason": reason,
-        "sentence": outlook.sentence(reason),
+        "sentence": outlook.sentence(reason, job.base_hash),
         "share": outlook.shares.get(job.tenant_id),
         "progress": progress_answer(job),
         "estimated_start": expected.start,
@@ -92,14 +113,18 @@ def _queue_entry(job: Job, owner: Tenant, outlook: Outlook) -> dict[str, Any]:
     }
 
 
-def _daemon_answer(daemon: Daemon, at: float) -> dict[str, Any]:
+def _daemon_answer(session: Session, daemon: Daemon, at: float) -> dict[str, Any]:
+    live = is_live(daemon, at)
+    drain = drains.open_drain(session, daemon.name) if live else None
     return {
         "id": str(daemon.epoch),
         "object": "daemon",
+        "name": daemon.name,
         "pid": daemon.pid,
         "base_hash": daemon.base_hash,
         "state": daemon.state,
-        "live": is_live(daemon, at),
+        "live": live,
+        "drain": None if drain is None else _drain_answer(session, drain),
         "detail": daemon.detail,
         "started_at": daemon.started_at,
         "heartbeat_seconds_ago": round(at - daemon.heartbeat_at, 1),
@@ -107,7 +132,7 @@ def _daemon_answer(daemon: Daemon, at: float) -> dict[str, Any]:
     }
 
 
-def _drain_answer(drain: Drain | None) -> dict[str, Any]:
+def _drain_answer(session: Session, drain: Drain | None) -> dict[str, Any]:
     if drain is None:
         return {"object": "drain", "draining": False}
     return {
@@ -116,8 +141,10 @@ def _drain_answer(drain: Drain | None) -> dict[str, Any]:
         "draining": True,
         "mode": drain.mode,
         "reason": drain.reason,
+        "daemon": drain.daemon,
         "exit": drain.exit,
         "deadline_at": drain.deadline_at,
         "created_by": drain.created_by,
         "created_at": drain.created_at,
+        "at_rest": drains.is_at_rest(session, drain),
     }

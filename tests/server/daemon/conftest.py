@@ -20,8 +20,8 @@ from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
 from server.daemon.upkeep import clear_orphans
 from server.daemon.writer import Writer
-from server.db import bases, daemons
-from server.db.tables import Adapter, Event, Job, Metric
+from server.db import bases, daemons, recovery_points
+from server.db.tables import Adapter, Event, Job, Metric, RecoveryPoint, Run
 from server.settings import Settings
 from server.states import ENDED
 from server.store import manifest
@@ -57,13 +57,20 @@ class Life:
     """One life of the daemon. Another one that begins fences it, as a restart does."""
 
     def __init__(
-        self, services: Services, base: BaseModel, folder: Path, *, supervisor: str = "the same", **changes: Any
+        self,
+        services: Services,
+        base: BaseModel,
+        folder: Path,
+        *,
+        supervisor: str = "the same",
+        name: str = "one",
+        **changes: Any,
     ):
         self.services = services
         self.settings = Settings(
             **{**services.settings.model_dump(), "recovery_steps": 5, "token_budget": 1024, **changes}
         )
-        self.books = Books.begin(services.database, lease_seconds=3600, supervisor=supervisor)
+        self.books = Books.begin(services.database, lease_seconds=3600, supervisor=supervisor, name=name)
         clear_orphans(self.books, services.store)
         engine, self.writer = Engine(base), Writer(services.store)
         self.roster = Roster(engine, self.books, services.store, self.writer, self.settings)
@@ -116,6 +123,32 @@ def new_life(services: Services, frozen: BaseModel, folder: Path) -> Callable[..
 @pytest.fixture
 def life(new_life: Callable[..., Life]) -> Life:
     return new_life()
+
+
+class Gate:
+    """Holds a life's writer up, as a slow disk would."""
+
+    def __init__(self, writer: Writer):
+        self.writer = writer
+        self._event = threading.Event()
+
+    def close(self, key: str = "held") -> None:
+        """A folder is being written at `key` until the gate opens."""
+        self.writer.put(key, self._write, lambda files: None)
+
+    def open(self) -> None:
+        self._event.set()
+
+    def _write(self, folder: Path) -> None:
+        assert self._event.wait(30)
+        (folder / "file").write_text("text")
+
+
+@pytest.fixture
+def gate(life: Life) -> Iterator[Gate]:
+    gate = Gate(life.writer)
+    yield gate
+    gate.open()
 
 
 MIXTURE = {"method": "mixlora", "rank": 4, "num_experts": 4, "top_k": 2}
@@ -190,6 +223,13 @@ def events(services: Services, job_id: str) -> list[str]:
     """The kinds of a job's events, in order."""
     with services.database.read() as session:
         return [event.kind for event in session.query(Event).filter_by(job_id=job_id).order_by(Event.id)]
+
+
+def points(services: Services, job_id: str) -> list[RecoveryPoint]:
+    """The job's recovery points, the newest first."""
+    with services.database.read() as session:
+        run = session.query(Run).filter_by(job_id=job_id).one()
+        return list(recovery_points.of_run(session, run.id))
 
 
 def steps(services: Services, job_id: str) -> list[int]:

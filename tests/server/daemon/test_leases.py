@@ -23,7 +23,7 @@ from server.api.services import Services
 from server.daemon.books import Books
 from server.daemon.main import Daemon, Served
 from server.daemon.publish import base_row, publish_tokenizer
-from server.db import daemons, runs, session
+from server.db import daemons, drains, runs, session
 from server.db import tables as t
 from server.db.daemons import Fenced
 from server.db.session import Database
@@ -236,6 +236,26 @@ def test_two_daemons_share_the_runs_and_an_overtaken_one_finds_out(
     other.finish()
     assert [final_hash(services, id_) for id_ in ids] == undisturbed
     assert [steps(services, id_) for id_ in ids] == [list(range(1, 13))] * 2
+
+
+@pytest.mark.databases("postgresql")
+def test_the_runs_of_a_daemon_that_is_drained_go_on_in_another(
+    undisturbed: str, life: Life, new_life: Callable[..., Life], alice: Caller, services: Services
+) -> None:
+    id_ = submit(alice, MIXTURE)
+    life.turn_until(lambda: job(services, id_).step == 4)
+    other = new_life(supervisor="another", name="two")
+    values = {"mode": "quick", "deadline_seconds": None, "reason": "", "exit_": False, "created_by": "admin"}
+    with services.database.write() as writing:
+        drain = drains.add_drain(writing, daemon="one", **values)  # type: ignore[arg-type]
+    life.turn(2)
+    with services.database.read() as reading:
+        assert drains.is_at_rest(reading, drain)
+    other.finish()
+    assert final_hash(services, id_) == undisturbed
+    assert steps(services, id_) == list(range(1, 13))
+    with services.database.read() as reading:
+        assert reading.scalars(select(t.Run.lease_epoch)).one() == other.books.epoch
 
 
 @pytest.mark.databases("sqlite")

@@ -1,8 +1,7 @@
 """Recovery points: written, trusted only when whole, and never of two minds with the database."""
 
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,10 +11,9 @@ from sqlalchemy import select
 from engine.base_model import Fingerprint
 from server.api.services import Services
 from server.daemon.books import Books
-from server.daemon.writer import Writer
-from server.db import drains, recovery_points, runs
+from server.db import runs
 from server.db.daemons import Fenced
-from server.db.tables import RecoveryPoint, Run, Table, Tenant
+from server.db.tables import Run, Table, Tenant
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import (
     MIXTURE,
@@ -24,6 +22,7 @@ from tests.server.daemon.conftest import (
     events,
     final_hash,
     job,
+    points,
     steps,
     submit,
 )
@@ -31,44 +30,11 @@ from tests.server.daemon.conftest import (
 NewLife = Callable[..., Life]
 
 
-def points(services: Services, job_id: str) -> list[RecoveryPoint]:
-    """The job's recovery points, the newest first."""
-    with services.database.read() as session:
-        run = session.query(Run).filter_by(job_id=job_id).one()
-        return list(recovery_points.of_run(session, run.id))
-
-
 def spoil(path: Path) -> None:
     """Flip one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
-
-
-class Gate:
-    """Holds a life's writer up, as a slow disk would."""
-
-    def __init__(self, writer: Writer):
-        self.writer = writer
-        self._event = threading.Event()
-
-    def close(self, key: str = "held") -> None:
-        """A folder is being written at `key` until the gate opens."""
-        self.writer.put(key, self._write, lambda files: None)
-
-    def open(self) -> None:
-        self._event.set()
-
-    def _write(self, folder: Path) -> None:
-        assert self._event.wait(30)
-        (folder / "file").write_text("text")
-
-
-@pytest.fixture
-def gate(life: Life) -> Iterator[Gate]:
-    gate = Gate(life.writer)
-    yield gate
-    gate.open()
 
 
 def test_a_job_goes_on_from_its_point_with_the_same_bits_and_every_step_once(
@@ -220,113 +186,6 @@ def test_another_machine_goes_on_and_says_that_the_bits_are_not_one_machines(
     assert alice.get(f"/jobs/{id_}").json()["exact"] is False
     assert "not_bit_exact" not in events(services, late)
     assert alice.get(f"/adapters/{job(services, id_).adapter_id}").json()["exact"] is False
-
-
-def test_pausing_shows_as_a_wish_until_the_point_is_published(
-    undisturbed: str, life: Life, gate: Gate, alice: Caller, services: Services
-) -> None:
-    id_ = submit(alice, MIXTURE)
-    life.turn_until(lambda: job(services, id_).step == 4)
-    gate.close()
-    life.loop.turn()  # step 5, whose point waits for the disk
-    alice.post(f"/jobs/{id_}/pause")
-    for _ in range(3):
-        life.loop.turn()
-    assert (job(services, id_).status, job(services, id_).requested) == ("running", "pause")
-    assert not points(services, id_)
-    gate.open()
-    life.turn()
-    assert (job(services, id_).status, job(services, id_).requested) == ("paused", None)
-    assert [point.step for point in points(services, id_)] == [5]
-    life.turn(2)
-    assert not life.roster.residents
-    alice.post(f"/jobs/{id_}/resume")
-    life.finish()
-    assert final_hash(services, id_) == undisturbed
-
-
-def test_a_pause_taken_back_in_time_is_none(life: Life, gate: Gate, alice: Caller, services: Services) -> None:
-    id_ = submit(alice, MIXTURE)
-    life.turn_until(lambda: job(services, id_).step == 4)
-    gate.close()
-    alice.post(f"/jobs/{id_}/pause")
-    life.loop.turn()
-    alice.post(f"/jobs/{id_}/resume")
-    gate.open()
-    life.finish()
-    assert job(services, id_).status == "succeeded"
-    assert steps(services, id_) == list(range(1, 13))
-
-
-@pytest.mark.parametrize("deleted", [False, True], ids=["cancelled", "cancelled and deleted"])
-def test_a_job_that_ends_while_its_point_is_written_leaves_nothing(
-    deleted: bool, life: Life, gate: Gate, alice: Caller, bob: Caller, services: Services
-) -> None:
-    id_, neighbour = submit(alice, MIXTURE), submit(bob, MIXTURE)
-    life.turn_until(lambda: job(services, id_).step == 4)
-    gate.close(f"recovery/{life.resident(id_).run_id}/being-written")
-    life.loop.turn()
-    assert alice.post(f"/jobs/{id_}/cancel").json()["status"] == "cancelled"
-    if deleted:
-        assert alice.delete(f"/jobs/{id_}").status_code == 200
-    life.loop.turn()
-    assert [one.job.id for one in life.loop.residents] == [neighbour]
-    gate.open()
-    life.finish()
-    assert job(services, neighbour).status == "succeeded"
-    assert not list(services.store.path("recovery").glob("*/*"))
-    with services.database.read() as session:
-        assert session.query(RecoveryPoint).count() == 0
-
-
-def test_a_paused_job_that_is_cancelled_leaves_no_points(life: Life, alice: Caller, services: Services) -> None:
-    id_ = submit(alice, MIXTURE)
-    life.turn_until(lambda: job(services, id_).step == 6)
-    alice.post(f"/jobs/{id_}/pause")
-    life.turn(2)
-    assert points(services, id_)
-    alice.post(f"/jobs/{id_}/cancel")
-    life.turn(2)
-    assert not points(services, id_)
-    assert not list(services.store.path("recovery").glob("*/*"))
-
-
-def test_a_fast_drain_waits_for_the_point_under_way_and_repeats_what_came_after(
-    undisturbed: str, life: Life, gate: Gate, alice: Caller, services: Services
-) -> None:
-    id_ = submit(alice, MIXTURE)
-    life.turn_until(lambda: job(services, id_).step == 4)
-    gate.close()
-    life.loop.turn()  # step 5, whose point waits for the disk
-    life.loop.turn()
-    drain(services, mode="fast")
-    threading.Timer(0.3, gate.open).start()
-    life.loop.turn()
-    assert job(services, id_).status == "queued"
-    assert [point.step for point in points(services, id_)] == [5]
-    with services.database.write() as session:
-        drains.end_drains(session)
-    life.turn()
-    assert steps(services, id_) == list(range(1, 7))
-    life.finish()
-    assert final_hash(services, id_) == undisturbed
-    assert steps(services, id_) == list(range(1, 13))
-
-
-def drain(services: Services, *, mode: str, exit_: bool = False) -> None:
-    with services.database.write() as session:
-        drains.add_drain(session, mode=mode, deadline_seconds=None, reason="", exit_=exit_, created_by="admin")
-
-
-def test_a_job_paused_while_a_fast_drain_comes_stays_paused_after_it(
-    life: Life, alice: Caller, services: Services
-) -> None:
-    id_ = submit(alice, MIXTURE)
-    life.turn_until(lambda: job(services, id_).step == 4)
-    alice.post(f"/jobs/{id_}/pause")
-    drain(services, mode="fast")
-    life.turn()
-    assert (job(services, id_).status, job(services, id_).requested) == ("paused", None)
 
 
 def test_a_job_that_vanishes_before_it_is_claimed_is_no_error(life: Life, alice: Caller, services: Services) -> None:
