@@ -60,7 +60,7 @@ class Books:
         with database.write() as session:
             if before is not None:
                 leases.end_life(session, before)
-            leases.end_dead(session, supervisor=supervisor)
+            leases.end_dead(session, supervisor=supervisor, crashed=before is None)
             epoch = daemons.begin_life(
                 session, pid=os.getpid(), supervisor=supervisor, name=name, lease_seconds=lease_seconds
             )

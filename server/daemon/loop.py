@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy.orm import Session
@@ -23,7 +23,7 @@ from server.daemon.upkeep import Upkeep
 from server.daemon.writer import Writer
 from server.db import accounts, daemons, drains, events, runs
 from server.db.daemons import Fenced
-from server.db.runs import StepRow
+from server.db.runs import StepRow, Wish
 from server.db.tables import Drain
 from server.disk import Disk
 from server.faults import fault
@@ -116,9 +116,10 @@ class Loop:
     def turn(self) -> bool:
         """Reconcile, decide, do, record: one gang and one slice of sampling; whether there was any."""
         self.pulse.beat()
+        wishes = self._look()
         self.writer.settle()
         self.upkeep.turn()
-        self._reconcile()
+        self._reconcile(wishes)
         if self.waits_for_disk:
             return self.sampler.turn(training_seconds=None)
         decision = self.decide()
@@ -151,15 +152,21 @@ class Loop:
         leaving = self.stopping.is_set() or (self.drain is not None and self.drain.exit)
         return leaving and not self.residents and self.writer.is_idle
 
-    def _reconcile(self) -> None:
-        """Carry out what tenants and the operator want of the resident runs. Raises `Fenced`."""
+    def _look(self) -> dict[str, Wish]:
+        """What the database says now: what is wanted of each resident run, and of all. Raises `Fenced`."""
         self.books.check()
         base_hash = self.engine.base.hash
         with self.books.read() as session:
+            live = daemons.live_daemons(session)
+            if self.books.epoch not in [one.epoch for one in live]:
+                raise Fenced(f"epoch {self.books.epoch} is over")
+            self.has_company = sum(one.base_hash == base_hash for one in live) > 1
             self.drain = drains.open_drain(session, self.books.name)
-            wishes = runs.wishes(session, [resident.job.id for resident in self.residents])
             self.suspect = None if self.draining else runs.next_suspect(session, base_hash)
-            self.has_company = sum(one.base_hash == base_hash for one in daemons.live_daemons(session)) > 1
+            return runs.wishes(session, [resident.job.id for resident in self.residents])
+
+    def _reconcile(self, wishes: Mapping[str, Wish]) -> None:
+        """Carry out what tenants and the operator want of the resident runs. Raises `Fenced`."""
         drains_now = self.stopping.is_set() or self._drains_quickly()
         for resident in self.residents:
             wish = wishes.get(resident.job.id)

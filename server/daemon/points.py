@@ -90,7 +90,7 @@ class Points:
     def forget_ended(self) -> None:
         """Erase the points of jobs that have ended, whoever ended them."""
         with self.books.read() as session:
-            ended = recovery_points.runs_ended(session)
+            ended = recovery_points.runs_ended(session, self.books.epoch)
         if not ended:
             return
         with self.books.write() as session:

@@ -24,11 +24,12 @@ def end_children(session: Session, supervisor: str) -> None:
         _end(session, epochs, crashed=False)
 
 
-def end_dead(session: Session, *, supervisor: str | None, but: int | None = None) -> None:
+def end_dead(session: Session, *, supervisor: str | None, crashed: bool = True, but: int | None = None) -> None:
     """End the lives that have expired, and those of our supervisor's earlier children, `but` our own.
 
-    It runs at each beginning of a life and at each heartbeat. A row that somebody holds is left for the next time: a
-    second reaper, or the dead one's own connection, of which the database has not heard yet.
+    Not as `crashed` where we were out of touch ourselves: so may have been the others. It runs at each beginning of a
+    life and at each heartbeat. A row that somebody holds is left for the next time: a second reaper, or the dead one's
+    own connection, of which the database has not heard yet.
     """
     is_dead: list[ColumnElement[bool]] = [Daemon.expires_at.is_(None), Daemon.expires_at <= now()]
     if supervisor is not None:
@@ -39,7 +40,7 @@ def end_dead(session: Session, *, supervisor: str | None, but: int | None = None
     if but is not None:
         dead = dead.where(Daemon.epoch != but)
     if epochs := session.scalars(dead).all():
-        _end(session, epochs, crashed=True)
+        _end(session, epochs, crashed=crashed)
 
 
 def _end(session: Session, epochs: Sequence[int], *, crashed: bool) -> None:

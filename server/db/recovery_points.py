@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
-from server.db.tables import Job, RecoveryPoint, Run
+from server.db.daemons import IS_OPEN
+from server.db.tables import Daemon, Job, RecoveryPoint, Run
 from server.states import ENDED
 
 KEPT = 2
@@ -34,10 +35,11 @@ def remove(session: Session, id_: str) -> None:
     session.execute(delete(RecoveryPoint).where(RecoveryPoint.id == id_))
 
 
-def runs_ended(session: Session) -> list[str]:
-    """The runs that have points although their job has ended."""
+def runs_ended(session: Session, epoch: int) -> list[str]:
+    """The runs that have points although their job has ended; none that another daemon may still be saving."""
+    of_others = exists().where(Daemon.epoch == Run.lease_epoch, Daemon.epoch != epoch, IS_OPEN)
     statement = select(RecoveryPoint.run_id).join(Run, Run.id == RecoveryPoint.run_id).join(Job, Job.id == Run.job_id)
-    return list(session.scalars(statement.where(Job.status.in_(ENDED)).distinct()))
+    return list(session.scalars(statement.where(Job.status.in_(ENDED), ~of_others).distinct()))
 
 
 def forget(session: Session, run_ids: Sequence[str]) -> None:

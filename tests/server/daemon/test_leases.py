@@ -31,7 +31,19 @@ from server.settings import Settings
 from server.states import ENDED, RESIDENT
 from tests.postgresql import PostgreSQL
 from tests.server.conftest import Caller
-from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, events, final_hash, job, jobs, steps, submit
+from tests.server.daemon.conftest import (
+    MIXTURE,
+    PLAIN,
+    Gate,
+    Life,
+    events,
+    final_hash,
+    job,
+    jobs,
+    points,
+    steps,
+    submit,
+)
 
 LOCK = """
 import sqlite3, sys, time
@@ -236,6 +248,38 @@ def test_two_daemons_share_the_runs_and_an_overtaken_one_finds_out(
     other.finish()
     assert [final_hash(services, id_) for id_ in ids] == undisturbed
     assert [steps(services, id_) for id_ in ids] == [list(range(1, 13))] * 2
+
+
+@pytest.mark.databases("postgresql")
+def test_what_a_daemon_still_writes_of_an_ended_job_no_other_one_erases(
+    life: Life, gate: Gate, new_life: Callable[..., Life], alice: Caller, services: Services
+) -> None:
+    id_ = submit(alice, MIXTURE)
+    life.turn_until(lambda: job(services, id_).step == 6)
+    other = new_life(supervisor="another")
+    gate.close(f"recovery/{life.resident(id_).run_id}/being-written")
+    alice.post(f"/jobs/{id_}/cancel")
+    other.turn(2)
+    gate.open()
+    life.turn(2)
+    assert not list(services.store.path("recovery").glob("*/*"))
+    assert not points(services, id_)
+
+
+@pytest.mark.databases("postgresql")
+def test_who_was_out_of_touch_blames_nobody_whose_lease_ran_out_meanwhile(
+    life: Life, new_life: Callable[..., Life], alice: Caller, services: Services
+) -> None:
+    ids = [submit(alice, PLAIN), submit(alice, PLAIN)]
+    other = new_life(supervisor="another")
+    for one in (life, other):
+        one.turn()
+    for one in (life, other):
+        expire(services, one.books.epoch)
+    begin(services, before=life.books.epoch)
+    assert [job(services, id_).status for id_ in ids] == ["queued"] * 2
+    with services.database.read() as reading:
+        assert set(reading.scalars(select(t.Run.crashes))) == {0}
 
 
 @pytest.mark.databases("postgresql")
