@@ -13,6 +13,7 @@ from engine.engine import Engine
 from scheduler.plan import Plan, plan
 from scheduler.promise import longest_waits
 from server.daemon.books import Books
+from server.daemon.pace import Pace
 from server.daemon.passes import Passes, Riding
 from server.daemon.program import Diverged, Evaluation, StepReport
 from server.daemon.pulse import Pulse
@@ -46,20 +47,6 @@ class Ended:
     @property
     def residents(self) -> list[Resident]:
         return [*(step[0] for step in self.steps), *(one[0] for one in self.evaluations)]
-
-
-@dataclass
-class Pace:
-    """How fast gangs go: means in which the last one counts a fifth."""
-
-    tokens_per_second: float = 0.0
-    gang_seconds: float = 0.0
-
-    def add(self, tokens: int, seconds: float) -> None:
-        weight = 0.2 if self.gang_seconds else 1.0
-        rate = tokens / max(seconds, 1e-6)
-        self.tokens_per_second += weight * (rate - self.tokens_per_second)
-        self.gang_seconds += weight * (seconds - self.gang_seconds)
 
 
 class Loop:
