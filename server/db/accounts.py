@@ -7,6 +7,7 @@ from sqlalchemy import bindparam, case, exists, select, update
 from sqlalchemy.orm import Session
 
 from server.db import daemons
+from server.db.session import one_at_a_time
 from server.db.tables import Job, Run, Tenant
 from server.states import RESIDENT, JobStatus
 
@@ -101,8 +102,10 @@ def charge(
 ) -> None:
     """Add a plan's increments to the counters, and to each run the token-equivalents that it was charged.
 
-    `refunds` are token-equivalents to take off the counters of tenants.
+    `refunds` are token-equivalents to take off the counters of tenants. One daemon at a time: daemons share tenants,
+    and `set_backlogged` may follow, whose rows have no order.
     """
+    one_at_a_time(session, "accounts")
     if run_ids := run_rises.keys() | costs.keys():
         session.execute(
             _CHARGE_RUN,

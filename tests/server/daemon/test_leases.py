@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from server.api.services import Services
 from server.daemon.books import Books
 from server.daemon.main import Daemon, Served
 from server.daemon.publish import base_row, publish_tokenizer
-from server.db import daemons, drains, runs, session
+from server.db import accounts, daemons, drains, runs, session
 from server.db import tables as t
 from server.db.daemons import Fenced
 from server.db.session import Database
@@ -248,6 +249,29 @@ def test_two_daemons_share_the_runs_and_an_overtaken_one_finds_out(
     other.finish()
     assert [final_hash(services, id_) for id_ in ids] == undisturbed
     assert [steps(services, id_) for id_ in ids] == [list(range(1, 13))] * 2
+
+
+@pytest.mark.databases("postgresql")
+def test_two_daemons_that_write_the_accounts_of_the_same_tenants_do_not_lock_each_other_out(
+    alice: Caller, bob: Caller, services: Services
+) -> None:
+    """Each adds to its own tenant first, and then says of both that they are backlogged."""
+    together = threading.Barrier(2)
+
+    def add_up(caller: Caller) -> None:
+        books = begin(services)
+        with books.write() as writing:
+            rises = {caller.tenant_id: 1.0}
+            accounts.charge(writing, rises=rises, run_rises={}, costs={}, refunds={})
+            with suppress(threading.BrokenBarrierError):  # only one of them comes so far
+                together.wait(1)
+            accounts.set_backlogged(writing, frozenset({alice.tenant_id, bob.tenant_id}), books.epoch)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(add_up, (alice, bob)))
+    with services.database.read() as reading:
+        tenants = reading.scalars(select(t.Tenant)).all()
+    assert [(one.counter, one.backlogged) for one in tenants] == [(1.0, True)] * 2
 
 
 @pytest.mark.databases("postgresql")
