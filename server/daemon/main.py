@@ -116,7 +116,8 @@ class Daemon:
 
     def _live(self, books: Books) -> None:
         """One life: what is in memory of it is gone when it ends, and comes back from recovery points."""
-        pulse, writer = Pulse(self.settings.hang_seconds), Writer(self.store)
+        pulse = Pulse(self.settings.hang_seconds)
+        writer = Writer(self.store, pulse.beat)
         try:
             with Heart(books, pulse):
                 clear_orphans(books, self.store)

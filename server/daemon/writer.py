@@ -29,8 +29,10 @@ class Writer:
     behind that: it may be what makes room.
     """
 
-    def __init__(self, store: LocalStore):
+    def __init__(self, store: LocalStore, beat: Callable[[], None] = lambda: None):
+        """`beat` is called at each write that fails: who waits for it does not hang."""
         self.store = store
+        self._beat = beat
         self.trouble: OSError | None = None
         """Why the last try at the write under way failed."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
@@ -100,6 +102,7 @@ class Writer:
                 if not pause:
                     self._failures.put((failed, error))
                 self.trouble = error
+                self._beat()
                 self._erase()
                 if self._closed.wait(pause):
                     raise

@@ -1,8 +1,13 @@
 """When a loop counts as hung."""
 
+import errno
+from pathlib import Path
+
 import pytest
 
 from server.daemon.pulse import MULTIPLE, Pulse
+from server.daemon.writer import Writer
+from server.store import LocalStore
 
 
 @pytest.fixture
@@ -32,6 +37,25 @@ def test_a_loop_whose_passes_are_long_has_more_time(pulse: Pulse) -> None:
         pulse.beat()
     assert not any(looks(pulse, MULTIPLE * 80))
     assert any(looks(pulse, MULTIPLE * 20))
+
+
+def test_who_waits_for_a_disk_that_takes_nothing_does_not_hang(
+    pulse: Pulse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[bool] = []
+
+    def write(_folder: Path) -> None:
+        """Each time later than a loop may be silent, but for the last one."""
+        tries.append(pulse.is_hung(90))
+        if len(tries) < 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("server.daemon.writer.RETRY_SECONDS", 0.01)
+    writer = Writer(LocalStore(tmp_path), pulse.beat)
+    pulse.beat()
+    writer.put("a/1", write, lambda files: None)
+    writer.wait()
+    assert tries == [False] * 5
 
 
 def test_the_first_pass_may_take_as_long_as_the_probe_lets_expect(pulse: Pulse) -> None:
