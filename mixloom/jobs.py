@@ -1,5 +1,6 @@
 """Jobs, as `client.jobs`."""
 
+import secrets
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,12 +20,16 @@ class Jobs:
     def __init__(self, transport: Transport):
         self._transport = transport
 
-    def submit(self, config: Object | None = None, **fields: Any) -> Object:
+    def submit(self, config: Object | None = None, *, idempotency_key: str | None = None, **fields: Any) -> Object:
         """The job made of the JSON that `POST /jobs` takes; `fields` win over `config`.
 
         `client.jobs.submit(dataset="ds_…", adapter={"rank": 8}, training={"epochs": 1})`
+
+        It is sent again when the connection breaks, with the same key, so that there is one job. A key of your own
+        makes it one job over restarts of your program too, for 24 hours.
         """
-        return self._transport.post("/jobs", {**(config or {}), **fields})
+        key = idempotency_key or secrets.token_hex(16)
+        return self._transport.post_once("/jobs", {**(config or {}), **fields}, key)
 
     def clone(self, job: str, **changes: Any) -> Object:
         """A new job like another one of yours, but for the changes."""

@@ -16,7 +16,7 @@ Objects = list[Object]
 CONNECT_SECONDS = 5.0
 PAGE = 100  # objects in a page, the most that the API gives
 RETRY_SECONDS = (0.2, 0.8)
-"""Pauses before a read is tried again on a broken connection. Only reads: a write may have arrived."""
+"""Pauses before a read is tried again on a broken connection. A write may have arrived: only one with a key is."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -39,16 +39,15 @@ class Transport:
 
     def get(self, path: str, params: Object | None = None, *, answers: tuple[int, ...] = ()) -> Any:
         """The JSON of a read. `answers` are statuses of 400 and above that are no failure here."""
-        for pause in RETRY_SECONDS:
-            try:
-                return self._send("GET", path, answers, params=params).json()
-            except ServerUnreachable:
-                time.sleep(pause)
-        return self._send("GET", path, answers, params=params).json()
+        return self._again("GET", path, answers, params=params).json()
 
     def post(self, path: str, body: Object | None = None) -> Any:
         """The JSON of a write. `body` None: no body at all."""
         return self._send("POST", path, json=body).json()
+
+    def post_once(self, path: str, body: Object, key: str) -> Any:
+        """The JSON of a write that the server carries out once, however often it comes with this key."""
+        return self._again("POST", path, json=body, headers={"Idempotency-Key": key}).json()
 
     def patch(self, path: str, body: Object) -> Any:
         return self._send("PATCH", path, json=body).json()
@@ -91,6 +90,14 @@ class Transport:
 
     def close(self) -> None:
         self._http.close()
+
+    def _again(self, method: str, path: str, answers: tuple[int, ...] = (), **parts: Any) -> httpx.Response:
+        for pause in RETRY_SECONDS:
+            try:
+                return self._send(method, path, answers, **parts)
+            except ServerUnreachable:
+                time.sleep(pause)
+        return self._send(method, path, answers, **parts)
 
     def _send(self, method: str, path: str, answers: tuple[int, ...] = (), **parts: Any) -> httpx.Response:
         try:

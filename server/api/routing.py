@@ -41,15 +41,17 @@ def new_router(*, prefix: str = "", tag: str) -> APIRouter:
 
 
 def refuse_unknown(request: Request) -> None:
-    """For every route: a query parameter that its OpenAPI does not name is 422; so is `Idempotency-Key`.
+    """For every route: what its OpenAPI does not name, a query parameter or an `Idempotency-Key`, is 422.
 
     And what no text column can hold: in a parameter it is 422, in a path there is no such object.
     """
-    if "idempotency-key" in request.headers and request.method == "POST":
-        raise not_supported_yet("Idempotency-Key")
     path = request.scope["route"].path_format
     operation = request.app.openapi()["paths"].get(path, {}).get(request.method.lower(), {})
-    known = {parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "query"}
+    parameters = operation.get("parameters", [])
+    known = {parameter["name"] for parameter in parameters if parameter["in"] == "query"}
+    headers = {parameter["name"].lower() for parameter in parameters if parameter["in"] == "header"}
+    if "idempotency-key" in request.headers and request.method == "POST" and "idempotency-key" not in headers:
+        raise not_supported_yet("Idempotency-Key")
     for name in request.query_params:
         if name.partition("[")[0] not in known:
             has = ", ".join(sorted(known)) or "none"

@@ -15,9 +15,10 @@ from server.api.errors import validation_error
 from server.api.parts import Part, find, find_sources, fit, mixture_of, sha256_of, take
 from server.api.services import Services
 from server.curriculum import Mixture, tokens_of_steps
-from server.db import events, jobs
+from server.db import events, idempotency, jobs
 from server.db.adapters import usable_adapter
 from server.db.bases import current_base
+from server.db.idempotency import Sent
 from server.db.tables import Adapter, Base, Job
 from server.errors import MixloomError, not_found
 from server.ids import new_id
@@ -98,8 +99,11 @@ def prepare(services: Services, tenant: Tenant, body: JobCreate) -> Submission:
     )
 
 
-def submit(services: Services, tenant: Tenant, submission: Submission) -> Job:
-    """Keep a job: its tokens in the store, then its rows in one transaction. Durable when this returns."""
+def submit(services: Services, tenant: Tenant, submission: Submission, sent: Sent | None) -> str:
+    """Keep a job: its tokens in the store, then its rows in one transaction. Durable when this returns.
+
+    Its id; that of another one, and nothing is kept, when the request was `sent` twice at the same time.
+    """
     job = _job(tenant, submission)
     rows = {"train": submission.train_rows, "valid": submission.valid_rows}
 
@@ -113,13 +117,17 @@ def submit(services: Services, tenant: Tenant, submission: Submission) -> Job:
     job.tokens_manifest = manifest(services.store.put(job.tokens_key, write))
     try:
         with services.database.write() as session:
-            jobs.add_job(session, job)
-            for note in submission.notes:
-                events.record(session, job, "warning", note)
+            made = job.id if sent is None else idempotency.claim(session, sent, job.id)
+            if made == job.id:
+                jobs.add_job(session, job)
+                for note in submission.notes:
+                    events.record(session, job, "warning", note)
     except BaseException:
         services.store.delete(job.tokens_key)
         raise
-    return job
+    if made != job.id:
+        services.store.delete(job.tokens_key)
+    return made
 
 
 def _copy_start(services: Services, start: Adapter, folder: Path) -> None:

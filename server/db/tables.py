@@ -50,6 +50,17 @@ class Key(Table):
     revoked_at: Mapped[float | None]
 
 
+class IdempotencyKey(Table):
+    """A request that was carried out, for a day."""
+
+    __tablename__ = "idempotency_keys"
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    body_sha256: Mapped[str]
+    job_id: Mapped[str]  # what it made; that may be gone
+    created_at: Mapped[float] = mapped_column(index=True)
+
+
 class Base(Table):
     """A base model that a daemon has loaded, as it published it."""
 

@@ -160,13 +160,19 @@ def test_the_operator_manages_tenants_keys_and_drains(operator: Client, base: ob
     assert operator.admin.tenants() == []
 
 
+def test_a_job_that_is_sent_twice_with_a_key_is_one(alice: Client) -> None:
+    dataset = alice.datasets.upload(ROWS)["id"]
+    first, again, other = (alice.jobs.submit(dataset=dataset, idempotency_key=key) for key in ("k", "k", None))
+    assert first["id"] == again["id"] != other["id"]
+
+
 def test_readiness_is_an_answer_and_not_an_exception(url: str) -> None:
     answer = Client(url).ready()
     assert answer["status"] == "not_ready"
     assert answer["reasons"]
 
 
-def test_a_read_is_tried_again_when_the_connection_breaks_and_a_write_is_not(
+def test_a_read_is_tried_again_when_the_connection_breaks_and_a_write_only_with_a_key(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
@@ -178,4 +184,7 @@ def test_a_read_is_tried_again_when_the_connection_breaks_and_a_write_is_not(
     with pytest.raises(ServerUnreachable) as caught:
         nobody.get("/jobs")
     assert pauses == [0.2, 0.8]
+    with pytest.raises(ServerUnreachable):
+        nobody.post_once("/jobs", {}, "key")
+    assert pauses == [0.2, 0.8] * 2
     assert caught.value.status is None

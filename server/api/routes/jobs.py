@@ -1,10 +1,12 @@
 """Jobs: submitted, looked at, stopped, forgotten. What a job leaves behind is in `progress`."""
 
+import hashlib
+import json
 import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import Query, Response
+from fastapi import Header, Query, Response
 from sqlalchemy.orm import Session
 
 from server import resolve
@@ -14,8 +16,9 @@ from server.api.lists import METADATA_PARAMETER, MetadataDep, PageDep, list_answ
 from server.api.routing import new_router
 from server.api.services import Services
 from server.api.submission import prepare, submit
-from server.db import jobs
+from server.db import idempotency, jobs
 from server.db.daemons import tokens_per_second
+from server.db.idempotency import Sent
 from server.db.tables import Job
 from server.errors import MixloomError
 from server.job_config import METADATA_KEY, JobCreate
@@ -25,11 +28,35 @@ router = new_router(prefix="/jobs", tag="jobs")
 
 
 @router.post("", status_code=201, dependencies=[NEEDS_ROOM])
-def create_job(services: ServicesDep, tenant: TenantDep, body: JobCreate, response: Response) -> dict[str, Any]:
-    """A job in the queue. Once this is answered nothing but its tenant keeps it from ending."""
-    job = submit(services, tenant, prepare(services, tenant, body))
-    response.headers["Location"] = f"/jobs/{job.id}"
-    return _answer(services, tenant, job.id)
+def create_job(
+    services: ServicesDep,
+    tenant: TenantDep,
+    body: JobCreate,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> dict[str, Any]:
+    """A job in the queue. Once this is answered nothing but its tenant keeps it from ending.
+
+    With the header `Idempotency-Key` the same request makes one job, however often it is sent within 24 hours; another
+    body with the same key is 422 `idempotency_key_reused`.
+    """
+    sent = None if idempotency_key is None else _sent(tenant, idempotency_key, body)
+    id_ = _made_before(services, sent) or submit(services, tenant, prepare(services, tenant, body), sent)
+    response.headers["Location"] = f"/jobs/{id_}"
+    return _answer(services, tenant, id_)
+
+
+def _sent(tenant: Tenant, key: str, body: JobCreate) -> Sent:
+    said = json.dumps(body.model_dump(mode="json", exclude_unset=True), sort_keys=True)
+    return Sent(tenant_id=tenant.tenant_id, key=key, body_sha256=hashlib.sha256(said.encode()).hexdigest())
+
+
+def _made_before(services: Services, sent: Sent | None) -> str | None:
+    """Looked up before the body is examined: what it names may be gone since."""
+    if sent is None:
+        return None
+    with services.database.read() as session:
+        return idempotency.made_by(session, sent)
 
 
 @router.post("/estimate")
