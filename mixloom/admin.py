@@ -43,6 +43,10 @@ class Admin:
         """Every tenant's jobs that have not ended, in order of submission."""
         return list(self._transport.pages("/admin/queue", order="asc"))
 
+    def usage(self) -> Objects:
+        """The tokens that each tenant has used."""
+        return list(self._transport.pages("/admin/usage"))
+
     def daemons(self, limit: int = 20) -> Objects:
         """The last lives of engine daemons, the newest first."""
         return list(self._transport.pages("/admin/daemons", limit=limit))

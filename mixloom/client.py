@@ -50,6 +50,10 @@ class Client:
         """Whose key this is."""
         return self._transport.get("/me")
 
+    def usage(self) -> Object:
+        """The tokens that you have trained on, asked and been answered so far."""
+        return self._transport.get("/usage")
+
     def ready(self) -> Object:
         """Whether the server can train now: `{"status": "ready" | "not_ready", "reasons"}`. Needs no key."""
         return self._transport.get("/readyz", answers=(503,))

@@ -270,7 +270,7 @@ class Loop:
         if not gang:
             if decision.backlogged != self.backlogged or decision.rises:
                 with self.books.write() as session:
-                    self._charge(session, decision)
+                    self._charge(session, decision, ended)
                 self.backlogged = decision.backlogged
             return
         self.num_gangs += 1
@@ -281,13 +281,13 @@ class Loop:
             for resident, evaluation in ended.evaluations:
                 runs.add_evaluation(session, resident.job, self.books.epoch, **vars(evaluation))
             runs.acquit(session, self._acquitted(ended))
-            self._charge(session, decision)
+            self._charge(session, decision, ended)
             daemons.update_daemon(session, self.books.epoch, floor=decision.floor, detail=self._detail())
         fault("record.end")
         self.floor, self.backlogged = decision.floor, decision.backlogged
 
-    def _charge(self, session: Session, decision: Plan) -> None:
-        """Write the plan's increments, and give back what others have made fail."""
+    def _charge(self, session: Session, decision: Plan, ended: Ended) -> None:
+        """Write the plan's increments, and give back what others have made fail; meter the steps that are taken."""
         costs = Counter({slot.run_id: slot.cost for slot in decision.gang})
         run_rises, refunds = defaultdict(float, decision.run_rises), Counter[str]()
         for resident in (one for one in self.residents if one.refund):
@@ -295,7 +295,12 @@ class Loop:
             run_rises[resident.run_id] -= resident.refund / resident.job.weight
             refunds[resident.job.tenant_id] += resident.refund
             resident.refund = 0
-        accounts.charge(session, rises=decision.rises, run_rises=run_rises, costs=costs, refunds=refunds)
+        trained = Counter[str]()
+        for resident, report in ended.steps:
+            trained[resident.job.tenant_id] += report.step_tokens
+        accounts.charge(
+            session, rises=decision.rises, run_rises=run_rises, costs=costs, refunds=refunds, trained=trained
+        )
         if decision.backlogged != self.backlogged:
             accounts.set_backlogged(session, decision.backlogged, self.books.epoch)
 

@@ -19,7 +19,7 @@ from engine.sampling import DIVERGED, Sample, advance, scoring
 from scheduler.cost import Prices
 from server.daemon.books import Books
 from server.daemon.prices import prices_of
-from server.db import operations, runs
+from server.db import accounts, operations, runs
 from server.db.tables import Operation
 from server.settings import Settings
 from server.store import LocalStore
@@ -223,10 +223,15 @@ class Sampler:
                 reason = {"finish_reason": request.sample.finish_reason}
                 self._write(request, partial(_append, request.result, reason))
         ids = [request.operation.id for request in ended]
+        prompts, sampled = Counter[str](), Counter[str]()
+        for request in ended:
+            prompts[request.operation.tenant_id] += len(request.sample.prompt)
+            sampled[request.operation.tenant_id] += len(request.sample.tokens)
         diverged = [request.operation.id for request in ended if request.sample.finish_reason == DIVERGED]
         with self.books.write() as session:
             operations.finish(session, diverged, _DIVERGED)
             operations.finish(session, [id_ for id_ in ids if id_ not in diverged], None)
+            accounts.meter_sampling(session, prompts, sampled)
 
 
 def _append(result: Path, line: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from sqlalchemy import bindparam, case, exists, select, update
 from sqlalchemy.orm import Session
@@ -70,8 +71,22 @@ _CHARGE_RUN = (
 _CHARGE_TENANT = (
     update(_TENANTS)
     .where(_TENANTS.c.id == bindparam("id_"))
-    .values(counter=_TENANTS.c.counter + bindparam("rise") - bindparam("refund") / _TENANTS.c.share)
+    .values(
+        counter=_TENANTS.c.counter + bindparam("rise") - bindparam("refund") / _TENANTS.c.share,
+        trained_tokens=_TENANTS.c.trained_tokens + bindparam("trained"),
+    )
 )
+
+
+_METER_SAMPLING = (
+    update(_TENANTS)
+    .where(_TENANTS.c.id == bindparam("id_"))
+    .values(
+        prompt_tokens=_TENANTS.c.prompt_tokens + bindparam("prompts"),
+        sampled_tokens=_TENANTS.c.sampled_tokens + bindparam("sampled"),
+    )
+)
+NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 def read_accounts(session: Session, base_hash: str, *, named: Collection[str], num_others: int) -> list[Account]:
@@ -99,11 +114,12 @@ def charge(
     run_rises: Mapping[str, float],
     costs: Mapping[str, int],
     refunds: Mapping[str, int],
+    trained: Mapping[str, int] = NOTHING,
 ) -> None:
     """Add a plan's increments to the counters, and to each run the token-equivalents that it was charged.
 
-    `refunds` are token-equivalents to take off the counters of tenants. One daemon at a time: daemons share tenants,
-    and `set_backlogged` may follow, whose rows have no order.
+    `refunds` are token-equivalents to take off the counters of tenants, `trained` tokens to be metered. One daemon at a
+    time: daemons share tenants, and `set_backlogged` may follow, whose rows have no order.
     """
     one_at_a_time(session, "accounts")
     if run_ids := run_rises.keys() | costs.keys():
@@ -111,19 +127,36 @@ def charge(
             _CHARGE_RUN,
             [{"id_": id_, "rise": run_rises.get(id_, 0.0), "cost": costs.get(id_, 0)} for id_ in sorted(run_ids)],
         )
-    if tenant_ids := rises.keys() | refunds.keys():
+    if tenant_ids := rises.keys() | refunds.keys() | trained.keys():
         session.execute(
             _CHARGE_TENANT,
-            [{"id_": id_, "rise": rises.get(id_, 0.0), "refund": refunds.get(id_, 0)} for id_ in sorted(tenant_ids)],
+            [
+                {
+                    "id_": id_,
+                    "rise": rises.get(id_, 0.0),
+                    "refund": refunds.get(id_, 0),
+                    "trained": trained.get(id_, 0),
+                }
+                for id_ in sorted(tenant_ids)
+            ],
         )
 
 
-def give_back(session: Session, *, tenant_id: str, run_id: str, weight: int, cost: int) -> None:
-    """Take back what was charged for work that is lost.
+def meter_sampling(session: Session, prompts: Mapping[str, int], sampled: Mapping[str, int]) -> None:
+    """Add the tokens of prompts and of answers to what tenants have used."""
+    one_at_a_time(session, "accounts")
+    session.execute(
+        _METER_SAMPLING,
+        [{"id_": id_, "prompts": prompts[id_], "sampled": sampled.get(id_, 0)} for id_ in sorted(prompts)],
+    )
+
+
+def give_back(session: Session, *, tenant_id: str, run_id: str, weight: int, cost: int, tokens: int) -> None:
+    """Take back what was charged and metered for work that is lost.
 
     For a tenant that is not backlogged the credit counts from where it would be lifted to, or the lift would take it.
     """
-    if not cost:
+    if not cost and not tokens:
         return
     session.execute(
         update(Run)
@@ -133,7 +166,13 @@ def give_back(session: Session, *, tenant_id: str, run_id: str, weight: int, cos
     floor = daemons.floor(session)
     start = case((Tenant.backlogged | (Tenant.counter > floor), Tenant.counter), else_=floor)
     session.execute(
-        update(Tenant).where(Tenant.id == tenant_id).values(counter=start - cost / Tenant.share, backlogged=True)
+        update(Tenant)
+        .where(Tenant.id == tenant_id)
+        .values(
+            counter=start - cost / Tenant.share,
+            backlogged=True,
+            trained_tokens=Tenant.trained_tokens - tokens,
+        )
     )
 
 

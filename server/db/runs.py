@@ -116,9 +116,11 @@ def rewind(session: Session, job: Job, run: Run, *, step: int, tokens: int, cost
     """Go back to a recovery point: later metrics go, and what was charged since is given back (docs/design.md §5)."""
     session.execute(delete(Metric).where(Metric.job_id == job.id, Metric.step > step))
     session.execute(delete(ExpertLoads).where(ExpertLoads.job_id == job.id, ExpertLoads.step > step))
-    lost = run.cost_charged - cost_charged
+    lost, lost_tokens = run.cost_charged - cost_charged, job.tokens - tokens
     session.execute(update(Job).where(Job.id == job.id).values(step=step, tokens=tokens))
-    accounts.give_back(session, tenant_id=run.tenant_id, run_id=run.id, weight=job.weight, cost=lost)
+    accounts.give_back(
+        session, tenant_id=run.tenant_id, run_id=run.id, weight=job.weight, cost=lost, tokens=lost_tokens
+    )
 
 
 def move(session: Session, job_id: str, target: JobStatus, *, held_by: int | None = None, **values: object) -> bool:

@@ -26,6 +26,9 @@ class Tenant(Table):
     backlogged: Mapped[bool] = mapped_column(default=False)  # as of the last plan, to know who returns
     created_at: Mapped[float]
     deleted_at: Mapped[float | None]
+    trained_tokens: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # each step once
+    prompt_tokens: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    sampled_tokens: Mapped[int] = mapped_column(default=0, server_default=text("0"))
 
     __table_args__ = (
         Index(

@@ -37,6 +37,11 @@ def find_tenants(session: Session, ids: Sequence[str]) -> dict[str, Tenant]:
     return {tenant.id: tenant for tenant in session.scalars(select(Tenant).where(Tenant.id.in_(ids)))}
 
 
+def list_with_deleted(session: Session, page: Page) -> tuple[list[Tenant], bool]:
+    """A page of all tenants that there are or were, and whether more follow."""
+    return fetch_page(session, select(Tenant), page, identity=Tenant.id, order=(Tenant.created_at, Tenant.id))
+
+
 def list_tenants(session: Session, page: Page, filters: Sequence[object] = ()) -> tuple[list[Tenant], bool]:
     """A page of the tenants, and whether more follow."""
     return fetch_page(session, _SCOPE, page, identity=Tenant.id, order=(Tenant.created_at, Tenant.id), filters=filters)

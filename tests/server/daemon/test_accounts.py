@@ -96,7 +96,7 @@ def test_a_credit_of_who_is_away_counts_from_where_it_would_be_lifted_to(
             run = session.query(Run).filter_by(tenant_id=caller.tenant_id).first()
             run.cost_charged = 50
             session.flush()
-            accounts.give_back(session, tenant_id=caller.tenant_id, run_id=run.id, weight=4, cost=40)
+            accounts.give_back(session, tenant_id=caller.tenant_id, run_id=run.id, weight=4, cost=40, tokens=0)
             session.refresh(run)
             assert (run.cost_charged, run.counter) == (10, -10.0)
     by_id = {one.tenant_id: one for one in read(life, away, there)}

@@ -144,3 +144,11 @@ def test_an_uploaded_adapter_is_asked_like_any_other_and_one_that_is_deleted_mea
     assert [operation(services, id_).status for id_ in (plain, adapted, gone)] == ["done", "done", "failed"]
     assert result(services, plain) != result(services, adapted)
     assert operation(services, gone).error["code"] == "adapter_unreadable"
+
+
+def test_prompts_and_answers_are_metered(life: Life, ask: Any, alice: Caller, services: Services) -> None:
+    ids = [ask(PROMPT, max_tokens=5), ask(PROMPT[:7], max_tokens=3)]
+    life.turn_until(lambda: all(operation(services, id_).status == operations.DONE for id_ in ids))
+    usage = alice.get("/usage").json()
+    num_sampled = sum(len(result(services, id_)[0]) for id_ in ids)
+    assert (usage["prompt_tokens"], usage["sampled_tokens"], usage["trained_tokens"]) == (27, num_sampled, 0)
