@@ -82,6 +82,8 @@ class Passes:
         """Its tokens if it went well, else 0; adds the runs that cannot go on in this gang to `failed`."""
         try:
             outcomes = self._outcomes(a_pass)
+        except OSError:  # the machine's fault, and no row's: the daemon begins anew
+            raise
         except Exception as error:
             log.exception("pass_failed")
             if len(a_pass) == 1:

@@ -11,39 +11,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from benchmarks.oracle import Trace
 from mixloom import ServerUnreachable
-from tests.e2e.making import MIXTURE, NARROW, PLAIN, WIDE, dataset, submit
+from tests.e2e.disturbed import LONG, left_by, let_an_hour_pass, submit_all
+from tests.e2e.making import PLAIN, dataset, submit
 from tests.e2e.server import Server, is_gone, wait_for
-
-VALIDATED = {"validation": 0.3, "training": {"evaluate_every": 4, "checkpoint_every": 8}}
-CONFIGS: dict[str, list[tuple[dict[str, Any], int, dict[str, Any]]]] = {
-    "alice": [(MIXTURE, 20, {}), (PLAIN, 110, VALIDATED)],
-    "bob": [(WIDE, 40, VALIDATED), (NARROW, 75, {})],
-}
-"""Jobs of two tenants: adapter, steps, other fields. The longest outlasts all the kills."""
-
-
-@dataclass(frozen=True)
-class Trace:
-    """All that is left of a job and must not show what happened to it on the way."""
-
-    metrics: list[dict[str, Any]]
-    adapters: list[dict[str, Any]]
-
-    @classmethod
-    def of(cls, server: Server, job: str) -> "Trace":
-        """Of a job that has succeeded."""
-        server.hash(job)
-        metrics = "step, epoch, tokens, train_loss, valid_loss, aux_loss, learning_rate, grad_norm"
-        adapters = "step, final, sha256, bytes, valid_loss, exact"
-        return cls(
-            server.rows(f"SELECT {metrics} FROM metrics WHERE job_id = ? ORDER BY step", job),
-            server.rows(f"SELECT {adapters} FROM adapters WHERE job_id = ? ORDER BY step", job),
-        )
 
 
 @dataclass(frozen=True)
@@ -55,25 +30,16 @@ class Disturbed:
     undisturbed: list[Trace]
 
     def check(self) -> None:
-        """All is in the end as if nothing had been, and each step is there once."""
-        self.server.finish(*self.jobs)
-        totals = [steps for configs in CONFIGS.values() for _, steps, _ in configs]
-        for job, total, undisturbed in zip(self.jobs, totals, self.undisturbed, strict=True):
-            assert self.server.metric_steps(job) == list(range(1, total + 1))
-            assert Trace.of(self.server, job) == undisturbed
-        wait_for(lambda: not list((self.server.data / "recovery").glob("*/*")))
-        for folder in ("adapters", "recovery"):  # what a killed API had half-written elsewhere goes an hour later
-            assert not list((self.server.data / folder).rglob("*.tmp"))
+        """All is in the end as if nothing had been."""
+        assert left_by(self.server, self.jobs) == self.undisturbed
 
 
 @pytest.fixture(scope="module")
 def shared(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, list[Trace]]]:
-    """A server, and what the jobs of `CONFIGS` leave when nothing happens."""
+    """A server, and what the jobs of `LONG` leave when nothing happens."""
     server = Server(tmp_path_factory.mktemp("kill"), base)
     try:
-        jobs = submit_all(server.start())
-        server.finish(*jobs)
-        yield server, [Trace.of(server, job) for job in jobs]
+        yield server, left_by(server.start(), submit_all(server, LONG))
     finally:
         server.end()
 
@@ -82,15 +48,7 @@ def shared(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
 def killed(shared: tuple[Server, list[Trace]]) -> Disturbed:
     """The same jobs, just submitted again."""
     server, undisturbed = shared
-    return Disturbed(server.start(), submit_all(server), undisturbed)
-
-
-def submit_all(server: Server) -> list[str]:
-    return [
-        submit(server.tenant(name), dataset(server.tenant(name), server.folder), adapter, steps, **fields)
-        for name, configs in CONFIGS.items()
-        for adapter, steps, fields in configs
-    ]
+    return Disturbed(server.start(), submit_all(server, LONG), undisturbed)
 
 
 THREE, NINE = [8, 1, 12], [8, 3, 12, 7, 10, 1, 8, 6, 9]
@@ -156,8 +114,9 @@ def test_what_was_accepted_is_there_after_a_kill_and_nothing_is_there_by_halves(
     server.kill("api", "daemon")
     for thread in threads:
         thread.join(30)
+    let_an_hour_pass(server)
     server.start()
-    server.finish(*(job for _, job in accepted))
+    left_by(server, [job for _, job in accepted])
     for data, job in accepted:
         assert client.datasets.get(data)["rows"] == 10
         assert client.jobs.get(job)["adapter_sha256"]

@@ -1,0 +1,106 @@
+"""What nothing that happens on the way may change: the oracle of the tests of faults, and of `chaos`.
+
+It reads the tables and files as they are on disk, by statements of its own and none of the server's.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Data(Protocol):
+    """A server's data directory and its database."""
+
+    @property
+    def data(self) -> Path: ...
+
+    def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All that is left of a job, and equal to what is left of the same job that nothing disturbed.
+
+    `cost_charged` counts each microbatch, optimizer step and checkpoint: what was done twice is charged once.
+    """
+
+    job: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    expert_loads: list[dict[str, Any]]
+    adapters: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, server: Data, job: str) -> "Trace":
+        """Of a job that has ended."""
+        state = "status, error, step, tokens, exact, cost_charged"
+        metrics = "step, epoch, tokens, train_loss, valid_loss, aux_loss, learning_rate, grad_norm, valid_losses"
+        adapters = "step, final, sha256, bytes, valid_loss, exact"
+        return cls(
+            server.rows(f"SELECT {state} FROM jobs JOIN runs ON job_id = jobs.id WHERE jobs.id = ?", job)[0],
+            server.rows(f"SELECT {metrics} FROM metrics WHERE job_id = ? ORDER BY step", job),
+            server.rows("SELECT step, loads FROM expert_loads WHERE job_id = ? ORDER BY step", job),
+            server.rows(f"SELECT {adapters} FROM adapters WHERE job_id = ? ORDER BY step", job),
+        )
+
+    def unlike(self, other: "Trace") -> list[str]:
+        """The parts in which two jobs differ."""
+        return [part for part, mine in vars(self).items() if mine != vars(other)[part]]
+
+
+def anomalies(server: Data) -> list[str]:
+    """What is never right on a server whose jobs have ended and whose daemon has cleared up after them."""
+    return [*_not_leased(server), *_not_once(server), *_damaged(server), *_unnamed(server)]
+
+
+def _not_leased(server: Data) -> Iterator[str]:
+    """Jobs that are shown in training, and nobody trains them."""
+    live = "SELECT epoch FROM daemons WHERE ended_at IS NULL"
+    statement = (
+        "SELECT jobs.id, status FROM jobs JOIN runs ON job_id = jobs.id "
+        f"WHERE status IN ('preparing', 'running') AND (lease_epoch IS NULL OR lease_epoch NOT IN ({live}))"
+    )
+    for row in server.rows(statement):
+        yield f"{row['id']} is {row['status']} without a live lease"
+
+
+def _not_once(server: Data) -> Iterator[str]:
+    """Jobs some of whose steps have no metrics, or have them twice."""
+    for job in server.rows("SELECT id, step FROM jobs"):
+        rows = server.rows("SELECT step FROM metrics WHERE job_id = ? ORDER BY step", job["id"])
+        if [row["step"] for row in rows] != list(range(1, job["step"] + 1)):
+            yield f"{job['id']} is at step {job['step']} and has metrics of {[row['step'] for row in rows]}"
+
+
+def _damaged(server: Data) -> Iterator[str]:
+    """Adapters whose file is not there, or is not what their row says."""
+    for adapter in server.rows("SELECT id, key, sha256 FROM adapters"):
+        file = server.data / adapter["key"] / "adapter_model.safetensors"
+        if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != adapter["sha256"]:
+            yield f"{adapter['id']} is not the file that its row names"
+
+
+def _unnamed(server: Data) -> Iterator[str]:
+    """Folders that no row names: half-written ones, and recovery points of jobs that have ended."""
+    named = {row["key"] for row in server.rows(_NAMED)}
+    for pattern in (
+        "adapters/*",
+        "uploads/*",
+        "datasets/*",
+        "jobs/*",
+        "operations/*",
+        "bases/*",
+        "recovery/*",
+        "recovery/*/*",
+    ):
+        for path in server.data.glob(pattern):
+            if (key := str(path.relative_to(server.data))) not in named:
+                yield f"{key} has no row"
+
+
+_NAMED = (
+    "SELECT key FROM adapters UNION SELECT 'datasets/' || id FROM datasets UNION SELECT tokens_key FROM jobs "
+    "UNION SELECT key FROM operations UNION SELECT folder_key FROM bases UNION SELECT key FROM recovery_points "
+    "UNION SELECT 'recovery/' || run_id FROM recovery_points"
+)

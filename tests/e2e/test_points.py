@@ -1,0 +1,66 @@
+"""Every named point of the server's code, each kind of fault there: no job ends otherwise than it would have."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.oracle import Trace, anomalies
+from mixloom import ServerUnreachable
+from server.faults import POINTS, Fault, Kind, arm
+from tests.e2e.disturbed import SHORT, left_by, let_an_hour_pass, submit_all
+from tests.e2e.server import Server, wait_for
+
+KINDS: tuple[Kind, ...] = ("kill", "EIO", "ENOSPC", "delay")
+OFTEN = {"record.begin-kill", "put.renamed-adapters-kill", "pass.begin-EIO"}
+"""What also the quick tests do."""
+
+
+@pytest.fixture(scope="module")
+def shared(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, list[Trace]]]:
+    """A server, and what the jobs of `SHORT` leave when nothing happens."""
+    server = Server(tmp_path_factory.mktemp("points"), base)
+    try:
+        yield server, left_by(server.start(), submit_all(server, SHORT))
+    finally:
+        server.end()
+
+
+def walk() -> Iterator[object]:
+    """Every point, those of a folder that is published by what it holds; and what goes wrong there."""
+    for point in POINTS:
+        for about in ("recovery", "adapters") if point.startswith("put.") else ("",):
+            for kind in KINDS:
+                name = "-".join(filter(None, (point, about, kind)))
+                yield pytest.param(point, about, kind, id=name, marks=() if name in OFTEN else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("point", "about", "kind"), walk())
+def test_a_fault_at_any_point_changes_nothing_of_what_is_left(
+    point: str, about: str, kind: Kind, shared: tuple[Server, list[Trace]]
+) -> None:
+    server, undisturbed = shared
+    server.start()
+    arm(server.faults, Fault(point=point, kind=kind, about=about, after=1))
+    assert left_by(server, submit_all(server, SHORT)) == undisturbed
+    assert '"times": 0' in server.faults.read_text(), "it has struck"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", [point for point in POINTS if point.startswith("put.")])
+@pytest.mark.parametrize("prefix", ["datasets", "jobs"])
+def test_an_api_that_is_killed_in_a_request_leaves_nothing_of_it(
+    prefix: str, point: str, shared: tuple[Server, list[Trace]]
+) -> None:
+    server = shared[0].start()
+    nouns = "SELECT id FROM jobs UNION SELECT id FROM datasets ORDER BY id"
+    before = server.rows(nouns)
+    arm(server.faults, Fault(point=point, kind="kill", about=prefix))
+    with pytest.raises(ServerUnreachable):
+        submit_all(server, {"alice": SHORT["alice"]})
+    assert server.process is not None
+    server.process.wait()
+    let_an_hour_pass(server)
+    server.start()
+    wait_for(lambda: not anomalies(server), why=lambda: str(anomalies(server)))
+    assert len(server.rows(nouns)) == len(before) + (prefix == "jobs"), "the data set was accepted"
