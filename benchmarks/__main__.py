@@ -4,7 +4,7 @@ import os
 import sys
 from importlib import import_module
 
-NAMES = ("throughput", "sweep", "paper", "learning", "costs", "plan", "schedule", "api", "soak", "recovery")
+NAMES = ("throughput", "sweep", "paper", "learning", "costs", "plan", "schedule", "api", "soak", "recovery", "chaos")
 
 
 def main(arguments: list[str]) -> int:

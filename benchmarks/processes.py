@@ -1,0 +1,128 @@
+"""A server's processes, on a data directory that outlives them: started, killed, looked into."""
+
+import os
+import secrets
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.errors import BenchmarkError
+from mixloom.client import Client
+from mixloom.errors import MixloomError
+from server import children
+
+POLL_SECONDS = 0.02
+
+
+class Processes:
+    """`mixloom serve` on `folder`/data: the same port and the same operator's key at every start."""
+
+    def __init__(self, folder: Path, base: Path, **settings: Any):
+        self.data = folder / "data"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        settings = {"data_dir": self.data, "base": base, "port": port, **settings}
+        self._flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        self._key = secrets.token_urlsafe(32)
+        self._log = folder / "server.log"
+        self.operator = Client(f"http://127.0.0.1:{port}", self._key)
+        self.api: subprocess.Popen[bytes] | None = None
+
+    def spawn(self) -> None:
+        """Start them, and do not wait."""
+        ours = {name: value for name, value in children.environment().items() if not name.startswith("MIXLOOM_")}
+        with self._log.open("ab") as log:
+            self.api = subprocess.Popen(
+                children.command("server", "serve", *self._flags),
+                env={**ours, "MIXLOOM_ADMIN_KEY": self._key},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def url(self) -> str:
+        return self.operator.url
+
+    @property
+    def daemon(self) -> psutil.Process | None:
+        """The engine daemon, if there is one."""
+        assert self.api is not None
+        try:
+            ours = psutil.Process(self.api.pid).children()
+            return next((child for child in ours if "daemon" in child.cmdline()), None)
+        except psutil.Error:
+            return None
+
+    def is_ready(self) -> bool:
+        """Whether a daemon of this life trains; the row of a dead one does not count."""
+        assert self.api is not None
+        if self.api.poll() is not None:
+            raise BenchmarkError(f"The server has ended. {self.log_tail()}")
+        daemon = self.daemon
+        if daemon is None or not (self.data / "mixloom.db").exists():
+            return False
+        try:
+            newest = self.rows("SELECT pid, state FROM daemons ORDER BY epoch DESC LIMIT 1")
+            is_ours = newest == [{"pid": daemon.pid, "state": "ready"}]
+            return is_ours and self.operator.ready()["status"] == "ready"
+        except (MixloomError, sqlite3.OperationalError):  # it starts
+            return False
+
+    def wait(self, condition: Callable[[], Any], what: str, seconds: float = 180.0) -> Any:
+        """What `condition` returns, once that is true. Raises `BenchmarkError` when it is not in time."""
+        end = time.monotonic() + seconds
+        while not (value := condition()):
+            if time.monotonic() > end:
+                raise BenchmarkError(f"{what}: not within {seconds:.0f} s. {self.log_tail()}")
+            time.sleep(POLL_SECONDS)
+        return value
+
+    def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
+        """Rows of the database, as it is on disk."""
+        with closing(sqlite3.connect(self.data / "mixloom.db", timeout=30)) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute(statement, values)]
+
+    def log_tail(self) -> str:
+        return f"Its log ends so:\n{self._log.read_text(errors='replace')[-3000:]}"
+
+    def end(self) -> None:
+        """Leave no process behind, whatever state they are in."""
+        if self.api is None:
+            return
+        daemon = self.daemon
+        self.api.kill()
+        self.api.wait()
+        if daemon is not None:
+            with_signal(daemon, signal.SIGKILL)
+
+
+@contextmanager
+def running(folder: Path, base: Path, **settings: Any) -> Iterator[Processes]:
+    """A server that trains; it is gone at the end, whatever happens."""
+    server = Processes(folder, base, **settings)
+    try:
+        server.spawn()
+        server.wait(server.is_ready, "The server was to train")
+        yield server
+    finally:
+        server.end()
+
+
+def with_signal(process: psutil.Process, number: int) -> None:
+    """Send a signal; a process that has just ended needs none."""
+    try:
+        os.kill(process.pid, number)
+    except ProcessLookupError:
+        return
