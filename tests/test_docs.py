@@ -21,3 +21,9 @@ def test_every_relative_link_leads_to_a_file(path: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert missing == []
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    named = {name for path in WRITTEN for name in re.findall(r"`(test_\w+)`", path.read_text(encoding="utf-8"))}
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert sorted(name for name in named if f"def {name}(" not in tests) == []
