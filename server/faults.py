@@ -25,6 +25,7 @@ POINTS = {
     "pass.begin": "before a pass; about the names of the jobs that ride in it",
     "record.begin": "a gang is computed, nothing of it is written yet",
     "record.end": "what a gang came to is written",
+    "answer.append": "before a line of what `/generate` asked for is written",
 }
 """Every name that `fault` is called with, and where. A test reads the calls and fails when this is not the same."""
 

@@ -91,12 +91,15 @@ def ask(services: Services, tenant: Tenant, body: schemas.Generate) -> Asked:
 
 def answer(services: Services, asked: Asked, operation: Operation) -> dict[str, Any]:
     """What an ended operation came to; its files and its row are erased. Raises the daemon's error."""
-    lines = _lines(services.store.path(asked.key) / operations.result_file(operation))
+    failed = operation.status == operations.FAILED  # then a last line may be half of one
+    lines = [] if failed else _lines(services.store.path(asked.key) / operations.result_file(operation))
     with services.database.write() as session:
         operations.remove(session, asked.operation_id)
     services.store.delete(asked.key)
-    if operation.status == operations.FAILED:
+    if failed:
         error = operation.error or {"category": "server", "code": "internal_error", "message": "It failed."}
+        if error["code"] == "disk_full":
+            raise services.disk.full_error()
         raise MixloomError(error["code"], error["message"], 422 if error["category"] == "user" else 500)
     tokens = [token for line in lines for token in line.get("tokens", [])]
     logprobs = [value for line in lines for value in line.get("logprobs") or []]
@@ -176,8 +179,6 @@ def _num_tokens(renderer: Renderer, tokens: list[int], num_characters: int) -> i
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():  # it failed before it began
-        return []
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

@@ -21,6 +21,8 @@ from server.daemon.books import Books
 from server.daemon.prices import prices_of
 from server.db import accounts, operations, runs
 from server.db.tables import Operation
+from server.disk import is_full
+from server.faults import fault
 from server.settings import Settings
 from server.store import LocalStore
 
@@ -42,6 +44,11 @@ _FAILED = {
 _NO_ROOM = {
     "category": "server",
     "code": "disk_full",
+    "message": "The server's disk has no room for the answer.",
+}
+_UNWRITTEN = {
+    "category": "server",
+    "code": "answer_not_written",
     "message": "The server's disk did not take the answer. Ask again later, or tell the operator.",
 }
 _DIVERGED = {
@@ -146,8 +153,9 @@ class Sampler:
         try:
             self._requests.append(self._prepare(operation, is_suspect))
         except (EngineError, OSError, SafetensorError) as error:
-            log.error("adapter_unreadable", extra={"fields": {"id": operation.id, "reason": str(error)}})
-            self._fail(operation, _UNREADABLE)
+            problem = _NO_ROOM if is_full(error) else _UNREADABLE
+            log.error(problem["code"], extra={"fields": {"id": operation.id, "reason": str(error)}})
+            self._fail(operation, problem)
         except Exception:
             log.exception("sampling_failed")
             self._fail(operation, _FAILED)
@@ -207,12 +215,13 @@ class Sampler:
             request.written = len(sample.tokens)
 
     def _write(self, request: Request, append: Callable[[], None]) -> None:
-        """Into its result file; a request whose answer finds no room fails."""
+        """Into its result file; a request whose answer the disk does not take fails."""
         try:
             append()
         except OSError as error:
-            log.error("result_not_written", extra={"fields": {"id": request.operation.id, "reason": str(error)}})
-            self._fail(request.operation, _NO_ROOM)
+            problem = _NO_ROOM if is_full(error) else _UNWRITTEN
+            log.error(problem["code"], extra={"fields": {"id": request.operation.id, "reason": str(error)}})
+            self._fail(request.operation, problem)
             self._requests = [one for one in self._requests if one is not request]
 
     def _finish(self, ended: list[Request]) -> None:
@@ -235,5 +244,6 @@ class Sampler:
 
 
 def _append(result: Path, line: dict[str, Any]) -> None:
+    fault("answer.append")
     with result.open("a") as file:
         file.write(json.dumps(line) + "\n")

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.oracle import Trace, anomalies
-from mixloom import ServerUnreachable
+from mixloom import MixloomError, ServerUnreachable
 from server.faults import POINTS, Fault, Kind, arm
 from tests.e2e.disturbed import SHORT, left_by, let_an_hour_pass, submit_all
 from tests.e2e.server import Server, wait_for
 
 KINDS: tuple[Kind, ...] = ("kill", "EIO", "ENOSPC", "delay")
+ANSWERS = "answer.append"
+"""The one point that no job comes by."""
 OFTEN = {"record.begin-kill", "put.renamed-adapters-kill", "pass.begin-EIO"}
 """What also the quick tests do."""
 
@@ -28,7 +30,7 @@ def shared(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
 
 def walk() -> Iterator[object]:
     """Every point, those of a folder that is published by what it holds; and what goes wrong there."""
-    for point in POINTS:
+    for point in sorted(POINTS.keys() - {ANSWERS}):
         for about in ("recovery", "adapters") if point.startswith("put.") else ("",):
             for kind in KINDS:
                 name = "-".join(filter(None, (point, about, kind)))
@@ -43,6 +45,29 @@ def test_a_fault_at_any_point_changes_nothing_of_what_is_left(
     server.start()
     arm(server.faults, Fault(point=point, kind=kind, about=about, after=1))
     assert left_by(server, submit_all(server, SHORT)) == undisturbed
+    assert '"times": 0' in server.faults.read_text(), "it has struck"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "status", "code"),
+    [("kill", None, None), ("EIO", 500, "answer_not_written"), ("ENOSPC", 507, "disk_full"), ("delay", None, None)],
+)
+def test_a_fault_in_an_answer_is_said_and_touches_no_job(
+    kind: Kind, status: int | None, code: str | None, shared: tuple[Server, list[Trace]]
+) -> None:
+    server, undisturbed = shared
+    client = server.start().tenant("alice")
+    right = client.generate("base", "What is 003?", max_tokens=24)["tokens"]
+    arm(server.faults, Fault(point=ANSWERS, kind=kind, after=1))
+    jobs = submit_all(server, SHORT)
+    if status is None:
+        assert client.generate("base", "What is 003?", max_tokens=24)["tokens"] == right
+    else:
+        with pytest.raises(MixloomError) as caught:
+            client.generate("base", "What is 003?", max_tokens=24)
+        assert (caught.value.status, caught.value.code) == (status, code)
+    assert left_by(server, jobs) == undisturbed
     assert '"times": 0' in server.faults.read_text(), "it has struck"
 
 

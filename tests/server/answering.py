@@ -65,10 +65,11 @@ def _serve(
             seen.append(json.loads((folder / "request.json").read_text()))
             values: dict[str, Any] = {"status": "done"}
             try:
-                lines = answer(seen[-1])
-                (folder / result_file(operation)).write_text("".join(json.dumps(line) + "\n" for line in lines))
+                written = "".join(json.dumps(line) + "\n" for line in answer(seen[-1]))
             except RuntimeError as error:
                 values = {"status": "failed", "error": json.loads(str(error))}
+                written = '{"tokens": [5], "logpr'  # a full disk cuts a line anywhere
+            (folder / result_file(operation)).write_text(written)
             with services.database.write() as session:
                 session.execute(update(Operation).where(Operation.id == operation.id).values(**values))
         stop.wait(0.01)

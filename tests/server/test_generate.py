@@ -187,6 +187,16 @@ def test_the_daemons_error_is_the_answers(category: str, status: int, alice: Cal
 
 
 @pytest.mark.usefixtures("base")
+def test_an_answer_that_found_no_room_is_507(alice: Caller, services: Services) -> None:
+    with answering(services, fail_with("server", "disk_full")):
+        answer = alice.post("/generate", json={"model": "base", "prompt": "Hi"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (507, "disk_full")
+    assert "MiB are free" in answer.json()["error"]["message"]
+    assert int(answer.headers["Retry-After"]) > 0
+    assert services.store.list("operations") == []
+
+
+@pytest.mark.usefixtures("base")
 def test_nothing_of_a_request_is_left_when_it_was_answered(alice: Caller, services: Services) -> None:
     with answering(services, continue_with(ids("Hello!"))):
         alice.post("/generate", json={"model": "base", "prompt": "Hi"})

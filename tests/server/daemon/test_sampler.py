@@ -11,6 +11,7 @@ from server.daemon.prices import prices_of
 from server.daemon.sampler import SLICE_TOKENS
 from server.db import operations
 from server.db.tables import Base, Operation, Tenant
+from server.faults import Fault, arm
 from server.ids import new_id
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import PLAIN, Life, submit
@@ -84,6 +85,20 @@ def test_a_request_that_breaks_the_pass_fails_alone(logprobs: bool, life: Life, 
     assert operation(services, bad).error["code"] == "generation_failed"
     assert result(services, good) == result(services, alone)
     assert len(result(services, good)[0]) == 40
+
+
+@pytest.mark.parametrize(("kind", "code"), [("ENOSPC", "disk_full"), ("EIO", "answer_not_written")])
+@pytest.mark.parametrize("after", [0, 1, 2], ids=["the prompt's score", "the first tokens", "the end"])
+def test_an_answer_that_the_disk_does_not_take_fails_alone(
+    after: int, kind: Any, code: str, life: Life, ask: Any, services: Services, armed: Path
+) -> None:
+    arm(armed, Fault(point="answer.append", kind=kind, after=after))
+    bad = ask(PROMPT, max_tokens=SLICE_TOKENS, logprobs=True)
+    life.turn(2)
+    good = ask(PROMPT)
+    finish(life, bad, good)
+    assert (operation(services, bad).status, operation(services, bad).error["code"]) == ("failed", code)
+    assert operation(services, good).status == "done"
 
 
 def test_what_was_under_way_when_a_daemon_died_is_done_by_the_next_one(
