@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mixloom import MixloomError
 from server import doctor
 from server.db.session import Database
 from server.faults import Fault, arm
@@ -50,18 +51,30 @@ def test_killed_at_every_point_of_a_write_the_daemon_loses_no_bit_and_leaves_not
     assert findings(server) == []
 
 
-def test_a_daemon_that_may_write_nothing_waits_and_goes_on_when_it_may(new_server: NewServer, tmp_path: Path) -> None:
-    """RLIMIT_FSIZE: EFBIG for files, SQLITE_IOERR_WRITE for the database; the API may still write."""
+def test_a_server_that_may_write_nothing_refuses_what_is_new_waits_and_goes_on_when_it_may(
+    new_server: NewServer, tmp_path: Path
+) -> None:
+    """RLIMIT_FSIZE: EFBIG for files, SQLITE_IOERR_WRITE for the database."""
     server = new_server().start()
+    client = server.tenant("alice")
     undisturbed = server.finish(*twins(server, tmp_path))
     jobs = twins(server, tmp_path)
     wait_for(lambda: min(map(server.step, jobs)) >= 7)
-    daemon = psutil.Process(server.daemon_pid)
+    assert server.process is not None
+    daemon, api = psutil.Process(server.daemon_pid), psutil.Process(server.process.pid)
     _, most = daemon.rlimit(resource.RLIMIT_FSIZE)
-    daemon.rlimit(resource.RLIMIT_FSIZE, (1024, most))
+    for process in (daemon, api):
+        process.rlimit(resource.RLIMIT_FSIZE, (1024, most))
+    (data, *_) = client.datasets.list()
+    for send in (lambda: dataset(client, tmp_path), lambda: submit(client, data["id"], PLAIN, STEPS)):
+        with pytest.raises(MixloomError) as caught:
+            send()
+        assert (caught.value.status, caught.value.code) == (507, "disk_full")
     wait_for(lambda: server.admin.ready()["status"] == "not_ready")  # its heart cannot be written either
-    assert {server.status(job) for job in jobs} <= {"running", "queued"}
-    daemon.rlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert {client.jobs.get(job)["status"] for job in jobs} <= {"running", "queued"}, "what is there can be read"
+    assert len(client.datasets.list()) == 2, "one for each time, and none by halves"
+    for process in (daemon, api):
+        process.rlimit(resource.RLIMIT_FSIZE, (most, most))
     assert server.finish(*jobs) == undisturbed
     assert server.daemon_pid == daemon.pid, "it was never started anew"
     assert [server.metric_steps(job) for job in jobs] == [list(range(1, STEPS + 1))] * 2

@@ -150,6 +150,28 @@ def test_a_migration_that_fails_changes_nothing(
         assert "later" not in inspect(connection).get_table_names()
 
 
+def test_a_kill_in_a_migration_changes_nothing_and_the_next_start_does_it(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate.upgrade(settings)
+    first = revision_of(settings.database)
+    later = later_version(tmp_path, first, "CREATE TABLE later (id INTEGER)")
+    monkeypatch.setattr(migrate.migrations, "__file__", str(later))
+    migration = later.parent / "versions" / "later.py"
+    whole = migration.read_text()
+    migration.write_text(f"{whole}    __import__('os').kill(__import__('os').getpid(), 9)\n")
+    process = multiprocessing.get_context("fork").Process(target=migrate.upgrade, args=(settings,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -9
+    assert revision_of(settings.database) == first
+    with connected(settings.database) as connection:
+        assert "later" not in inspect(connection).get_table_names()
+    migration.write_text(whole)
+    migrate.upgrade(settings)
+    assert revision_of(settings.database) == "later"
+
+
 def later_version(tmp_path: Path, first: str, *statements: str) -> Path:
     """A `migrations` package as ours with one more revision; the path of its `__init__.py`."""
     source = Path(migrate.migrations.__file__ or "").parent
