@@ -171,6 +171,8 @@ def main(arguments: list[str]) -> int:
         "failures": chaos.failures,
     }
     console.print(_table(report), highlight=False)
+    summary = f"{report['jobs']} jobs in {chaos.rounds} rounds, {report['seconds']:.0f} s"
+    console.print(f"{summary}: {len(chaos.failures)} failures", highlight=False)
     for failure in chaos.failures:
         console.print(failure, highlight=False, markup=False)
     write_json(report, options.json)
@@ -178,11 +180,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _table(report: dict[str, Any]) -> Table:
-    of = report["settings"]
-    table = Table(
-        title=f"{report['jobs']} jobs in {report['rounds']} rounds, {report['seconds']:.0f} s, seed {of['seed']}",
-        caption=f"{len(report['failures'])} failures",
-    )
+    table = Table()
     table.add_column("killed")
     table.add_column("times", justify="right")
     for victim, times in report["kills"].items():

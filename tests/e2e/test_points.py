@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,8 @@ from tests.e2e.server import Server, wait_for
 KINDS: tuple[Kind, ...] = ("kill", "EIO", "ENOSPC", "delay")
 ANSWERS = "answer.append"
 """The one point that no job comes by."""
-OFTEN = {"record.begin-kill", "put.renamed-adapters-kill", "pass.begin-EIO"}
-"""What also the quick tests do."""
+OFTEN = {"record.begin-kill", "put.synced-recovery-EIO", "put.renamed-adapters-ENOSPC", "claim.done-delay"}
+"""What also the quick tests do; only the first one ends the daemon, whose start takes seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +29,16 @@ def shared(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
         server.end()
 
 
-def walk() -> Iterator[object]:
+def walk() -> list[Any]:
     """Every point, those of a folder that is published by what it holds; and what goes wrong there."""
+    cases = []
     for point in sorted(POINTS.keys() - {ANSWERS}):
         for about in ("recovery", "adapters") if point.startswith("put.") else ("",):
             for kind in KINDS:
                 name = "-".join(filter(None, (point, about, kind)))
-                yield pytest.param(point, about, kind, id=name, marks=() if name in OFTEN else pytest.mark.slow)
+                marks = () if name in OFTEN else pytest.mark.slow
+                cases.append(pytest.param(point, about, kind, id=name, marks=marks))
+    return cases
 
 
 @pytest.mark.parametrize(("point", "about", "kind"), walk())
@@ -50,23 +54,31 @@ def test_a_fault_at_any_point_changes_nothing_of_what_is_left(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "status", "code"),
-    [("kill", None, None), ("EIO", 500, "answer_not_written"), ("ENOSPC", 507, "disk_full"), ("delay", None, None)],
+    ("kind", "outcomes"),
+    [
+        ("kill", {"right", "503 no_daemon"}),  # if the next daemon is long in coming
+        ("EIO", {"500 answer_not_written"}),
+        ("ENOSPC", {"507 disk_full"}),
+        ("delay", {"right"}),
+    ],
 )
 def test_a_fault_in_an_answer_is_said_and_touches_no_job(
-    kind: Kind, status: int | None, code: str | None, shared: tuple[Server, list[Trace]]
+    kind: Kind, outcomes: set[str], shared: tuple[Server, list[Trace]]
 ) -> None:
     server, undisturbed = shared
     client = server.start().tenant("alice")
-    right = client.generate("base", "What is 003?", max_tokens=24)["tokens"]
+
+    def tokens() -> object:
+        return client.generate("base", "What is 003?", max_tokens=24)["tokens"]
+
+    right = tokens()
     arm(server.faults, Fault(point=ANSWERS, kind=kind, after=1))
     jobs = submit_all(server, SHORT)
-    if status is None:
-        assert client.generate("base", "What is 003?", max_tokens=24)["tokens"] == right
-    else:
-        with pytest.raises(MixloomError) as caught:
-            client.generate("base", "What is 003?", max_tokens=24)
-        assert (caught.value.status, caught.value.code) == (status, code)
+    try:
+        outcome = "right" if tokens() == right else "wrong"
+    except MixloomError as error:
+        outcome = f"{error.status} {error.code}"
+    assert outcome in outcomes
     assert left_by(server, jobs) == undisturbed
     assert '"times": 0' in server.faults.read_text(), "it has struck"
 
