@@ -67,6 +67,7 @@ class Request:
     result: Path
     sample: Sample
     prices: Prices
+    score: list[float | None] | None  # of the prompt's tokens, where it is asked for
     is_suspect: bool = False  # a pass that it was in failed: it goes on alone
     written: int = 0  # tokens already in the result file
 
@@ -151,14 +152,17 @@ class Sampler:
 
     def _begin(self, operation: Operation, *, is_suspect: bool = False) -> None:
         try:
-            self._requests.append(self._prepare(operation, is_suspect))
+            request = self._prepare(operation, is_suspect)
         except (EngineError, OSError, SafetensorError) as error:
-            problem = _NO_ROOM if is_full(error) else _UNREADABLE
-            log.error(problem["code"], extra={"fields": {"id": operation.id, "reason": str(error)}})
-            self._fail(operation, problem)
+            log.error("adapter_unreadable", extra={"fields": {"id": operation.id, "reason": str(error)}})
+            self._fail(operation, _UNREADABLE)
         except Exception:
             log.exception("sampling_failed")
             self._fail(operation, _FAILED)
+        else:
+            self._requests.append(request)
+            if request.score is not None:
+                self._write(request, partial(_append, request.result, {"prompt_logprobs": request.score}))
 
     def _fail(self, operation: Operation, problem: dict[str, str]) -> None:
         with self.books.write() as session:
@@ -182,16 +186,16 @@ class Sampler:
             seed=asked["seed"],
             stop_tokens=frozenset(asked["stop_tokens"]),
         )
+        score: list[float | None] | None = None
         if asked["logprobs"]:
-            logprobs: list[float | None] = [None]
+            score = [None]
             if len(sample.prompt) > 1:
                 (outcome,) = self.engine.forward([scoring(sample.prompt, adapter)])
                 self._costs[operation.tenant_id] += prices.forward(len(sample.prompt))
-                logprobs += outcome.logprobs[0].tolist()
+                score += outcome.logprobs[0].tolist()
                 if not outcome.logprobs[0].isfinite().all():
                     sample.finish_reason = DIVERGED
-            _append(result, {"prompt_logprobs": logprobs})
-        return Request(operation, result, sample, prices, is_suspect)
+        return Request(operation, result, sample, prices, score, is_suspect)
 
     def _adapter(self, adapter_id: str | None) -> Adapter | None:
         if adapter_id is None:
