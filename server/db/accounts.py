@@ -47,20 +47,21 @@ _NEXT = (
     .correlate(_TENANTS)
     .scalar_subquery()
 )
-_ACCOUNTS = select(_TENANTS.c.id, _TENANTS.c.share, _TENANTS.c.counter, _TENANTS.c.backlogged, _JOBS.c.number)
-_NAMED = _ACCOUNTS.outerjoin_from(_TENANTS, _JOBS, _JOBS.c.number == _NEXT).where(
-    _TENANTS.c.id.in_(bindparam("named", expanding=True))
+_ACCOUNTS = select(
+    *(_TENANTS.c.id, _TENANTS.c.share, _TENANTS.c.counter, _TENANTS.c.backlogged),
+    *(_RUNS.c.id.label("run_id"), _RUNS.c.counter.label("run_counter"), _JOBS.c.number),
+)
+_NAMED = (
+    _ACCOUNTS.outerjoin_from(_TENANTS, _JOBS, _JOBS.c.number == _NEXT)
+    .outerjoin(_RUNS, _RUNS.c.job_id == _JOBS.c.id)
+    .where(_TENANTS.c.id.in_(bindparam("named", expanding=True)))
 )
 _OTHERS = (
     _ACCOUNTS.join_from(_TENANTS, _JOBS, _JOBS.c.number == _NEXT)
+    .join(_RUNS, _RUNS.c.job_id == _JOBS.c.id)
     .where(_TENANTS.c.id.not_in(bindparam("named", expanding=True)))
     .order_by(_TENANTS.c.counter, _JOBS.c.number)
     .limit(bindparam("num_others"))
-)
-_WAITING = (
-    select(_JOBS.c.number, _RUNS.c.id, _RUNS.c.counter)
-    .join(_RUNS, _RUNS.c.job_id == _JOBS.c.id)
-    .where(_JOBS.c.number.in_(bindparam("numbers", expanding=True)))
 )
 _COUNTERS = select(_RUNS.c.id, _RUNS.c.counter).where(_RUNS.c.id.in_(bindparam("ids", expanding=True)))
 _CHARGE_RUN = (
@@ -96,10 +97,10 @@ def read_accounts(session: Session, base_hash: str, *, named: Collection[str], n
     """
     values = {"base_hash": base_hash, "named": list(named)}
     rows = [*session.execute(_NAMED, values), *session.execute(_OTHERS, {**values, "num_others": num_others})]
-    numbers = [row.number for row in rows if row.number is not None]
-    found = session.execute(_WAITING, {"numbers": numbers})
-    waiting = {number: Waiting(run_id, counter, number) for number, run_id, counter in found}
-    return [Account(row.id, row.share, row.counter, row.backlogged, waiting.get(row.number)) for row in rows]
+    return [
+        Account(id_, share, counter, backlogged, Waiting(*waiting) if waiting[0] else None)
+        for id_, share, counter, backlogged, *waiting in rows
+    ]
 
 
 def run_counters(session: Session, run_ids: Iterable[str]) -> dict[str, float]:

@@ -7,7 +7,7 @@ ends it lets all of that go in the same transaction (`server.db.leases`).
 import time
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from server.db.clock import now
@@ -21,6 +21,9 @@ class Fenced(Exception):
 
 IS_OPEN: ColumnElement[bool] = Daemon.ended_at.is_(None)
 IS_LIVE: ColumnElement[bool] = IS_OPEN & (Daemon.expires_at > now())
+_DAEMONS = Daemon.metadata.tables["daemons"]
+_ENDED = select(_DAEMONS.c.ended_at).where(_DAEMONS.c.epoch == bindparam("life")).with_for_update(key_share=True)
+_UPDATE = update(_DAEMONS).where(_DAEMONS.c.epoch == bindparam("life"))
 
 
 def live_daemons(session: Session) -> Sequence[Daemon]:
@@ -91,17 +94,15 @@ def begin_life(session: Session, *, pid: int, supervisor: str | None, name: str 
 
 def check_epoch(session: Session, epoch: int) -> None:
     """Raises `Fenced` once this life is over. It locks the life's row, so that it guards all of the write."""
-    life = select(Daemon.ended_at).where(Daemon.epoch == epoch).with_for_update(key_share=True)
-    if session.execute(life).scalar_one() is not None:
+    if session.execute(_ENDED, {"life": epoch}).scalar_one() is not None:
         raise Fenced(f"epoch {epoch} is over")
 
 
 def renew(session: Session, epoch: int, lease_seconds: float) -> None:
     """Say that this life goes on."""
-    update_daemon(session, epoch, heartbeat_at=now(), expires_at=now() + lease_seconds)
+    session.execute(_UPDATE.values(heartbeat_at=now(), expires_at=now() + lease_seconds), {"life": epoch})
 
 
 def update_daemon(session: Session, epoch: int, **values: object) -> None:
     """Change this life's row."""
-    life = update(Daemon).where(Daemon.epoch == epoch).execution_options(synchronize_session=False)
-    session.execute(life.values(**values))
+    session.execute(_UPDATE, {"life": epoch, **values})
