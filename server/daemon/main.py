@@ -1,5 +1,6 @@
 """The daemon's process: it loads the base once and lives, and lives again when its lease is lost."""
 
+import gc
 import logging
 import os
 import signal
@@ -153,7 +154,10 @@ class Daemon:
         flops = 6 * base.num_parameters * self.settings.token_budget
         speed = probed.get(row.dtype, 0.0) * 1e9
         fill_min = fewest_rows(base, self.settings.microbatch_tokens)
-        return Served(Engine(base), row, fill_min, flops / speed if speed else 0.0)
+        engine = Engine(base)
+        gc.collect()
+        gc.freeze()  # torch, the base and all else that stays: no later collection walks through it
+        return Served(engine, row, fill_min, flops / speed if speed else 0.0)
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
         """First: save every run at its next optimizer step and end. Second: end now."""
