@@ -58,7 +58,7 @@ class Renderer:
         ends = {token.content for token in added if token.special} | ({self._eos} if self._eos else set())
         self._end_token = re.compile("|".join(map(re.escape, sorted(ends, key=len, reverse=True))) or "(?!)")
         template = folder / "chat_template.jinja"
-        self._template = _environment().from_string(template.read_text()) if template.exists() else None
+        self._template = _template(template.read_text()) if template.exists() else None
 
     @property
     def has_template(self) -> bool:
@@ -248,8 +248,8 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as chat templates on the hub expect it."""
+def _template(text: str) -> jinja2.Template:
+    """A chat template, with Jinja as those on the hub expect it."""
 
     def raise_exception(message: str) -> str:
         raise jinja2.TemplateError(message)
@@ -260,4 +260,6 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = TODAY.strftime
-    return environment
+    template = environment.from_string(text)
+    template.globals = dict(template.globals)  # Jinja copies them at each rendering, and a ChainMap is slow to copy
+    return template
