@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from server.states import REASONS, RESIDENT, JobStatus, Reason
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class QueuedJob:
     """What an estimate asks of a job that waits or trains."""
 
     id: str
     status: str
     weight: int
-    tokens_left: int
+    tokens_left: float
+    place: int
+    """From 1, among its tenant's: resident ones, then the others in the order in which they will become so."""
+    tokens_until: float
+    """Left of it and of all before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ class Outlook:
     shares: Mapping[str, float]
     """Of each tenant with jobs that wait or train; they sum to 1."""
     jobs: Mapping[str, Sequence[QueuedJob]]
-    """By tenant: resident ones, then the others in the order in which they will become so."""
+    """By tenant: those that ride or could if every place were its own, and those that are asked for."""
 
     def reason(self, status: str, base_hash: str, noted: str | None = None) -> Reason | None:
         """Why a job does not train; None if it does, or if it waits for nobody but its tenant."""
@@ -95,16 +99,14 @@ class Outlook:
     def expectation(self, tenant_id: str, job_id: str, reason: Reason | None) -> Expectation:
         """When a job may start and end if no other comes."""
         jobs = self.jobs.get(tenant_id, ())
-        index = next((index for index, job in enumerate(jobs) if job.id == job_id), None)
-        if index is None or not self.tokens_per_second or reason not in (None, Reason.FAIR_SHARE):
+        job = next((job for job in jobs if job.id == job_id), None)
+        if job is None or not self.tokens_per_second or reason not in (None, Reason.FAIR_SHARE):
             return Expectation()
         rate = self.tokens_per_second * self.shares[tenant_id]
         num_riding = sum(job.status in RESIDENT for job in jobs) + self.free_places
-        job = jobs[index]
-        if index < num_riding:
-            tokens = sum(
-                min(job.tokens_left * other.weight / job.weight, other.tokens_left) for other in jobs[:num_riding]
-            )
+        if job.place <= num_riding:
+            riding = [other for other in jobs if other.place <= num_riding]
+            tokens = sum(min(job.tokens_left * other.weight / job.weight, other.tokens_left) for other in riding)
             return Expectation(self.now, self.now + tokens / rate)
-        finish = self.now + sum(other.tokens_left for other in jobs[: index + 1]) / rate
+        finish = self.now + job.tokens_until / rate
         return Expectation(finish - job.tokens_left / rate, finish)

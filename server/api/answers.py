@@ -1,46 +1,29 @@
 """How jobs and adapters look to their tenant."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sqlalchemy.orm import Session
 
-from server.db import adapters, metrics
 from server.db.queue import read_outlook
+from server.db.results import Result, read_results
 from server.db.tables import Adapter, ExpertLoads, Job
 from server.outlook import Outlook
 
 
-@dataclass(frozen=True)
-class _Surroundings:
-    """What the answers of several jobs need beside their rows, read at once."""
-
-    outlook: Outlook
-    metrics: Mapping[str, Mapping[str, Any]]
-    best: Mapping[str, Adapter]
-    hashes: Mapping[str, str]
-
-
 def job_answers(session: Session, jobs: Sequence[Job], max_resident_runs: int) -> list[dict[str, Any]]:
-    """Jobs of one tenant as docs/api.md shows them."""
+    """Jobs as docs/api.md shows them."""
     if not jobs:
         return []
-    ids = [job.id for job in jobs]
-    around = _Surroundings(
-        read_outlook(session, max_resident_runs=max_resident_runs, tenant_id=jobs[0].tenant_id),
-        metrics.latest_metrics(session, jobs),
-        adapters.best_checkpoints(session, ids),
-        adapters.hashes(session, [job.adapter_id for job in jobs if job.adapter_id]),
-    )
-    return [_job_answer(job, around) for job in jobs]
+    outlook = read_outlook(session, jobs, max_resident_runs=max_resident_runs)
+    results = read_results(session, jobs)
+    return [_job_answer(job, outlook, results[job.id]) for job in jobs]
 
 
-def _job_answer(job: Job, around: _Surroundings) -> dict[str, Any]:
-    reason = around.outlook.reason(job.status, job.base_hash, job.reason)
-    expected = around.outlook.expectation(job.tenant_id, job.id, reason)
-    best = around.best.get(job.id)
+def _job_answer(job: Job, outlook: Outlook, result: Result) -> dict[str, Any]:
+    reason = outlook.reason(job.status, job.base_hash, job.reason)
+    expected = outlook.expectation(job.tenant_id, job.id, reason)
     return {
         "id": job.id,
         "object": "job",
@@ -60,15 +43,15 @@ def _job_answer(job: Job, around: _Surroundings) -> dict[str, Any]:
         "progress": progress_answer(job),
         "queue": {
             "reason": reason,
-            "sentence": around.outlook.sentence(reason, job.base_hash),
-            "share": around.outlook.shares.get(job.tenant_id),
+            "sentence": outlook.sentence(reason, job.base_hash),
+            "share": outlook.shares.get(job.tenant_id),
             "estimated_start": expected.start,
         },
         "estimated_finish": expected.finish,
-        "metrics": around.metrics.get(job.id),
+        "metrics": result.metrics,
         "adapter_id": job.adapter_id,
-        "adapter_sha256": around.hashes.get(job.adapter_id or ""),
-        "best_checkpoint": best.id if best else None,
+        "adapter_sha256": result.adapter_sha256,
+        "best_checkpoint": result.best_checkpoint,
         "loads_in": loads_in(job.adapter),
         "exact": job.exact,
         "error": job.error,

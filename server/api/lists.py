@@ -7,7 +7,7 @@ from fastapi import Depends, Query, Request
 from server.db.pages import Page
 
 
-def _page(
+async def _page(
     limit: Annotated[int, Query(ge=1, le=100, description="Most objects in the answer.")] = 20,
     order: Annotated[Literal["asc", "desc"], Query(description="By time of creation.")] = "desc",
     after: Annotated[str | None, Query(description="The `last_id` of the page before.")] = None,
@@ -18,7 +18,7 @@ def _page(
 PageDep = Annotated[Page, Depends(_page)]
 
 
-def _metadata(request: Request) -> dict[str, str]:
+async def _metadata(request: Request) -> dict[str, str]:
     """`metadata[team]=blue&…` as a dict."""
     return {
         name.removeprefix("metadata[").removesuffix("]"): value

@@ -40,7 +40,7 @@ def new_router(*, prefix: str = "", tag: str) -> APIRouter:
     return APIRouter(prefix=prefix, tags=[tag], route_class=_StrictRoute)
 
 
-def refuse_unknown(request: Request) -> None:
+async def refuse_unknown(request: Request) -> None:
     """For every route: what its OpenAPI does not name, a query parameter or an `Idempotency-Key`, is 422.
 
     And what no text column can hold: in a parameter it is 422, in a path there is no such object.

@@ -1,6 +1,5 @@
 """Statements on adapters. The daemon inserts those of jobs (`server.db.runs`); they never change."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,8 @@ from server.db.pages import Page, fetch_page
 from server.db.tables import Adapter, Base, Job
 from server.errors import MixloomError, not_found
 from server.states import ENDED
+
+BEST_FIRST = (Adapter.valid_loss, Adapter.step)
 
 
 def add_adapter(session: Session, adapter: Adapter) -> None:
@@ -90,20 +91,12 @@ def find_checkpoint(session: Session, job: Job, name: str) -> Adapter | None:
     return adapter
 
 
-def best_checkpoints(session: Session, job_ids: Sequence[str]) -> dict[str, Adapter]:
-    """The adapter of lowest validation loss of each job, by job; of two that are equal the earlier."""
-    statement = (
-        select(Adapter)
-        .where(Adapter.job_id.in_(job_ids), Adapter.valid_loss.is_not(None))
-        .order_by(Adapter.valid_loss.desc(), Adapter.step.desc())
+def best_checkpoint(session: Session, job: Job) -> Adapter | None:
+    """The job's adapter of lowest validation loss; of two that are equal the earlier."""
+    adapter: Adapter | None = session.scalar(
+        _of_job(job).where(Adapter.valid_loss.is_not(None)).order_by(*BEST_FIRST).limit(1)
     )
-    return {adapter.job_id: adapter for adapter in session.scalars(statement) if adapter.job_id}
-
-
-def hashes(session: Session, adapter_ids: Sequence[str]) -> dict[str, str]:
-    """sha256 of the weights, by adapter."""
-    statement = select(Adapter.id, Adapter.sha256).where(Adapter.id.in_(adapter_ids))
-    return {row.id: row.sha256 for row in session.execute(statement)}
+    return adapter
 
 
 def all_keys(session: Session) -> set[str]:

@@ -8,12 +8,17 @@ from server.db.session import one_at_a_time
 from server.db.tables import Base, Daemon
 from server.errors import MixloomError
 
+NEWEST = (
+    select(Base)
+    .join(Daemon, Daemon.base_hash == Base.hash)
+    .order_by(func.coalesce(IS_LIVE, False).desc(), Daemon.epoch.desc())
+    .limit(1)
+)
+
 
 def find_base(session: Session) -> Base | None:
     """The base of the newest live daemon that has one, else of the last that had; None before the first."""
-    is_live = func.coalesce(IS_LIVE, False)
-    newest = select(Base).join(Daemon, Daemon.base_hash == Base.hash).order_by(is_live.desc(), Daemon.epoch.desc())
-    return session.scalar(newest.limit(1))
+    return session.scalar(NEWEST)
 
 
 def publish(session: Session, base: Base) -> None:

@@ -21,6 +21,7 @@ class Fenced(Exception):
 
 IS_OPEN: ColumnElement[bool] = Daemon.ended_at.is_(None)
 IS_LIVE: ColumnElement[bool] = IS_OPEN & (Daemon.expires_at > now())
+_LIVE = select(Daemon).where(IS_LIVE).order_by(Daemon.epoch.desc())
 _DAEMONS = Daemon.metadata.tables["daemons"]
 _ENDED = select(_DAEMONS.c.ended_at).where(_DAEMONS.c.epoch == bindparam("life")).with_for_update(key_share=True)
 _UPDATE = update(_DAEMONS).where(_DAEMONS.c.epoch == bindparam("life"))
@@ -28,7 +29,7 @@ _UPDATE = update(_DAEMONS).where(_DAEMONS.c.epoch == bindparam("life"))
 
 def live_daemons(session: Session) -> Sequence[Daemon]:
     """Those that have been heard lately, the newest first."""
-    return session.scalars(select(Daemon).where(IS_LIVE).order_by(Daemon.epoch.desc())).all()
+    return session.scalars(_LIVE).all()
 
 
 def is_any_live(session: Session) -> bool:
@@ -36,10 +37,9 @@ def is_any_live(session: Session) -> bool:
     return session.scalar(select(Daemon.epoch).where(IS_LIVE).limit(1)) is not None
 
 
-def tokens_per_second(session: Session) -> float | None:
-    """What all live daemons do together; of the last one when there is none; None before anything has trained."""
-    last = select(Daemon).order_by(Daemon.epoch.desc()).limit(1)
-    found = live_daemons(session) or session.scalars(last).all()
+def tokens_per_second(session: Session, live: Sequence[Daemon]) -> float | None:
+    """What these daemons do together; of the last one when there are none; None before anything has trained."""
+    found = live or session.scalars(select(Daemon).order_by(Daemon.epoch.desc()).limit(1)).all()
     return sum(daemon.detail.get("tokens_per_second", 0.0) for daemon in found) or None
 
 

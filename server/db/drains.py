@@ -1,26 +1,38 @@
 """Statements on drains: the operator's wish that nothing trains, anywhere or in one daemon."""
 
 import time
+from collections.abc import Sequence
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from server.db.daemons import live_daemons
 from server.db.tables import Drain
 from server.ids import new_id
 
+_OPEN = select(Drain).where(Drain.ended_at.is_(None)).order_by(Drain.created_at.desc(), Drain.id)
+
+
+def open_drains(session: Session) -> Sequence[Drain]:
+    """Those in force, the newest first."""
+    return session.scalars(_OPEN).all()
+
+
+def first_for(drains: Sequence[Drain], daemon: str | None = None) -> Drain | None:
+    """The first of those that are for all daemons, or for those of this name."""
+    return next((drain for drain in drains if drain.daemon in (None, daemon)), None)
+
 
 def open_drain(session: Session, daemon: str | None = None) -> Drain | None:
     """The newest drain in force of those that are for all daemons, or for those of this name."""
-    is_its = or_(Drain.daemon.is_(None), Drain.daemon == daemon)
-    newest = select(Drain).where(Drain.ended_at.is_(None), is_its).order_by(Drain.created_at.desc(), Drain.id)
-    return session.scalar(newest.limit(1))
+    return first_for(open_drains(session), daemon)
 
 
 def is_at_rest(session: Session, drain: Drain) -> bool:
     """Whether no live daemon that it is for trains, or will before it has seen the drain."""
+    drains = open_drains(session)
     concerned = [one for one in live_daemons(session) if drain.daemon in (None, one.name)]
-    in_force = [(one, open_drain(session, one.name)) for one in concerned]
+    in_force = [(one, first_for(drains, one.name)) for one in concerned]
     return all(newest is not None and one.rests_under == newest.id for one, newest in in_force)
 
 

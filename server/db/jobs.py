@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import Select, bindparam, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from server.db import events
@@ -14,6 +14,8 @@ from server.db.tables import Adapter, Job, RecoveryPoint, Run
 from server.errors import MixloomError, not_found
 from server.ids import new_id
 from server.states import ENDED, JobStatus, sources
+
+_JOB = select(Job).where(Job.tenant_id == bindparam("tenant_id"), Job.id == bindparam("job_id"))
 
 
 def _of_tenant(tenant_id: str) -> Select[Any]:
@@ -32,16 +34,16 @@ def add_job(session: Session, job: Job) -> None:
 
 def get_job(session: Session, tenant_id: str, job_id: str) -> Job:
     """Raises 404 for a job that is not this tenant's."""
-    return _found(session, _of_tenant(tenant_id).where(Job.id == job_id), job_id)
+    return _found(session, _JOB, tenant_id, job_id)
 
 
 def lock_job(session: Session, tenant_id: str, job_id: str) -> Job:
     """As `get_job`; nobody else changes the job until this transaction ends."""
-    return _found(session, _of_tenant(tenant_id).where(Job.id == job_id).with_for_update(), job_id)
+    return _found(session, _JOB.with_for_update(), tenant_id, job_id)
 
 
-def _found(session: Session, statement: Select[Any], job_id: str) -> Job:
-    job: Job | None = session.scalar(statement)
+def _found(session: Session, statement: Select[Any], tenant_id: str, job_id: str) -> Job:
+    job: Job | None = session.scalar(statement, {"tenant_id": tenant_id, "job_id": job_id})
     if job is None:
         raise not_found("job", job_id)
     return job

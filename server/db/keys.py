@@ -2,21 +2,24 @@
 
 import time
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from server.db.pages import Page, fetch_page
 from server.db.tables import Key, Tenant
 from server.ids import new_id
 
+_VALID = (
+    select(Key.id, Key.tenant_id)
+    .join(Tenant, Tenant.id == Key.tenant_id)
+    .where(Key.secret_hash == bindparam("secret_hash"), Key.revoked_at.is_(None), Tenant.deleted_at.is_(None))
+)
 
-def find_valid(session: Session, secret_hash: str) -> Key | None:
-    """The key with this hash, if neither it nor its tenant is gone."""
-    return session.scalar(
-        select(Key)
-        .join(Tenant, Tenant.id == Key.tenant_id)
-        .where(Key.secret_hash == secret_hash, Key.revoked_at.is_(None), Tenant.deleted_at.is_(None))
-    )
+
+def find_valid(session: Session, secret_hash: str) -> tuple[str, str] | None:
+    """The ids of the key with this hash and of its tenant, if neither is gone."""
+    found = session.execute(_VALID, {"secret_hash": secret_hash}).one_or_none()
+    return None if found is None else (found.id, found.tenant_id)
 
 
 def add_key(session: Session, tenant_id: str, name: str, shown: str, secret_hash: str) -> Key:

@@ -39,7 +39,7 @@ def _losses_by_set(job: Job) -> list[str]:
     return ["train_loss", "valid_loss"] if held_out else ["train_loss"]
 
 
-def _flat(job: Job, values: Sequence[Any]) -> list[Any]:
+def flat(job: Job, values: Sequence[Any]) -> list[Any]:
     """A row of `COLUMNS` and `BY_SET` in the order of `column_names`."""
     *row, train_losses, valid_losses = values
     by_set = {"train_loss": train_losses, "valid_loss": valid_losses}
@@ -55,12 +55,13 @@ def read_metrics(session: Session, job: Job, *, from_step: int, every: int | Non
     """
     wanted = (Metric.job_id == job.id, Metric.step >= from_step)
     if every is None:
-        count = session.scalar(select(func.count()).where(*wanted)) or 0
+        may_be_many = job.total_steps - from_step >= MAX_ROWS
+        count = (session.scalar(select(func.count()).where(*wanted)) or 0) if may_be_many else 0
         every = max(1, -(-count // MAX_ROWS))
     statement = select(*COLUMNS, *BY_SET).where(*wanted).order_by(Metric.step)
     if every > 1:
         statement = statement.where(_kept(session, wanted, every))
-    return [_flat(job, row) for row in session.execute(statement)], every
+    return [flat(job, row) for row in session.execute(statement)], every
 
 
 def _kept(session: Session, wanted: Sequence[ColumnElement[bool]], every: int) -> ColumnElement[bool]:
@@ -72,21 +73,3 @@ def list_expert_loads(session: Session, job: Job, page: Page) -> tuple[list[Expe
     """A page of the steps whose loads are kept, and whether more follow."""
     scope = select(ExpertLoads).where(ExpertLoads.job_id == job.id)
     return fetch_page(session, scope, page, identity=ExpertLoads.step, order=(ExpertLoads.step,))
-
-
-def latest_metrics(session: Session, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
-    """The newest row of each job that has one, by job: column name -> value."""
-    by_id = {job.id: job for job in jobs}
-    newest = (
-        select(Metric.job_id, func.max(Metric.step).label("step"))
-        .where(Metric.job_id.in_(by_id))
-        .group_by(Metric.job_id)
-        .subquery()
-    )
-    statement = select(Metric.job_id, *COLUMNS, *BY_SET).join(
-        newest, (Metric.job_id == newest.c.job_id) & (Metric.step == newest.c.step)
-    )
-    return {
-        job_id: dict(zip(column_names(by_id[job_id]), _flat(by_id[job_id], row), strict=True))
-        for job_id, *row in session.execute(statement)
-    }

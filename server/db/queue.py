@@ -3,70 +3,77 @@
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import case, func, select
+from sqlalchemy import Float, bindparam, case, cast, func, or_, select
 from sqlalchemy.orm import Session
 
-from server.db.bases import find_base
+from server.db.bases import NEWEST
 from server.db.daemons import live_daemons, tokens_per_second
-from server.db.drains import open_drain
-from server.db.tables import Daemon, Job, Tenant
+from server.db.drains import first_for, open_drains
+from server.db.tables import Base, Daemon, Drain, Job, Tenant
 from server.outlook import OpenDrain, Outlook, QueuedJob, Service
 from server.states import RESIDENT, JobStatus
 
-_ACTIVE = (JobStatus.QUEUED, *RESIDENT)
+_IS_ACTIVE = Job.status.in_((JobStatus.QUEUED, *RESIDENT))
+_BUSY = select(Tenant.share).where(select(Job.id).where(Job.tenant_id == Tenant.id, _IS_ACTIVE).exists()).subquery()
+_STATE = select(
+    NEWEST.with_only_columns(Base.hash).scalar_subquery(),
+    select(func.count()).where(Job.status.in_(RESIDENT)).scalar_subquery(),
+    select(func.sum(_BUSY.c.share)).scalar_subquery(),
+)
+_LEFT = cast(Job.total_tokens - Job.tokens, Float)
+_ORDER: dict[str, Any] = {
+    "partition_by": Job.tenant_id,
+    "order_by": (case((Job.status.in_(RESIDENT), 0), else_=1), Job.weight.desc(), Job.number),
+}
+_QUEUES = (
+    select(
+        *(Job.tenant_id, Tenant.share, Job.id, Job.status, Job.weight, _LEFT.label("tokens_left")),
+        func.row_number().over(**_ORDER).label("place"),
+        func.sum(_LEFT).over(**_ORDER).label("tokens_until"),
+    )
+    .join(Tenant, Tenant.id == Job.tenant_id)
+    .where(Job.tenant_id.in_(bindparam("tenant_ids", expanding=True)), _IS_ACTIVE)
+    .subquery()
+)
+_JOBS = select(_QUEUES).where(
+    or_(_QUEUES.c.place <= bindparam("places"), _QUEUES.c.id.in_(bindparam("job_ids", expanding=True)))
+)
 
 
-def read_outlook(session: Session, *, max_resident_runs: int, tenant_id: str | None = None) -> Outlook:
-    """The queue now. With `tenant_id` no other tenant's jobs are read: they do not matter to its answers."""
-    live = live_daemons(session)
-    drain = open_drain(session)
-    num_resident = session.scalar(select(func.count()).where(Job.status.in_(RESIDENT))) or 0
+def read_outlook(session: Session, jobs: Sequence[Job], *, max_resident_runs: int) -> Outlook:
+    """The queue now, as far as it matters to these jobs."""
+    live, drains = live_daemons(session), open_drains(session)
+    drain = first_for(drains)
+    base_hash, num_resident, total_share = session.execute(_STATE).one()
+    num_places = max_resident_runs * max(1, len(live))
+    wanted = {"tenant_ids": sorted({job.tenant_id for job in jobs}), "job_ids": [job.id for job in jobs]}
+    shares: dict[str, float] = {}
+    queues: dict[str, list[QueuedJob]] = defaultdict(list)
+    for tenant_id, share, *queued in session.execute(_JOBS, {**wanted, "places": num_places}):
+        shares[tenant_id] = share / total_share
+        queues[tenant_id].append(QueuedJob(*queued))
     return Outlook(
         now=time.time(),
         is_daemon_live=bool(live),
-        services=_services(session, live),
+        services=_services(base_hash, live, drains),
         drain=OpenDrain(reason=drain.reason) if drain else None,
-        tokens_per_second=tokens_per_second(session),
-        free_places=max(0, max_resident_runs * max(1, len(live)) - num_resident),
-        shares=_shares(session),
-        jobs=_active_jobs(session, tenant_id),
+        tokens_per_second=tokens_per_second(session, live),
+        free_places=max(0, num_places - num_resident),
+        shares=shares,
+        jobs=queues,
     )
 
 
-def _services(session: Session, live: Sequence[Daemon]) -> dict[str, Service]:
+def _services(newest_hash: str | None, live: Sequence[Daemon], drains: Sequence[Drain]) -> dict[str, Service]:
     """Of the bases of live daemons, and of the one that is in force while a daemon still loads it."""
-    base = find_base(session)
-    services = {base.hash: Service()} if base else {}
+    services = {newest_hash: Service()} if newest_hash else {}
     for base_hash in {one.base_hash for one in live if one.base_hash}:
         of_base = [one for one in live if one.base_hash == base_hash]
-        drains = [open_drain(session, one.name) for one in of_base]
-        in_force = [drain for drain in drains if drain is not None]
+        in_force = [drain for one in of_base if (drain := first_for(drains, one.name)) is not None]
         services[base_hash] = Service(
             drain=OpenDrain(reason=in_force[0].reason) if len(in_force) == len(of_base) else None,
             is_disk_full=all(one.state == "disk_full" for one in of_base),
         )
     return services
-
-
-def _shares(session: Session) -> dict[str, float]:
-    active = select(Job.tenant_id).where(Job.status.in_(_ACTIVE))
-    tenants = session.execute(select(Tenant.id, Tenant.share).where(Tenant.id.in_(active)))
-    shares = {row.id: row.share for row in tenants}
-    total = sum(shares.values())
-    return {tenant_id: share / total for tenant_id, share in shares.items()}
-
-
-def _active_jobs(session: Session, tenant_id: str | None) -> dict[str, list[QueuedJob]]:
-    is_waiting = case((Job.status.in_(RESIDENT), 0), else_=1)
-    statement = (
-        select(Job.tenant_id, Job.id, Job.status, Job.weight, Job.total_tokens - Job.tokens)
-        .where(Job.status.in_(_ACTIVE))
-        .order_by(is_waiting, Job.weight.desc(), Job.number)
-    )
-    if tenant_id is not None:
-        statement = statement.where(Job.tenant_id == tenant_id)
-    jobs: dict[str, list[QueuedJob]] = defaultdict(list)
-    for tenant, id_, status, weight, tokens_left in session.execute(statement):
-        jobs[tenant].append(QueuedJob(id=id_, status=status, weight=weight, tokens_left=tokens_left))
-    return jobs

@@ -1,5 +1,6 @@
 """When a job may start and end, from the queue at one moment."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -8,11 +9,20 @@ from server.outlook import Expectation, OpenDrain, Outlook, QueuedJob, Service
 from server.states import Reason
 
 
-def job(id_: str, tokens_left: int, status: str = "queued", weight: int = 4) -> QueuedJob:
-    return QueuedJob(id=id_, status=status, weight=weight, tokens_left=tokens_left)
+def job(id_: str, tokens_left: int, status: str = "queued", weight: int = 4) -> dict[str, Any]:
+    return {"id": id_, "status": status, "weight": weight, "tokens_left": tokens_left}
 
 
-def outlook(*jobs: QueuedJob, **changes: Any) -> Outlook:
+def in_line(*jobs: dict[str, Any]) -> list[QueuedJob]:
+    """One behind the other."""
+    until = itertools.accumulate(job["tokens_left"] for job in jobs)
+    return [
+        QueuedJob(**job, place=place, tokens_until=sum_)
+        for place, (job, sum_) in enumerate(zip(jobs, until, strict=True), 1)
+    ]
+
+
+def outlook(*jobs: dict[str, Any], **changes: Any) -> Outlook:
     values: dict[str, Any] = {
         "now": 1000.0,
         "is_daemon_live": True,
@@ -21,7 +31,7 @@ def outlook(*jobs: QueuedJob, **changes: Any) -> Outlook:
         "tokens_per_second": 10.0,
         "free_places": 0,
         "shares": {"ten": 1.0},
-        "jobs": {"ten": jobs},
+        "jobs": {"ten": in_line(*jobs)},
     }
     return Outlook(**{**values, **changes})
 

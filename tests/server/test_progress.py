@@ -54,7 +54,7 @@ def test_metrics_are_rows_or_csv(alice: Caller, services: Services) -> None:
 
 
 def test_more_than_10000_steps_are_thinned_and_say_so(alice: Caller, services: Services) -> None:
-    job = submit(alice)["id"]
+    job = submit(alice, training={"max_steps": 10_002})["id"]
     add_metric(services, job, 1)
     with services.database.write() as session:
         row = session.query(Metric).one()

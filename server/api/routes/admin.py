@@ -27,7 +27,7 @@ def list_queue(admin: AdminDep, services: ServicesDep, page: PageDep) -> dict[st
     with services.database.read() as session:
         found, has_more = jobs.list_unfinished(session, page)
         owners = tenants.find_tenants(session, [job.tenant_id for job in found])
-        outlook = read_outlook(session, max_resident_runs=services.settings.max_resident_runs)
+        outlook = read_outlook(session, found, max_resident_runs=services.settings.max_resident_runs)
     return list_answer([_queue_entry(job, owners[job.tenant_id], outlook) for job in found], has_more)
 
 

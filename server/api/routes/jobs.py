@@ -17,7 +17,7 @@ from server.api.routing import new_router
 from server.api.services import Services
 from server.api.submission import prepare, submit
 from server.db import idempotency, jobs
-from server.db.daemons import tokens_per_second
+from server.db.daemons import live_daemons, tokens_per_second
 from server.db.idempotency import Sent
 from server.db.tables import Job
 from server.errors import MixloomError
@@ -64,7 +64,7 @@ def estimate_job(services: ServicesDep, tenant: TenantDep, body: JobCreate) -> d
     """What a job would be and cost; nothing is kept. `seconds` is null until the daemon has trained."""
     submission = prepare(services, tenant, body)
     with services.database.read() as session:
-        speed = tokens_per_second(session)
+        speed = tokens_per_second(session, live_daemons(session))
     parameters = resolve.num_parameters(submission.adapter, submission.base)
     tokens = submission.total_tokens
     return {

@@ -111,7 +111,7 @@ def _choose(session: Session, job: Job, checkpoint: str | None) -> Adapter:
     if checkpoint is None:
         return adapters.newest_checkpoint(session, job)
     if checkpoint == "best":
-        found = adapters.best_checkpoints(session, [job.id]).get(job.id)
+        found = adapters.best_checkpoint(session, job)
         if found is None:
             raise MixloomError(
                 "no_best_checkpoint",
