@@ -4,7 +4,21 @@ import os
 import sys
 from importlib import import_module
 
-NAMES = ("throughput", "sweep", "paper", "learning", "costs", "plan", "schedule", "api", "soak", "recovery", "chaos")
+NAMES = (
+    "throughput",
+    "sweep",
+    "paper",
+    "learning",
+    "costs",
+    "plan",
+    "schedule",
+    "api",
+    "soak",
+    "recovery",
+    "chaos",
+    "memory",
+    "memory_model",
+)
 
 
 def main(arguments: list[str]) -> int:

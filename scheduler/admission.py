@@ -1,6 +1,6 @@
 """Which waiting run becomes resident, and which gives way: by places, and by bytes where they are known."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -17,7 +17,7 @@ class Wait(StrEnum):
 
 
 class Occupancy:
-    """Places and bytes, as runs come and go. A pass is reckoned at the whole budget and the dearest token."""
+    """Places and bytes, as runs come and go. Each token of a pass is reckoned as the dearest."""
 
     def __init__(self, snapshot: Snapshot, footprints: Iterable[Footprint] = ()):
         self._snapshot = snapshot
@@ -36,16 +36,24 @@ class Occupancy:
         return len(self._footprints) < self._snapshot.max_resident_runs
 
     def has_bytes(self, run: WaitingRun) -> bool:
-        """Whether it fits beside the others, with a pass of the whole budget."""
+        """Whether it fits beside the others, with the pass that must be possible."""
         if self._snapshot.memory is None:
             return True
         all_ = [*self._footprints, run.footprint]
-        a_pass = self._snapshot.token_budget * max(footprint.per_token for footprint in all_)
-        return sum(footprint.resident for footprint in all_) + a_pass <= self._snapshot.memory
+        tokens = self._snapshot.least_budget or self._snapshot.token_budget
+        a_pass = tokens * max(footprint.per_token for footprint in all_)
+        return a_pass <= _left(self._snapshot.memory, all_)
 
     def fits(self, run: WaitingRun) -> bool:
         """Whether it may become resident now."""
         return self.has_place() and self.has_bytes(run)
+
+
+def fitting_budget(memory: int, footprints: Iterable[Footprint], *, least: int, most: int) -> int:
+    """As many tokens as fit into a pass beside these runs: B where it is not fixed."""
+    runs = list(footprints)
+    dearest = max((footprint.per_token for footprint in runs), default=0)
+    return most if not dearest else max(least, min(most, _left(memory, runs) // dearest))
 
 
 def admissions(snapshot: Snapshot) -> list[WaitingRun]:
@@ -148,6 +156,12 @@ def _next_to_go(snapshot: Snapshot, staying: dict[str, list[ResidentRun]]) -> Re
     _, victim = max(candidates, key=lambda candidate: candidate[0])
     next(runs for runs in staying.values() if victim in runs).remove(victim)
     return victim
+
+
+def _left(memory: int, footprints: Sequence[Footprint]) -> int:
+    """For a pass beside these runs, one of which is being saved."""
+    copy = max((footprint.copy for footprint in footprints), default=0)
+    return memory - sum(footprint.resident for footprint in footprints) - copy
 
 
 def _footprints(snapshot: Snapshot) -> list[Footprint]:

@@ -19,6 +19,7 @@ class Footprint:
     """What a run takes of the memory, in bytes. The default is for who counts places alone."""
 
     resident: int = 0  # adapter, gradient and moments, as long as it is resident
+    copy: int = 0  # of it, while it is saved: one run's at a time
     per_token: int = 0  # of a pass that it rides in, for each token of the pass
 
 
@@ -73,6 +74,7 @@ class Snapshot:
     max_microbatch_cost: int  # L: no microbatch costs more
     fill_min: int  # tokens below which a pass wastes the machine
     max_resident_runs: int
+    least_budget: int | None = None  # tokens of a pass that must fit beside who comes into memory; None: B
     memory: int | None = None  # bytes for resident runs and one pass, base and reserve taken off; None: not counted
     min_stay: int = 0  # Q: cost that a run is served before it may have to give way
     floor: float  # the last plan's

@@ -3,7 +3,7 @@
 import os
 import socket
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, FilePath, field_validator, model_validator
 from pydantic_settings import (
@@ -42,7 +42,17 @@ class Settings(BaseSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the engine computes.")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 takes every core.")
-    token_budget: int = Field(4096, ge=256, le=8192, description="Most tokens in one gang (one pass).")
+    memory_limit_gib: float | None = Field(
+        None,
+        gt=0,
+        description="Memory that the engine may take, with the base (on CUDA: of the GPU); without it 80 % of what is "
+        "free at start. Runs come into memory as far as they and their passes fit.",
+    )
+    token_budget: Annotated[int, Field(ge=256, le=8192)] | Literal["auto"] = Field(
+        "auto",
+        description="Most tokens in one gang (one pass); auto: as many as fit into memory beside the resident runs, "
+        "and at most 4,096.",
+    )
     microbatch_tokens: int = Field(
         1024, ge=64, le=8192, description="Most tokens in one microbatch of a new job; also its longest row."
     )

@@ -49,7 +49,7 @@ class Reason(StrEnum):
 
 REASONS = {
     Reason.FAIR_SHARE: "It waits for its turn: other jobs hold the places in memory.",
-    Reason.MEMORY: "It waits for memory.",
+    Reason.MEMORY: "It waits for memory: it does not fit beside the jobs that train now.",
     Reason.DRAINING: "The operator is draining the server; it goes on after `mixloom admin undrain`.",
     Reason.DISK: "The server's disk is full; it goes on when there is space.",
     Reason.WAITING_FOR_BASE: "It waits for a server with the base model that it was submitted for.",

@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 from sqlalchemy.orm import Session
 
 from engine.engine import Engine
+from scheduler.admission import Wait
 from scheduler.plan import Plan, plan
 from scheduler.promise import longest_waits
+from scheduler.snapshot import Snapshot
 from server.daemon.books import Books
 from server.daemon.pace import Pace
 from server.daemon.passes import Passes, Riding
 from server.daemon.program import Diverged, Evaluation, StepReport
 from server.daemon.pulse import Pulse
+from server.daemon.room import Room
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
 from server.daemon.snapshot import take_snapshot
@@ -64,7 +67,9 @@ class Loop:
         fill_min: int = FILL_MIN,
         pulse: Pulse,
         stopping: threading.Event,
+        room: Room | None = None,
     ):
+        """Without `room` nobody counts bytes."""
         self.engine = engine
         self.books = books
         self.settings = settings
@@ -75,6 +80,8 @@ class Loop:
         self.fill_min = fill_min
         self.pulse = pulse
         self.stopping = stopping
+        self.room = room
+        self.short_of_bytes: set[str] | None = None  # runs, as last written; None: not known
         self.drain: Drain | None = None
         self.told: tuple[str, str | None] = ("ready", None)  # the state, and the drain that we rest under
         self.disk = Disk(settings)
@@ -224,9 +231,11 @@ class Loop:
                 floor=self.floor,
                 draining=self.draining or self.is_trying,
                 sampled=sampled,
+                room=self.room,
             )
             decision = plan(snapshot)
             if not decision.admit or not may_admit:
+                self._tell_who_waits(snapshot, decision)
                 self.longest_wait = max(longest_waits(snapshot).values(), default=0)
                 return decision
             wanted = decision.admit[: 1 if self.has_company else None]  # who has company leaves the others some
@@ -236,6 +245,21 @@ class Loop:
             lifts = {run_id: decision.run_lifts[run_id] for run_id in claimed if run_id in decision.run_lifts}
             with self.books.write() as session:
                 accounts.charge(session, rises={}, run_rises=lifts, costs={}, refunds={})
+
+    def _tell_who_waits(self, snapshot: Snapshot, decision: Plan) -> None:
+        """Who waits for bytes is in the books; who could never have them ends, unless another daemon may."""
+        waiting = [one.waiting for one in snapshot.tenants if one.waiting is not None]
+        too_large = [run for run in waiting if decision.waits.get(run.run_id) is Wait.TOO_LARGE]
+        short = {run_id for run_id, wait in decision.waits.items() if wait is Wait.MEMORY}
+        if self.has_company:
+            short |= {run.run_id for run in too_large}
+        else:
+            for run in too_large:
+                self.roster.refuse(run, snapshot)
+        if short != self.short_of_bytes:
+            with self.books.write() as session:
+                runs.tell_short_of_bytes(session, self.engine.base.hash, short)
+            self.short_of_bytes = short
 
     def _gang(self, decision: Plan) -> list[Riding]:
         for resident in self.residents:

@@ -20,6 +20,7 @@ from engine import base_model, sources
 from engine.base_model import BaseModel
 from engine.engine import Engine
 from engine.errors import EngineError
+from engine.memory import measure
 from engine.probe import choose_device, choose_dtype, fewest_rows, probe
 from server.daemon.books import Books
 from server.daemon.heart import Heart, hold_to_supervisor
@@ -27,8 +28,10 @@ from server.daemon.lock import hold
 from server.daemon.loop import Loop
 from server.daemon.publish import base_row, publish_tokenizer
 from server.daemon.pulse import Pulse
+from server.daemon.room import Room, limit_bytes
 from server.daemon.roster import Roster
 from server.daemon.sampler import Sampler
+from server.daemon.snapshot import most_tokens
 from server.daemon.upkeep import clear_orphans
 from server.daemon.writer import Writer
 from server.db import bases, daemons
@@ -70,6 +73,7 @@ class Served:
 
     engine: Engine
     row: Base
+    room: Room
     fill_min: int
     pass_seconds: float  # of a full pass, were it as fast as the probe
 
@@ -136,6 +140,7 @@ class Daemon:
                     fill_min=served.fill_min,
                     pulse=pulse,
                     stopping=self.stopping,
+                    room=served.room,
                 )
                 with books.write() as session:
                     bases.publish(session, served.row)
@@ -148,16 +153,18 @@ class Daemon:
         log.info("stopped", extra={"fields": {"epoch": books.epoch}})
 
     def _load(self) -> Served:
+        limit = limit_bytes(self.settings, torch.device(choose_device(self.settings.device)))
         base, probed, source = _load_base(self.settings)
         key = publish_tokenizer(self.store, base, source, self.settings)
-        row = base_row(base, source=source, folder_key=key, probed=probed)
-        flops = 6 * base.num_parameters * self.settings.token_budget
+        row = base_row(base, source=source, folder_key=key, probed=probed, memory=measure(base))
+        room = Room.beside(row, limit, base.device)
+        flops = 6 * base.num_parameters * most_tokens(self.settings)
         speed = probed.get(row.dtype, 0.0) * 1e9
         fill_min = fewest_rows(base, self.settings.microbatch_tokens)
         engine = Engine(base)
         gc.collect()
         gc.freeze()  # torch, the base and all else that stays: no later collection walks through it
-        return Served(engine, row, fill_min, flops / speed if speed else 0.0)
+        return Served(engine, row, room, fill_min, flops / speed if speed else 0.0)
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
         """First: save every run at its next optimizer step and end. Second: end now."""

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from engine.base_model import BaseModel, Fingerprint
 from engine.errors import EngineError
 from engine.exactness import failing_facts
+from engine.memory import BaseMemory
 from server.db.tables import Base
 from server.settings import Settings
 from server.store import LocalStore
@@ -51,7 +52,7 @@ def publish_tokenizer(store: LocalStore, base: BaseModel, source: Path, settings
     return key
 
 
-def base_row(base: BaseModel, *, source: Path, folder_key: str, probed: dict[str, float]) -> Base:
+def base_row(base: BaseModel, *, source: Path, folder_key: str, probed: dict[str, float], memory: BaseMemory) -> Base:
     """What the API may know of the base."""
     return Base(
         hash=base.hash,
@@ -72,4 +73,5 @@ def base_row(base: BaseModel, *, source: Path, folder_key: str, probed: dict[str
         },
         published_at=time.time(),
         activation=base.activation_name,
+        memory=asdict(memory),
     )

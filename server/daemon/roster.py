@@ -16,6 +16,7 @@ from engine.engine import Engine
 from engine.errors import EngineError
 from engine.run import Run
 from scheduler.cost import Prices
+from scheduler.snapshot import Snapshot, WaitingRun
 from server.daemon.books import Books
 from server.daemon.last_good import Candidate, last_good
 from server.daemon.memory import is_out_of_memory
@@ -132,6 +133,24 @@ class Roster:
                 events.record(session, job, "running", message, {"step": step})
         if moved:
             self.residents[row.id] = resident
+
+    def refuse(self, run: WaitingRun, snapshot: Snapshot) -> None:
+        """End the job of a run that would not fit into an empty machine."""
+        tokens = snapshot.least_budget or snapshot.token_budget
+        a_pass = tokens * run.footprint.per_token
+        message = _NEVER_FITS.format(
+            bytes=run.footprint.resident + run.footprint.copy + a_pass,
+            resident=run.footprint.resident,
+            copy=run.footprint.copy,
+            a_pass=a_pass,
+            tokens=tokens,
+            memory=snapshot.memory,
+        )
+        error = {"code": "out_of_memory", "message": message}
+        with self.books.write() as session:
+            job = runs.lock_queued_job(session, run.run_id)
+            if job is not None and runs.move(session, job.id, JobStatus.FAILED, finished_at=time.time(), error=error):
+                events.record(session, job, "failed", message, {"code": error["code"]})
 
     def save(self, resident: Resident, then: Callable[[], None] | None = None) -> None:
         """Write a recovery point of a run between two units; `then` runs when it is published."""
@@ -299,6 +318,11 @@ _NOTHING_GOOD = (
 _TOO_LARGE_ALONE = (
     "The adapter with its gradient and its moments takes {bytes} bytes, which leave no memory for its optimizer step "
     "or for the copy that is saved. Use fewer experts, fewer target modules or a smaller rank."
+)
+_NEVER_FITS = (
+    "This job needs {bytes} bytes: {resident} for its adapter, gradient and moments, {copy} for the copy that is "
+    "saved, {a_pass} for a pass of {tokens} tokens. This server has {memory} beside its base. Use fewer experts, fewer "
+    "target modules or a smaller rank."
 )
 _TOO_LARGE = (
     "The adapter with its gradient and its moments needs {bytes} bytes, which do not fit into memory beside the other "

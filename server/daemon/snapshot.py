@@ -2,13 +2,19 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from typing import Any
 
-from scheduler.snapshot import Microbatch, ResidentRun, Snapshot, Tenant, WaitingRun
+from scheduler.admission import fitting_budget
+from scheduler.snapshot import Footprint, Microbatch, ResidentRun, Snapshot, Tenant, WaitingRun
 from server.daemon.books import Books
 from server.daemon.program import Work
+from server.daemon.room import Room
 from server.daemon.roster import Resident
-from server.db import accounts
+from server.db import accounts, runs
 from server.settings import Settings
+
+MOST_TOKENS = 4096
+"""Of a gang where the budget is `auto`: larger passes are no faster."""
 
 
 def cost_of(resident: Resident, work: Work, *, opens_step: bool) -> int:
@@ -43,6 +49,7 @@ def take_snapshot(
     floor: float,
     draining: bool,
     sampled: Mapping[str, int],
+    room: Room | None = None,
 ) -> Snapshot:
     """One read of the database: the tenants with a run in memory or samples to pay, and those who may be next.
 
@@ -52,11 +59,18 @@ def take_snapshot(
     with books.read() as session:
         accounts_ = accounts.read_accounts(session, base_hash, named=named, num_others=settings.max_resident_runs)
         counters = accounts.run_counters(session, [resident.run_id for resident in residents])
+        waiting = runs.adapter_configs(session, [one.next.run_id for one in accounts_ if one.next and room])
     by_tenant: dict[str, list[ResidentRun]] = defaultdict(list)
     for resident in residents:
         if resident.run_id in counters:
-            by_tenant[resident.job.tenant_id].append(_resident_run(resident, counters[resident.run_id]))
+            footprint = _footprint(room, resident.job.adapter)
+            by_tenant[resident.job.tenant_id].append(_resident_run(resident, counters[resident.run_id], footprint))
     heads = [head for resident_runs in by_tenant.values() for run in resident_runs for head in run.microbatches]
+    least, most = _budget(settings, fill_min, max((head.tokens for head in heads), default=1))
+    if room is not None:
+        most = fitting_budget(
+            room.memory, [_footprint(room, one.job.adapter) for one in residents], least=least, most=most
+        )
     return Snapshot(
         tenants=tuple(
             Tenant(
@@ -65,12 +79,16 @@ def take_snapshot(
                 counter=one.counter,
                 backlogged=one.backlogged,
                 resident=tuple(by_tenant[one.tenant_id]),
-                waiting=None if one.next is None else WaitingRun(**vars(one.next)),
+                waiting=None
+                if one.next is None
+                else WaitingRun(**vars(one.next), footprint=_footprint(room, waiting.get(one.next.run_id))),
                 sampled=sampled.get(one.tenant_id, 0),
             )
             for one in accounts_
         ),
-        token_budget=max(settings.token_budget, *(head.tokens for head in heads), 1),
+        token_budget=most,
+        least_budget=least,
+        memory=None if room is None else room.memory,
         max_microbatch_cost=max(settings.microbatch_tokens, *(head.cost for head in heads), 1),
         fill_min=fill_min,
         max_resident_runs=settings.max_resident_runs,
@@ -80,7 +98,25 @@ def take_snapshot(
     )
 
 
-def _resident_run(resident: Resident, counter: float) -> ResidentRun:
+def most_tokens(settings: Settings) -> int:
+    """Of a gang, wherever memory allows."""
+    return MOST_TOKENS if settings.token_budget == "auto" else settings.token_budget
+
+
+def _budget(settings: Settings, fill_min: int, largest_head: int) -> tuple[int, int]:
+    """(the tokens that a pass must be able to hold, the most that a gang may)."""
+    most = max(most_tokens(settings), largest_head)
+    if settings.token_budget != "auto":
+        return most, most
+    least = max(settings.microbatch_tokens, fill_min, largest_head)
+    return least, max(least, most)
+
+
+def _footprint(room: Room | None, adapter: Mapping[str, Any] | None) -> Footprint:
+    return Footprint() if room is None or adapter is None else room.footprint(adapter)
+
+
+def _resident_run(resident: Resident, counter: float, footprint: Footprint) -> ResidentRun:
     return ResidentRun(
         run_id=resident.run_id,
         weight=resident.job.weight,
@@ -89,4 +125,5 @@ def _resident_run(resident: Resident, counter: float) -> ResidentRun:
         microbatches=offers(resident),
         served=resident.served,
         leaving=resident.is_closing or resident.is_evicted,
+        footprint=footprint,
     )

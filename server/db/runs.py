@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from server.db import accounts, events
 from server.db.tables import Adapter, Event, ExpertLoads, Job, Metric, Run
-from server.states import RESIDENT, JobStatus, sources
+from server.states import RESIDENT, JobStatus, Reason, sources
 
 SUSPECT_CRASHES = 3
 """After so many crashes of daemons that held it a run is tried alone: see `release`."""
@@ -228,3 +228,27 @@ def surplus_checkpoints(session: Session, job_id: str, keep: int) -> list[Adapte
     scored = [row for row in rows if row.valid_loss is not None]
     best = min(scored, key=lambda row: (row.valid_loss or 0.0, row.step), default=None)
     return [row for row in rows[keep:] if row is not best and not row.final]
+
+
+def lock_queued_job(session: Session, run_id: str) -> Job | None:
+    """The job of a run, which nobody can claim before this transaction ends; None if it does not wait any more."""
+    waiting = select(Job).join(Run, Run.job_id == Job.id).where(Run.id == run_id, Job.status == JobStatus.QUEUED)
+    return session.scalar(waiting.with_for_update(of=Job))
+
+
+_ADAPTERS = (
+    select(Run.id, Job.adapter).join(Job, Run.job_id == Job.id).where(Run.id.in_(bindparam("run_ids", expanding=True)))
+)
+
+
+def adapter_configs(session: Session, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The resolved adapter of each run."""
+    return {row.id: row.adapter for row in session.execute(_ADAPTERS, {"run_ids": run_ids})} if run_ids else {}
+
+
+def tell_short_of_bytes(session: Session, base_hash: str, run_ids: Collection[str]) -> None:
+    """Note that these runs wait for memory, and no others of this base."""
+    jobs = select(Run.job_id).where(Run.id.in_(run_ids))
+    here = update(Job).where(Job.base_hash == base_hash).execution_options(synchronize_session=False)
+    session.execute(here.where(Job.reason == Reason.MEMORY, Job.id.not_in(jobs)).values(reason=None))
+    session.execute(here.where(Job.status == JobStatus.QUEUED, Job.id.in_(jobs)).values(reason=Reason.MEMORY))

@@ -82,6 +82,7 @@ class Base(Table):
     probe: Mapped[dict[str, Any]]  # dtype -> GFLOP/s, and what exactness the machine keeps
     published_at: Mapped[float]
     activation: Mapped[str | None]  # of the feed-forward, in transformers' words; null: published by an older version
+    memory: Mapped[dict[str, Any] | None]  # `engine.memory.BaseMemory`; null: published by an older version
 
 
 class Dataset(Table):

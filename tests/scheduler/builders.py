@@ -12,6 +12,7 @@ def resident(
     served: int = 0,
     leaving: bool = False,
     gib: int = 0,
+    copy_gib: int = 0,
     per_token: int = 0,
 ) -> ResidentRun:
     """A resident run whose microbatches cost what they hold."""
@@ -23,12 +24,14 @@ def resident(
         microbatches=tuple(Microbatch(tokens=size, cost=size) for size in sizes),
         served=served,
         leaving=leaving,
-        footprint=Footprint(resident=gib << 30, per_token=per_token),
+        footprint=Footprint(resident=gib << 30, copy=copy_gib << 30, per_token=per_token),
     )
 
 
-def waiting(run_id: str, *, counter: float = 0.0, order: int = 0, gib: int = 0, per_token: int = 0) -> WaitingRun:
-    footprint = Footprint(resident=gib << 30, per_token=per_token)
+def waiting(
+    run_id: str, *, counter: float = 0.0, order: int = 0, gib: int = 0, copy_gib: int = 0, per_token: int = 0
+) -> WaitingRun:
+    footprint = Footprint(resident=gib << 30, copy=copy_gib << 30, per_token=per_token)
     return WaitingRun(run_id=run_id, counter=counter, order=order, footprint=footprint)
 
 
@@ -58,6 +61,7 @@ def snapshot(
     max_microbatch_cost: int = 100,
     fill_min: int = 0,
     max_resident_runs: int = 4,
+    least_budget: int | None = None,
     memory_gib: int | None = None,
     min_stay: int = 0,
     floor: float = 0.0,
@@ -69,6 +73,7 @@ def snapshot(
         max_microbatch_cost=max_microbatch_cost,
         fill_min=fill_min,
         max_resident_runs=max_resident_runs,
+        least_budget=least_budget,
         memory=None if memory_gib is None else memory_gib << 30,
         min_stay=min_stay,
         floor=floor,

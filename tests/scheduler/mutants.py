@@ -119,8 +119,8 @@ MUTANTS = [
         invariant="I9",
         fault="a pass takes no memory",
         file="admission.py",
-        before="for footprint in all_) + a_pass <= self._snapshot.memory",
-        after="for footprint in all_) <= self._snapshot.memory",
+        before="return a_pass <= _left(",
+        after="return 0 <= _left(",
         test=TENANCY,
     ),
     Mutant(

@@ -2,8 +2,9 @@
 
 import pytest
 
-from scheduler.admission import Wait
-from scheduler.plan import plan
+from scheduler.admission import Wait, fitting_budget
+from scheduler.plan import Plan, plan
+from scheduler.snapshot import Footprint
 from tests.scheduler.builders import resident, snapshot, tenant, waiting
 from tests.scheduler.simulation import Client, World, microbatches
 
@@ -290,6 +291,41 @@ def test_the_dearest_token_of_all_residents_counts():
         )
     )
     assert (decision.admit, decision.waits) == ((), {"b1": Wait.MEMORY})
+
+
+def test_a_copy_of_one_run_counts_whoever_is_saved():
+    def admitted(copy_gib: int) -> tuple[str, ...]:
+        return plan(
+            snapshot(
+                tenant("a", resident("a1", 100, gib=4, copy_gib=2)),
+                tenant("b", next_run=waiting("b1", gib=4, copy_gib=copy_gib)),
+                **MEMORY,
+            )
+        ).admit
+
+    assert admitted(2) == ("b1",)
+    assert admitted(3) == ()
+
+
+def test_where_the_budget_follows_memory_only_the_least_pass_must_fit():
+    def decision(least: int) -> Plan:
+        a = tenant("a", resident("a1", 100, gib=4, per_token=4 * MIB))
+        b = tenant("b", next_run=waiting("b1", gib=4, per_token=MIB))
+        return plan(snapshot(a, b, least_budget=least, **MEMORY))
+
+    assert decision(512).admit == ("b1",)
+    assert decision(513).waits == {"b1": Wait.MEMORY}
+
+
+def test_a_budget_that_follows_memory_is_what_fits_between_the_least_and_the_most():
+    gib = 1 << 30
+
+    def budget(memory_gib: int) -> int:
+        runs = [Footprint(resident=gib, copy=gib, per_token=MIB), Footprint(resident=gib, per_token=4 * MIB)]
+        return fitting_budget(memory_gib * gib, runs, least=320, most=4096)
+
+    assert [budget(memory_gib) for memory_gib in (3, 5, 99)] == [320, 512, 4096]
+    assert fitting_budget(gib, [], least=320, most=4096) == 4096
 
 
 def test_runs_give_way_until_the_one_of_a_tenant_without_any_fits():

@@ -181,7 +181,9 @@ def test_an_estimate_says_what_a_job_would_be_and_keeps_nothing(
     estimate = alice.post("/jobs/estimate", json=body).json()
     assert (estimate["object"], estimate["steps"], estimate["rows"], estimate["seconds"]) == ("estimate", 20, 12, None)
     assert estimate["parameters"] == 2 * 2 * 128
-    assert estimate["bytes"] == {"adapter": 4 * 512, "memory": 16 * 512}
+    of_the_base = 5000 + 2000
+    assert of_the_base < estimate["bytes"].pop("token_of_a_pass") < 2 * of_the_base
+    assert estimate["bytes"] == {"adapter": 4 * 512, "recovery_point": 12 * 512, "memory": 16 * 512}
     assert alice.get("/jobs").json()["data"] == []
     assert services.store.list("jobs") == []
     publish_base(detail={"tokens_per_second": 50.0})

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import Header, Query, Response
 from sqlalchemy.orm import Session
 
-from server import resolve
+from server import memory, resolve
 from server.api.answers import dataset_answer, job_answers
 from server.api.deps import NEEDS_ROOM, ServicesDep, Tenant, TenantDep
 from server.api.lists import METADATA_PARAMETER, MetadataDep, PageDep, list_answer
@@ -82,7 +82,11 @@ def estimate_job(services: ServicesDep, tenant: TenantDep, body: JobCreate) -> d
         "parameters": parameters,
         "bytes": {
             "adapter": parameters * resolve.BYTES_PER_PARAMETER,
-            "memory": parameters * resolve.TRAINING_BYTES_PER_PARAMETER,
+            "recovery_point": memory.recovery_bytes(submission.adapter, submission.base),
+            "memory": memory.resident_bytes(submission.adapter, submission.base),
+            "token_of_a_pass": memory.token_bytes(submission.adapter, submission.base)
+            if submission.base.memory
+            else None,
         },
         "warnings": submission.notes,
     }

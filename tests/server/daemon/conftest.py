@@ -1,5 +1,6 @@
 """The real daemon on the real API's database, in this process: lives that are driven turn by turn."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 from engine import base_model
 from engine.base_model import BaseModel
 from engine.engine import Engine
+from engine.memory import measure
 from server.api.services import Services
 from server.daemon.books import Books
 from server.daemon.loop import Loop
 from server.daemon.publish import base_row, publish_tokenizer
 from server.daemon.pulse import Pulse
+from server.daemon.room import Room
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
 from server.daemon.upkeep import clear_orphans
@@ -53,6 +56,10 @@ def load_frozen(folder: Path, dtype: torch.dtype) -> Iterator[BaseModel]:
     torch.set_num_threads(before)
 
 
+memory_of = functools.cache(measure)
+"""What passes of a base take: measured once."""
+
+
 class Life:
     """One life of the daemon. Another one that begins fences it, as a restart does."""
 
@@ -64,8 +71,10 @@ class Life:
         *,
         supervisor: str = "the same",
         name: str = "one",
+        room: int | None = None,
         **changes: Any,
     ):
+        """`room`: bytes beside the base for runs and passes; None: nobody counts them."""
         self.services = services
         self.settings = Settings(
             **{**services.settings.model_dump(), "recovery_steps": 5, "token_budget": 1024, **changes}
@@ -75,12 +84,21 @@ class Life:
         engine, self.writer = Engine(base), Writer(services.store)
         self.roster = Roster(engine, self.books, services.store, self.writer, self.settings)
         sampler = Sampler(engine, self.books, services.store, self.settings)
-        pulse, stopping = Pulse(self.settings.hang_seconds), threading.Event()
-        books, roster, writer = self.books, self.roster, self.writer
-        self.loop = Loop(engine, books, self.settings, roster, sampler, writer, pulse=pulse, stopping=stopping)
         key = publish_tokenizer(services.store, base, folder, self.settings)
+        published = base_row(base, source=folder, folder_key=key, probed={}, memory=memory_of(base))
+        self.loop = Loop(
+            engine,
+            self.books,
+            self.settings,
+            self.roster,
+            sampler,
+            self.writer,
+            pulse=Pulse(self.settings.hang_seconds),
+            stopping=threading.Event(),
+            room=None if room is None else Room(published, room),
+        )
         with self.books.write() as session:
-            bases.publish(session, base_row(base, source=folder, folder_key=key, probed={}))
+            bases.publish(session, published)
             daemons.update_daemon(session, self.books.epoch, base_hash=base.hash, state="ready")
 
     def turn(self, count: int = 1) -> None:

@@ -24,6 +24,7 @@ from server.api.services import Services
 from server.daemon.books import Books
 from server.daemon.main import Daemon, Served
 from server.daemon.publish import base_row, publish_tokenizer
+from server.daemon.room import Room
 from server.db import accounts, daemons, drains, runs, session
 from server.db import tables as t
 from server.db.daemons import Fenced
@@ -41,6 +42,7 @@ from tests.server.daemon.conftest import (
     final_hash,
     job,
     jobs,
+    memory_of,
     points,
     steps,
     submit,
@@ -393,8 +395,8 @@ def daemon(frozen: BaseModel, folder: Path, services: Services) -> Iterator[Call
         settings = Settings(**{**services.settings.model_dump(), "recovery_steps": 3, **changes})
         one = Daemon(settings, Database(settings.database), None)
         key = publish_tokenizer(services.store, frozen, folder, settings)
-        row = base_row(frozen, source=folder, folder_key=key, probed={})
-        one.served = Served(Engine(frozen), row, 64, 0.0)
+        row = base_row(frozen, source=folder, folder_key=key, probed={}, memory=memory_of(frozen))
+        one.served = Served(Engine(frozen), row, Room(row, 2**40), 64, 0.0)
         made.append(one)
         return one
 

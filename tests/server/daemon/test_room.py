@@ -1,0 +1,109 @@
+"""Runs come into memory as far as their bytes fit, and passes are as large as the rest allows."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import recovery
+from engine.base_model import BaseModel
+from server.api.services import Services
+from server.daemon.publish import base_row
+from server.daemon.snapshot import MOST_TOKENS, take_snapshot
+from server.db.tables import Base
+from server.memory import recovery_bytes, resident_bytes, token_bytes
+from tests.server.conftest import Caller
+from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, final_hash, job, memory_of, submit
+
+pytestmark = pytest.mark.databases("sqlite")
+LEAST = 320  # tokens of the pass that must be possible: `fill_min`
+
+
+@pytest.fixture
+def base(frozen: BaseModel) -> Base:
+    return base_row(frozen, source=Path(), folder_key="", probed={}, memory=memory_of(frozen))
+
+
+@pytest.fixture
+def with_room(new_life: Callable[..., Life], services: Services, base: Base) -> Callable[..., Life]:
+    """A life with memory for so many runs of a job's adapter, and a pass of so many tokens."""
+
+    def begin(job_id: str, *, runs: int, tokens: int = LEAST) -> Life:
+        adapter = job(services, job_id).adapter
+        copy = recovery_bytes(adapter, base)
+        room = runs * resident_bytes(adapter, base) + copy + tokens * token_bytes(adapter, base)
+        return new_life(room=room, token_budget="auto", microbatch_tokens=256)
+
+    return begin
+
+
+def queue(caller: Caller, job_id: str) -> dict[str, Any]:
+    return dict(caller.get(f"/jobs/{job_id}").json()["queue"])
+
+
+def test_a_run_that_does_not_fit_beside_the_others_waits_for_memory(
+    life: Life, with_room: Callable[..., Life], alice: Caller, services: Services
+) -> None:
+    first, second = (submit(alice, MIXTURE) for _ in range(2))
+    life = with_room(first, runs=1)
+    life.turn(2)
+    assert [one.job.id for one in life.loop.residents] == [first]
+    assert queue(alice, second)["reason"] == "memory"
+    assert "memory" in queue(alice, second)["sentence"]
+    life.finish()
+    assert final_hash(services, first) == final_hash(services, second)
+    assert queue(alice, second)["reason"] is None
+
+
+def test_with_memory_for_both_neither_waits(life: Life, with_room: Callable[..., Life], alice: Caller) -> None:
+    first, second = (submit(alice, MIXTURE) for _ in range(2))
+    life = with_room(first, runs=2)
+    life.turn(2)
+    assert {one.job.id for one in life.loop.residents} == {first, second}
+
+
+def test_a_job_that_would_never_fit_fails_with_the_bytes_and_the_next_one_trains(
+    life: Life, with_room: Callable[..., Life], alice: Caller, services: Services, base: Base
+) -> None:
+    large, small = submit(alice, {**MIXTURE, "rank": 16}), submit(alice, PLAIN)
+    life = with_room(small, runs=1)
+    life.finish()
+    error = job(services, large).error
+    assert error is not None
+    assert error["code"] == "out_of_memory"
+    assert f"{resident_bytes(job(services, large).adapter, base)} for its adapter" in error["message"]
+    assert final_hash(services, small)
+
+
+def test_a_gang_has_as_many_tokens_as_memory_leaves_for_it(
+    life: Life, with_room: Callable[..., Life], alice: Caller
+) -> None:
+    job_id = submit(alice, MIXTURE)
+    for tokens, budget in ((LEAST, LEAST), (700, 700), (10 * MOST_TOKENS, MOST_TOKENS)):
+        life = with_room(job_id, runs=1, tokens=tokens)
+        life.turn()
+        snapshot = take_snapshot(
+            life.books,
+            life.loop.residents,
+            life.settings,
+            base_hash=life.loop.engine.base.hash,
+            fill_min=LEAST,
+            floor=0.0,
+            draining=False,
+            sampled={},
+            room=life.loop.room,
+        )
+        assert snapshot.token_budget == budget
+
+
+def test_a_run_and_its_recovery_point_have_the_bytes_that_were_said(
+    life: Life, alice: Caller, base: Base, tmp_path: Path
+) -> None:
+    submit(alice, MIXTURE)
+    life.turn(2)
+    (resident,) = life.loop.residents
+    assert resident.run.bytes == resident_bytes(resident.job.adapter, base)
+    recovery.write(recovery.capture(resident.run), tmp_path)
+    written = (tmp_path / "state.safetensors").stat().st_size
+    assert 0 <= written - recovery_bytes(resident.job.adapter, base) < 1024
