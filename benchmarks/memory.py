@@ -1,0 +1,131 @@
+"""Peak memory of 1 to 16 jobs resident on one base, and of as many HF PEFT processes, on the same rows.
+
+Each figure is a fresh process's peak of resident memory (on CUDA of the GPU's) in one step of every job. Ours holds all
+jobs and trains them four in a pass. PEFT has a process a job: one is measured, and the others are reckoned to take as
+much, but for what each takes before it loads a model.
+"""
+
+import argparse
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import machine
+from benchmarks.contenders import CONTENDERS, METHODS, Bases
+from benchmarks.data import Step, make_steps, num_tokens
+from benchmarks.reports import Report, command, positive
+from engine import sources
+
+JOBS = (1, 2, 4, 8, 16)
+JOBS_A_PASS = 4
+TRAINING_BYTES_PER_PARAMETER = 16
+BASE_SHARE = 0.01
+"""What one more resident job may take: 16 bytes a parameter that it trains, and this share of the base."""
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print the table and write the JSON; the exit code."""
+    return command(_parser().parse_args(arguments), measure, _show)
+
+
+def measure(options: argparse.Namespace, console: Console) -> Report:
+    """The whole report, as it is written to JSON."""
+    chosen = machine.choose(options.dtype)
+    bases = Bases(sources.resolve(options.base), chosen.dtype, chosen.device, max(options.jobs), JOBS_A_PASS)
+    rows = bases.jobs * options.batch
+    (step,) = make_steps(bases.packed, bases.folder, [], jobs=bases.jobs, batch=options.batch, rows=rows)
+    bare, _ = _in_fresh_process(_nothing, bases)
+    peft, _ = _in_fresh_process(_step, bases, "peft", step[:1])
+    peaks: dict[str, list[int]] = {"peft": [bare + jobs * (peft - bare) for jobs in options.jobs]}
+    parameters = {}
+    for method in options.methods:
+        peaks[method] = []
+        for jobs in options.jobs:
+            peak, parameters[method] = _in_fresh_process(_step, replace(bases, jobs=jobs), method, step[:jobs])
+            peaks[method].append(peak)
+            console.print(f"{method}, {jobs} jobs: {peak / 1e9:.2f} GB", highlight=False)
+    return {
+        "benchmark": "memory",
+        "machine": chosen.describe(),
+        "settings": {
+            "base": Path(options.base).name,
+            "dtype": chosen.dtype,
+            "jobs": options.jobs,
+            "batch": options.batch,
+            "tokens_a_job": num_tokens([step]) / len(step),
+            "jobs_a_pass": JOBS_A_PASS,
+        },
+        "base_bytes": sum(parameter.nbytes for parameter in bases.packed.model.parameters()),
+        "before_a_model_bytes": bare,
+        "peak_bytes": peaks,
+        "trainable_parameters": parameters,
+        "bytes_of_one_more_job": {method: _slope(options.jobs, peaks[method]) for method in options.methods},
+    }
+
+
+def _in_fresh_process(work: Callable[..., tuple[int, int]], bases: Bases, *arguments: Any) -> tuple[int, int]:
+    """(bytes, trained parameters of a job): a process's peak never falls."""
+    processes = machine.fresh_processes(bases.device, preload="benchmarks.contenders")
+    with ProcessPoolExecutor(1, mp_context=processes) as pool:
+        return pool.submit(work, replace(bases), *arguments).result()
+
+
+def _nothing(bases: Bases) -> tuple[int, int]:
+    """What a process takes that has loaded its program and no model."""
+    return (0 if bases.device == "cuda" else psutil.Process().memory_info().rss), 0
+
+
+def _step(bases: Bases, name: str, step: Step) -> tuple[int, int]:
+    """One step: PEFT's of one job, ours of all."""
+    contender = CONTENDERS[name](bases)
+    contender.step(step)
+    machine.synchronize(bases.device)
+    return machine.peak_bytes(bases.device), contender.trainable_parameters
+
+
+def _slope(jobs: list[int], peaks: list[int]) -> float | None:
+    """From the first count at which passes are full to the last one."""
+    full = [(count, peak) for count, peak in zip(jobs, peaks, strict=True) if count >= JOBS_A_PASS]
+    if len(full) < 2:
+        return None
+    return (full[-1][1] - full[0][1]) / (full[-1][0] - full[0][0])
+
+
+def _show(report: Report, console: Console) -> None:
+    settings, about = report["settings"], report["machine"]
+    table = Table("jobs", *(f"{name} GB" for name in report["peak_bytes"]), title="Peak memory of all jobs together")
+    for index, jobs in enumerate(settings["jobs"]):
+        table.add_row(str(jobs), *(f"{peaks[index] / 1e9:.2f}" for peaks in report["peak_bytes"].values()))
+    console.print(table)
+    for method, more in report["bytes_of_one_more_job"].items():
+        if more is not None:
+            bound = TRAINING_BYTES_PER_PARAMETER * report["trainable_parameters"][method]
+            bound += int(BASE_SHARE * report["base_bytes"])
+            console.print(
+                f"{method}: one more job takes {more / 1e6:.1f} MB; 16 bytes a parameter and 1 % of the base are "
+                f"{bound / 1e6:.1f} MB.",
+                highlight=False,
+            )
+    console.print(
+        f"{settings['base']} in {settings['dtype']}; {settings['batch']} rows a job, {settings['tokens_a_job']:.0f} "
+        f"tokens; {about['device']}: {about['cpu']}, {about['threads']} threads, torch {about['torch']}, peft "
+        f"{about['peft']}.",
+        highlight=False,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks memory", description=__doc__)
+    parser.add_argument("--jobs", type=positive, nargs="+", default=list(JOBS), help="how many (1 2 4 8 16)")
+    parser.add_argument("--batch", type=positive, default=8, help="rows of each job in a step (8)")
+    parser.add_argument("--methods", choices=METHODS, nargs="+", default=["lora", "mixlora"], help="of ours")
+    parser.add_argument("--base", default=sources.DEFAULT, help="a hub name, a folder or a GGUF file")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--json", type=Path, help="also write the report to this file")
+    return parser
