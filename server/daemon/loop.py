@@ -244,7 +244,7 @@ class Loop:
             self.backlogged = None  # a run that lost work has marked its tenant
             lifts = {run_id: decision.run_lifts[run_id] for run_id in claimed if run_id in decision.run_lifts}
             with self.books.write() as session:
-                accounts.charge(session, rises={}, run_rises=lifts, costs={}, refunds={})
+                accounts.charge(session, rises={}, run_rises=lifts, costs={}, refunds={}, trained={})
 
     def _tell_who_waits(self, snapshot: Snapshot, decision: Plan) -> None:
         """Who waits for bytes is in the books; who could never have them ends, unless another daemon may."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from sqlalchemy import bindparam, case, exists, select, update
 from sqlalchemy.orm import Session
@@ -77,8 +76,6 @@ _CHARGE_TENANT = (
         trained_tokens=_TENANTS.c.trained_tokens + bindparam("trained"),
     )
 )
-
-
 _METER_SAMPLING = (
     update(_TENANTS)
     .where(_TENANTS.c.id == bindparam("id_"))
@@ -87,7 +84,6 @@ _METER_SAMPLING = (
         sampled_tokens=_TENANTS.c.sampled_tokens + bindparam("sampled"),
     )
 )
-NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 def read_accounts(session: Session, base_hash: str, *, named: Collection[str], num_others: int) -> list[Account]:
@@ -115,7 +111,7 @@ def charge(
     run_rises: Mapping[str, float],
     costs: Mapping[str, int],
     refunds: Mapping[str, int],
-    trained: Mapping[str, int] = NOTHING,
+    trained: Mapping[str, int],
 ) -> None:
     """Add a plan's increments to the counters, and to each run the token-equivalents that it was charged.
 

@@ -264,7 +264,7 @@ def test_two_daemons_that_write_the_accounts_of_the_same_tenants_do_not_lock_eac
         books = begin(services)
         with books.write() as writing:
             rises = {caller.tenant_id: 1.0}
-            accounts.charge(writing, rises=rises, run_rises={}, costs={}, refunds={})
+            accounts.charge(writing, rises=rises, run_rises={}, costs={}, refunds={}, trained={})
             with suppress(threading.BrokenBarrierError):  # only one of them comes so far
                 together.wait(1)
             accounts.set_backlogged(writing, frozenset({alice.tenant_id, bob.tenant_id}), books.epoch)
