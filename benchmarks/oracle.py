@@ -50,8 +50,8 @@ class Trace:
 
 
 def anomalies(server: Data) -> list[str]:
-    """What is never right on a server whose jobs have ended and whose daemon has cleared up after them."""
-    return [*_not_leased(server), *_not_once(server), *_damaged(server), *_unnamed(server)]
+    """What is never right on a server whose jobs have ended, and whose daemon has cleared up after them."""
+    return [*_not_leased(server), *_not_once(server), *_not_metered(server), *_damaged(server), *_unnamed(server)]
 
 
 def _not_leased(server: Data) -> Iterator[str]:
@@ -71,6 +71,16 @@ def _not_once(server: Data) -> Iterator[str]:
         rows = server.rows("SELECT step FROM metrics WHERE job_id = ? ORDER BY step", job["id"])
         if [row["step"] for row in rows] != list(range(1, job["step"] + 1)):
             yield f"{job['id']} is at step {job['step']} and has metrics of {[row['step'] for row in rows]}"
+
+
+def _not_metered(server: Data) -> Iterator[str]:
+    """Tenants who are not metered the tokens of their jobs, of which none was deleted."""
+    statement = (
+        "SELECT id, trained_tokens, (SELECT sum(tokens) FROM jobs WHERE tenant_id = tenants.id) AS sum FROM tenants"
+    )
+    for tenant in server.rows(statement):
+        if tenant["trained_tokens"] != (tenant["sum"] or 0):
+            yield f"{tenant['id']} is metered {tenant['trained_tokens']} tokens for {tenant['sum']}"
 
 
 def _damaged(server: Data) -> Iterator[str]:

@@ -64,6 +64,7 @@ def a_half_written_folder(copied: Copied) -> None:
 ANOMALIES = {
     "without a live lease": statement("UPDATE jobs SET status = 'running'"),
     "has metrics of": statement("DELETE FROM metrics WHERE step = 3"),
+    "is metered": statement("UPDATE tenants SET trained_tokens = trained_tokens + 1 WHERE name = 'alice'"),
     "is not the file": a_flipped_bit,
     "has no row": a_half_written_folder,
     "recovery/": lambda copied: (copied.data / "recovery" / "run_x" / "1-5").mkdir(parents=True),
