@@ -4,8 +4,7 @@ The limits have no adapter and nothing to train: they run forward, the gradient 
 supervised rows. All others also take each job's optimizer step, with the gradient's norm clipped to 1.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.data import Step
 from benchmarks.errors import BenchmarkError
 from engine import base_model
-from engine.base_model import BaseModel
+from engine.base_model import BaseModel, input_gradient
 from engine.config import AdapterConfig
 from engine.engine import Engine
 from engine.families import family_of
@@ -171,17 +170,6 @@ def target_modules(model: PreTrainedModel) -> tuple[str, ...]:
     """All linear modules of a layer, by name."""
     family = family_of(model.config.model_type)
     return family.attention + family.mlp
-
-
-@contextmanager
-def input_gradient(model: nn.Module) -> Iterator[None]:
-    """Ask for the gradient at the embeddings, which makes the whole backward run though no weight is trained."""
-    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-    handle = embeddings.register_forward_hook(lambda _module, _inputs, output: output.requires_grad_())
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _moe_peft(bases: Bases) -> Contender:

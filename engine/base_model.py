@@ -4,6 +4,8 @@ Replaced are its attention's linear modules, its gated MLPs and its attention fu
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,3 +166,14 @@ class Fingerprint:
             capability=torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
             threads=torch.get_num_threads(),
         )
+
+
+@contextmanager
+def input_gradient(model: nn.Module) -> Iterator[None]:
+    """Ask for the gradient at the embeddings, which makes the whole backward run though no weight is trained."""
+    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+    handle = embeddings.register_forward_hook(lambda _module, _inputs, output: output.requires_grad_())
+    try:
+        yield
+    finally:
+        handle.remove()

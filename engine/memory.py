@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from engine.base_model import BaseModel
+from engine.base_model import BaseModel, input_gradient
 from engine.loss import CHUNK_ROWS, LOSSES, target_logprobs
 from engine.segments import Segment, pack
 
@@ -80,11 +80,6 @@ def _phases(base: BaseModel, num_tokens: int) -> tuple[int, int, int]:
     def backward() -> None:
         made.pop().backward()
 
-    embeddings = base.model.get_input_embeddings()
-    handle = embeddings.register_forward_hook(lambda _module, _inputs, output: output.requires_grad_())
-    try:
-        with base.pass_.over(batch):
-            forward_, head_, backward_ = (allocations(phase, base.device) for phase in (forward, head, backward))
-    finally:
-        handle.remove()
+    with base.pass_.over(batch), input_gradient(base.model):
+        forward_, head_, backward_ = (allocations(phase, base.device) for phase in (forward, head, backward))
     return forward_.left + head_.left, head_.peak, backward_.peak
