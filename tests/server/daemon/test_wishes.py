@@ -32,13 +32,19 @@ def is_at_rest(services: Services) -> bool:
         return drains.is_at_rest(session, in_force)
 
 
-def test_pausing_shows_as_a_wish_until_the_point_is_published(
-    undisturbed: str, life: Life, gate: Gate, alice: Caller, services: Services
-) -> None:
+def held_at_its_point(life: Life, gate: Gate, alice: Caller, services: Services) -> str:
+    """A job after step 5, whose recovery point waits for the disk."""
     id_ = submit(alice, MIXTURE)
     life.turn_until(lambda: job(services, id_).step == 4)
     gate.close()
-    life.loop.turn()  # step 5, whose point waits for the disk
+    life.loop.turn()
+    return id_
+
+
+def test_pausing_shows_as_a_wish_until_the_point_is_published(
+    undisturbed: str, life: Life, gate: Gate, alice: Caller, services: Services
+) -> None:
+    id_ = held_at_its_point(life, gate, alice, services)
     alice.post(f"/jobs/{id_}/pause")
     for _ in range(3):
         life.loop.turn()
@@ -104,10 +110,7 @@ def test_a_paused_job_that_is_cancelled_leaves_no_points(life: Life, alice: Call
 def test_a_fast_drain_waits_for_the_point_under_way_and_repeats_what_came_after(
     undisturbed: str, life: Life, gate: Gate, alice: Caller, services: Services
 ) -> None:
-    id_ = submit(alice, MIXTURE)
-    life.turn_until(lambda: job(services, id_).step == 4)
-    gate.close()
-    life.loop.turn()  # step 5, whose point waits for the disk
+    id_ = held_at_its_point(life, gate, alice, services)
     life.loop.turn()
     drain(services, mode="fast")
     threading.Timer(0.3, gate.open).start()
