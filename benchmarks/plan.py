@@ -27,9 +27,10 @@ from engine import base_model, sources
 from engine.engine import Engine
 from scheduler.plan import Plan
 from server.daemon.books import Books
-from server.daemon.loop import Ended, Loop
+from server.daemon.loop import Loop
 from server.daemon.passes import Riding
 from server.daemon.pulse import Pulse
+from server.daemon.recorder import Ended
 from server.daemon.roster import Roster
 from server.daemon.sampler import Sampler
 from server.daemon.writer import Writer

@@ -3,11 +3,7 @@
 import logging
 import threading
 import time
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-
-from sqlalchemy.orm import Session
 
 from engine.engine import Engine
 from scheduler.admission import Wait
@@ -17,20 +13,20 @@ from scheduler.snapshot import Snapshot
 from server.daemon.books import Books
 from server.daemon.pace import Pace
 from server.daemon.passes import Passes, Riding
-from server.daemon.program import Diverged, Evaluation, StepReport
+from server.daemon.program import Diverged
 from server.daemon.pulse import Pulse
+from server.daemon.recorder import Ended, Recorder
 from server.daemon.room import Room
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
 from server.daemon.snapshot import take_snapshot
 from server.daemon.upkeep import Upkeep
 from server.daemon.writer import Writer
-from server.db import accounts, daemons, drains, events, runs
+from server.db import daemons, drains, events, runs
 from server.db.daemons import Fenced
-from server.db.runs import StepRow, Wish
+from server.db.runs import Wish
 from server.db.tables import Drain
 from server.disk import Disk
-from server.faults import fault
 from server.settings import Settings
 from server.states import ENDED, RESIDENT
 
@@ -38,18 +34,6 @@ log = logging.getLogger("mixloom.daemon")
 IDLE_SECONDS = 0.05
 FILL_MIN = 320
 """Rows at which a matmul has 95 % of its speed on a CPU (docs/log.md); `engine.probe` measures others."""
-
-
-@dataclass
-class Ended:
-    """The steps and evaluations that a gang brought to their end."""
-
-    steps: list[tuple[Resident, StepReport]] = field(default_factory=list)
-    evaluations: list[tuple[Resident, Evaluation]] = field(default_factory=list)
-
-    @property
-    def residents(self) -> list[Resident]:
-        return [*(step[0] for step in self.steps), *(one[0] for one in self.evaluations)]
 
 
 class Loop:
@@ -75,6 +59,7 @@ class Loop:
         self.settings = settings
         self.roster = roster
         self.passes = Passes(engine, roster, pulse)
+        self.recorder = Recorder(books, roster)
         self.sampler = sampler
         self.writer = writer
         self.fill_min = fill_min
@@ -87,12 +72,8 @@ class Loop:
         self.disk = Disk(settings)
         self.waits_for_disk = False
         self.upkeep = Upkeep(books, roster.store, writer, settings)
-        self.num_gangs = 0
-        self.backlogged: frozenset[str] | None = None  # as last written; None: not known
         self.pace = Pace()
         self.longest_wait = 0  # gangs that a resident run may have to wait
-        with books.read() as session:
-            self.floor = daemons.floor(session)
         self.suspect: str | None = None  # a run that waits to be tried alone
         self.has_company = False  # other daemons serve this base
 
@@ -228,7 +209,7 @@ class Loop:
                 self.settings,
                 base_hash=self.engine.base.hash,
                 fill_min=self.fill_min,
-                floor=self.floor,
+                floor=self.recorder.floor,
                 draining=self.draining or self.is_trying,
                 sampled=sampled,
                 room=self.room,
@@ -241,10 +222,7 @@ class Loop:
             wanted = decision.admit[: 1 if self.has_company else None]  # who has company leaves the others some
             claimed = [run_id for run_id in wanted if self.roster.attach(run_id)]
             may_admit = bool(claimed) and not self.has_company
-            self.backlogged = None  # a run that lost work has marked its tenant
-            lifts = {run_id: decision.run_lifts[run_id] for run_id in claimed if run_id in decision.run_lifts}
-            with self.books.write() as session:
-                accounts.charge(session, rises={}, run_rises=lifts, costs={}, refunds={}, trained={})
+            self.recorder.lift({run_id: rise for run_id, rise in decision.run_lifts.items() if run_id in claimed})
 
     def _tell_who_waits(self, snapshot: Snapshot, decision: Plan) -> None:
         """Who waits for bytes is in the books; who could never have them ends, unless another daemon may."""
@@ -291,61 +269,7 @@ class Loop:
 
     def record(self, decision: Plan, gang: Sequence[Riding], ended: Ended) -> None:
         """Write what the turn came to, in one transaction."""
-        if not gang:
-            if decision.backlogged != self.backlogged or decision.rises:
-                with self.books.write() as session:
-                    self._charge(session, decision, ended)
-                self.backlogged = decision.backlogged
-            return
-        self.num_gangs += 1
-        fault("record.begin")
-        rows = [self._step_row(*step, gang_jobs=len(gang)) for step in ended.steps]
-        with self.books.write() as session:
-            runs.add_steps(session, rows, self.books.epoch)
-            for resident, evaluation in ended.evaluations:
-                runs.add_evaluation(session, resident.job, self.books.epoch, **vars(evaluation))
-            runs.acquit(session, self._acquitted(ended))
-            self._charge(session, decision, ended)
-            daemons.update_daemon(session, self.books.epoch, floor=decision.floor, detail=self._detail())
-        fault("record.end")
-        self.floor, self.backlogged = decision.floor, decision.backlogged
-
-    def _charge(self, session: Session, decision: Plan, ended: Ended) -> None:
-        """Write the plan's increments, and give back what others have made fail; meter the steps that are taken."""
-        costs = Counter({slot.run_id: slot.cost for slot in decision.gang})
-        run_rises, refunds = defaultdict(float, decision.run_rises), Counter[str]()
-        for resident in (one for one in self.residents if one.refund):
-            costs[resident.run_id] -= resident.refund
-            run_rises[resident.run_id] -= resident.refund / resident.job.weight
-            refunds[resident.job.tenant_id] += resident.refund
-            resident.refund = 0
-        trained = Counter[str]()
-        for resident, report in ended.steps:
-            trained[resident.job.tenant_id] += report.step_tokens
-        accounts.charge(
-            session, rises=decision.rises, run_rises=run_rises, costs=costs, refunds=refunds, trained=trained
-        )
-        if decision.backlogged != self.backlogged:
-            accounts.set_backlogged(session, decision.backlogged, self.books.epoch)
-
-    def _acquitted(self, ended: Ended) -> list[str]:
-        """The runs that have got further than where a daemon died that held them."""
-        passed = [
-            resident
-            for resident, report in ended.steps
-            if resident.crash_step is not None and report.step > resident.crash_step
-        ]
-        for resident in passed:
-            resident.crash_step, resident.is_on_trial = None, False
-        return [resident.run_id for resident in passed]
-
-    def _step_row(self, resident: Resident, report: StepReport, *, gang_jobs: int) -> StepRow:
-        now = time.monotonic()
-        rate = report.step_tokens / max(now - resident.step_began, 1e-6)
-        resident.step_began = now
-        metric = vars(report) | {"tokens_per_second": rate, "gang": self.num_gangs, "gang_jobs": gang_jobs}
-        del metric["step_tokens"], metric["expert_loads"]
-        return StepRow(resident.job.id, metric, report.expert_loads)
+        self.recorder.record(decision, gang, ended, self._detail())
 
     def _after_unit(self, resident: Resident) -> None:
         """Publish and save what is due now that a run stands between two units."""
@@ -364,7 +288,6 @@ class Loop:
         return {
             "tokens_per_second": round(self.pace.tokens_per_second, 2),
             "gang_seconds": round(self.pace.gang_seconds, 4),
-            "gangs": self.num_gangs,
             "resident_runs": len(self.residents),
             "max_resident_runs": self.settings.max_resident_runs,
             "fill_min": self.fill_min,

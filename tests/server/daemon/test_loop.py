@@ -139,7 +139,7 @@ def test_a_finished_job_has_its_adapter_while_the_others_still_train(
 
 def test_a_new_job_rides_in_the_next_gang(life: Life, alice: Caller, bob: Caller, services: Services) -> None:
     long = submit(alice, MIXTURE, steps=40)
-    life.turn_until(lambda: life.loop.num_gangs == 5)
+    life.turn_until(lambda: life.loop.recorder.num_gangs == 5)
     late = submit(bob, MIXTURE)
     life.turn(2)
     assert job(services, late).step == 2

@@ -139,7 +139,7 @@ def test_what_is_sampled_while_others_train_is_paid_and_in_an_idle_server_it_is_
     submit(bob, PLAIN, steps=40)
     life.turn_until(lambda: bool(life.loop.residents))
     life.turn(2)
-    floor = life.loop.floor
+    floor = life.loop.recorder.floor
     ask(PROMPT, max_tokens=SLICE_TOKENS)
     life.turn_until(lambda: counter() > 0)
     prices = prices_of(life.loop.engine.base, None)
