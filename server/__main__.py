@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from server import garbage
 from server.errors import MixloomError
 from server.settings import Settings
 from server.store import LocalStore
@@ -62,10 +63,12 @@ def _run(verb: str, settings: Settings, flags: dict[str, Any], supervisor: str |
         upgrade(settings)
         return 0
     if verb == "daemon":
-        from server.daemon import main as daemon
+        with garbage.loading():
+            from server.daemon import main as daemon
 
         return daemon.main(settings, supervisor=supervisor)
-    from server.serve import serve
+    with garbage.loading():
+        from server.serve import serve
 
     child_flags = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     return serve(settings, child_flags, with_daemon=verb == "serve")

@@ -1,6 +1,5 @@
 """`mixloom serve`: the API process and, as a supervised child, the engine daemon."""
 
-import gc
 import logging
 import os
 import signal
@@ -15,7 +14,7 @@ from types import FrameType
 import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 
-from server import children
+from server import children, garbage
 from server.admin_key import ensure_admin_key
 from server.api.app import create_app
 from server.db import drains, leases
@@ -177,8 +176,7 @@ def serve(settings: Settings, flags: list[str], *, with_daemon: bool) -> int:
     print(f"Mixloom listens on http://{host}:{port} (data in {settings.data_dir})", flush=True)
     if supervisor:
         supervisor.start()
-    gc.collect()
-    gc.freeze()  # what is here now stays: nobody is answered while a collection walks through its 140,000 objects
+    garbage.settle()  # nobody is answered while a collection walks through 140,000 objects
     try:
         server.run(sockets=[listener])
     finally:

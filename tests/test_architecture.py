@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 HOUSE = frozenset({"engine", "scheduler", "server", "mixloom", "migrations", "benchmarks", "tests"})
 HEAVY = frozenset({"torch", "transformers", "datasets"})
+DATA = frozenset({"datasets", "pandas", "scipy", "sklearn"})
+"""What libraries bring along where they are looked into too soon."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,16 +139,20 @@ def test_a_new_door_of_the_api_is_seen(line: str, tmp_path: Path):
     assert doors(room, tmp_path) != []
 
 
-def test_the_client_and_the_command_line_load_nothing_of_the_server():
-    loaded = modules_after("import mixloom\nimport mixloom.cli.main")
-    assert "mixloom.cli.main" in loaded
-    assert loaded.isdisjoint({*HEAVY, "fastapi", "sqlalchemy", "numpy", "server", "engine", "scheduler"})
-
-
-def test_the_api_process_loads_no_torch():
-    loaded = modules_after("import server.api.app")
-    assert "server.api.app" in loaded
-    assert loaded.isdisjoint({*HEAVY, "engine", "scheduler", "server.daemon"})
+@pytest.mark.parametrize(
+    ("process", "never"),
+    [
+        ("mixloom.cli.main", {*HEAVY, *DATA, "fastapi", "sqlalchemy", "numpy", "server", "engine", "scheduler"}),
+        ("server.api.app", {*HEAVY, *DATA, "engine", "scheduler", "server.daemon"}),
+        ("server.serve", {*HEAVY, *DATA, "engine", "scheduler", "server.daemon"}),
+        ("server.daemon.main", {*DATA, "fastapi", "uvicorn", "pyarrow", "peft", "server.api"}),
+    ],
+    ids=["the command", "the API", "the API and the supervisor", "the daemon"],
+)
+def test_a_process_loads_at_its_start_what_it_needs_and_no_more(process: str, never: set[str]):
+    loaded = modules_after(f"import {process}")
+    assert process in loaded
+    assert loaded.isdisjoint(never)
 
 
 def test_no_module_that_the_api_process_may_load_brings_torch():

@@ -1,6 +1,5 @@
 """The daemon's process: it loads the base once and lives, and lives again when its lease is lost."""
 
-import gc
 import logging
 import os
 import signal
@@ -22,6 +21,7 @@ from engine.engine import Engine
 from engine.errors import EngineError
 from engine.memory import measure
 from engine.probe import choose_device, choose_dtype, fewest_rows, probe
+from server import garbage
 from server.daemon.books import Books
 from server.daemon.heart import Heart, hold_to_supervisor
 from server.daemon.lock import hold
@@ -162,8 +162,7 @@ class Daemon:
         speed = probed.get(row.dtype, 0.0) * 1e9
         fill_min = fewest_rows(base, self.settings.microbatch_tokens)
         engine = Engine(base)
-        gc.collect()
-        gc.freeze()  # torch, the base and all else that stays: no later collection walks through it
+        garbage.settle()  # torch, the base and all else
         return Served(engine, row, room, fill_min, flops / speed if speed else 0.0)
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
