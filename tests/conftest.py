@@ -1,25 +1,39 @@
 """What a run leaves out for being slow or needing a GPU is said by name, before pytest's closing line.
 
-And the one PostgreSQL of a run.
+And the order of files, and the one PostgreSQL of a run.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 
+from server import garbage
 from tests import postgresql as package
 from tests.postgresql import PostgreSQL
 
 LEFT_OUT = pytest.StashKey[set[str]]()
 """Ids of tests, each with its reasons."""
 REASONS = ("slow", "cuda")
+LONGEST = ("tests/e2e/", "tests/test_wheel.py", "tests/test_readme.py", "tests/benchmarks/", "tests/engine/")
+"""What takes longest comes first, so that no process of a run has much left when the other is done."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = set()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Every library and test is imported here."""
+    with garbage.loading():
+        return (yield)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: [item.nodeid.startswith(name) for name in LONGEST], reverse=True)
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ import fcntl
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -71,9 +72,14 @@ def _config(connection: Connection | None = None) -> Config:
     return config
 
 
+@cache
+def _revisions(folder: str) -> list[str]:
+    """What this version knows, the newest first. To read them is to run their files: once a process is enough."""
+    return [script.revision for script in ScriptDirectory(folder).walk_revisions()]
+
+
 def _pending(current: str | None, database: Database) -> list[str]:
-    scripts = ScriptDirectory.from_config(_config())
-    known = [script.revision for script in scripts.walk_revisions()]  # newest first
+    known = _revisions(str(Path(migrations.__file__).parent))
     if current is None:
         return known
     if current not in known:

@@ -34,7 +34,10 @@ def smollm2() -> Engine:
     return Engine(smollm2_base())
 
 
-@pytest.fixture(params=[1, 2, 3, 5, 16], ids=lambda threads: f"{threads} threads")
+THREADS = (1, 2, 3, 5, 16)
+
+
+@pytest.fixture(params=THREADS, ids=lambda threads: f"{threads} threads")
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """So many threads for the time of a test."""
     before = torch.get_num_threads()
