@@ -1,5 +1,6 @@
 """The real API on a real port, with a base as a daemon would publish it, and the command line over it."""
 
+import shutil
 import sys
 import threading
 import time
@@ -18,9 +19,9 @@ from server.api.services import Services
 from server.db.tables import Adapter, Job
 from server.ids import new_id
 from server.settings import Settings
-from tests.server.conftest import ADMIN_KEY, base, publish_base
+from tests.server.conftest import ADMIN_KEY, base, migrated, publish_base
 
-__all__ = ["base", "publish_base"]  # fixtures
+__all__ = ["base", "migrated", "publish_base"]  # fixtures
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FastAPI, 
 
 
 @pytest.fixture
-def services(server: tuple[FastAPI, str], tmp_path: Path) -> Services:
+def services(server: tuple[FastAPI, str], tmp_path: Path, migrated: Path) -> Services:
     """An empty database and store of the test's own, which the server serves from now on."""
     app, _ = server
+    (tmp_path / "data").mkdir()
+    shutil.copy(migrated, tmp_path / "data" / migrated.name)
     services = open_services(Settings(data_dir=tmp_path / "data", admin_key=ADMIN_KEY))
     app.state.services = services
     return services
