@@ -18,6 +18,7 @@ NAMES = (
     "chaos",
     "memory",
     "memory_model",
+    "recompute",
 )
 
 

@@ -54,7 +54,7 @@ class LoopedExperts(nn.Module):
         assert config.top_k is not None
         assert config.router_aux_loss_coef is not None
         routing, balance = route(x_nD, segment.parameter(self.layer, "router", "weight").leaf(), config.top_k)
-        segment.aux_losses.append(config.router_aux_loss_coef * balance)
+        segment.aux_losses[self.layer] = config.router_aux_loss_coef * balance
         dropped_nD = segment.drop(x_nD, self.layer, self.gate.input_name).x
         y_nD = torch.zeros_like(x_nD)
         for expert, places in routing.whole.shares:

@@ -105,7 +105,7 @@ def published(base: BaseModel) -> Base:
     return base_row(base, source=Path(), folder_key="", probed={}, memory=measure(base))
 
 
-def small_base(dtype: torch.dtype) -> BaseModel:
+def small_base(dtype: torch.dtype, *, recompute: bool) -> BaseModel:
     """Six layers and a small vocabulary, so that neither the head nor one block of experts makes the peak."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
@@ -118,7 +118,8 @@ def small_base(dtype: torch.dtype) -> BaseModel:
         vocab_size=512,
         max_position_embeddings=512,
     )
-    return BaseModel(AutoModelForCausalLM.from_config(config).to(dtype), name="small", hash_="small")
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    return BaseModel(model, name="small", hash_="small", recompute=recompute)
 
 
 def main(arguments: list[str]) -> int:
@@ -128,7 +129,7 @@ def main(arguments: list[str]) -> int:
     draw = random.Random(options.seed)
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
-        base = small_base(dtype)
+        base = small_base(dtype, recompute=options.recompute)
         engine, row = Engine(base), published(base)
         for _ in range(options.passes):
             parts = draw_pass(draw)
@@ -172,5 +173,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks memory_model", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the shapes (0)")
     parser.add_argument("--passes", type=int, default=12, help="of each dtype (12)")
+    parser.add_argument("--recompute", action="store_true", help="as the setting of that name")
     parser.add_argument("--json", type=Path, help="write the report there")
     return parser

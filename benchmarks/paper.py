@@ -107,7 +107,7 @@ class Contender:
         with self._in_place(), self.base.pass_.over(batch):
             hidden = self.base.hidden_states(batch)
             loss, logprobs = target_logprobs(hidden, self.base.head, *targets, LOSSES["cross_entropy"])
-            auxiliary = [torch.stack(segment.aux_losses).mean() for segment in segments if segment.aux_losses]
+            auxiliary = [term for segment in segments if (term := segment.aux_loss) is not None]
             forwarded = self._now()
             torch.autograd.backward([loss, *auxiliary])
             ended = self._now()

@@ -24,14 +24,25 @@ from engine.families import family_of
 from engine.feed_forward import PackedFeedForward
 from engine.lora import LoraLinear
 from engine.passes import Pass
+from engine.recompute import Recompute
 from engine.segments import Batch
 
 
 class BaseModel:
     """A frozen causal LM over which adapters are trained: no gradient, no write, no optimizer state."""
 
-    def __init__(self, model: PreTrainedModel, *, name: str, hash_: str, microbatch_tokens: int = 1024):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        name: str,
+        hash_: str,
+        microbatch_tokens: int = 1024,
+        recompute: bool = False,
+    ):
         """`model` is taken over: frozen, and its modules replaced.
+
+        `recompute`: whether passes run each decoder layer a second time rather than keep what it made.
 
         Raises:
             UnsupportedBase: the architecture is not in the table of families.
@@ -48,6 +59,7 @@ class BaseModel:
         self.context: int = self.config.max_position_embeddings
         self.activation_name: str = getattr(self.config, "hidden_activation", None) or self.config.hidden_act
         self.microbatch_tokens = microbatch_tokens
+        self.recompute = recompute
         self.shapes: dict[str, tuple[int, int]] = {}
         self.linears: dict[tuple[int, str], LoraLinear] = {}
         self.pass_ = Pass()
@@ -68,6 +80,8 @@ class BaseModel:
         layer.mlp = feed_forward
         for linear in (feed_forward.gate, feed_forward.up, feed_forward.down):
             self.linears[index, linear.module] = linear
+        if self.recompute:
+            layer.forward = Recompute(layer.forward, self.pass_, index)
 
     def check(self, config: AdapterConfig) -> None:
         """Whether an adapter fits this base.
@@ -114,7 +128,15 @@ def hash_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def load(folder: Path, *, name: str, dtype: torch.dtype, device: str, microbatch_tokens: int = 1024) -> BaseModel:
+def load(
+    folder: Path,
+    *,
+    name: str,
+    dtype: torch.dtype,
+    device: str,
+    microbatch_tokens: int = 1024,
+    recompute: bool = False,
+) -> BaseModel:
     """Load a local folder of safetensors; code and pickles in it are never run.
 
     Raises:
@@ -137,7 +159,7 @@ def load(folder: Path, *, name: str, dtype: torch.dtype, device: str, microbatch
     if missing := report["missing_keys"]:  # transformers would fill them with random numbers
         raise EngineError(f"The model in '{folder}' lacks {len(missing)} tensors, '{min(missing)}' among them.")
     model.to(torch.device(device))
-    return BaseModel(model, name=name, hash_=hash_of(folder), microbatch_tokens=microbatch_tokens)
+    return BaseModel(model, name=name, hash_=hash_of(folder), microbatch_tokens=microbatch_tokens, recompute=recompute)
 
 
 @dataclass(frozen=True)

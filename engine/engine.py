@@ -141,7 +141,7 @@ class Engine:
             if torch.is_grad_enabled() and not hidden.requires_grad:
                 raise EngineError("no parameter of this pass can be trained")
             loss, logprobs = target_logprobs(hidden, self.base.head, rows, targets, weights, _loss(microbatches))
-            auxiliary = [_auxiliary(segment) for segment in segments]
+            auxiliary = [segment.aux_loss for segment in segments]
             if torch.is_grad_enabled():
                 terms = zip(microbatches, auxiliary, strict=True)
                 torch.autograd.backward([loss, *(a * m.auxiliary_weight for m, a in terms if a is not None)])
@@ -177,10 +177,6 @@ def _targets(microbatches: Sequence[Microbatch], device: torch.device) -> tuple[
     )
 
 
-def _auxiliary(segment: Segment) -> Tensor | None:
-    return torch.stack(segment.aux_losses).mean() if segment.aux_losses else None
-
-
 def _outcomes(
     batch: Batch, microbatches: Sequence[Microbatch], logprobs: Tensor, auxiliary: list[Tensor | None]
 ) -> list[Outcome]:
@@ -192,6 +188,6 @@ def _outcomes(
         loss = sum(
             float(LOSSES[m.loss](lp, torch.from_numpy(row.weights)).sum()) for lp, row in zip(mine, m.rows, strict=True)
         )
-        loads = torch.stack(segment.expert_loads).cpu() if segment.expert_loads else None
+        loads = torch.stack(list(segment.expert_loads.values())).cpu() if segment.expert_loads else None
         outcomes.append(Outcome(mine, loss, None if aux is None else float(aux.detach()), loads))
     return outcomes

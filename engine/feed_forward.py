@@ -79,8 +79,8 @@ class PackedFeedForward(nn.Module):
         assert config.router_aux_loss_coef is not None
         router = segment.parameter(self.layer, "router", "weight").leaf()
         routing, balance = route(x_nD, router, config.top_k)
-        segment.aux_losses.append(config.router_aux_loss_coef * balance)
-        segment.expert_loads.append(routing.loads_E)
+        segment.aux_losses[self.layer] = config.router_aux_loss_coef * balance
+        segment.expert_loads[self.layer] = routing.loads_E
         down = None
         if segment.has_experts(self.down.module) and not config.dora:
             a = segment.parameter(self.layer, self.down.module, "A")

@@ -25,6 +25,7 @@ class BaseMemory:
     kept_per_token: int  # from the forward until the backward, all layers
     backward_per_token: int  # besides, while the backward goes through a layer
     head: int  # besides what is kept, while the head computes its largest chunk
+    recompute: bool  # whether what adapters keep is one layer's at a time, in the backward
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def measure(base: BaseModel) -> BaseMemory:
     half, whole = (_phases(base, size) for size in sizes)
     kept, backward = (round((whole[i] - half[i]) / (sizes[1] - sizes[0])) for i in (0, 2))
     weights = sum(parameter.nbytes for parameter in base.model.parameters())
-    return BaseMemory(weights=weights, kept_per_token=kept, backward_per_token=backward, head=whole[1])
+    return BaseMemory(
+        weights=weights, kept_per_token=kept, backward_per_token=backward, head=whole[1], recompute=base.recompute
+    )
 
 
 def _phases(base: BaseModel, num_tokens: int) -> tuple[int, int, int]:

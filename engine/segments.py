@@ -47,12 +47,17 @@ class Segment:
     weights: Weights | None = None  # its adapter's; None: the base alone
     dropout: DropoutKey | None = None  # None: no dropout
     caches: list[KeyValueCache] | None = None  # one a sequence, while sampling
-    aux_losses: list[Tensor] = field(default_factory=list)  # scalars, one a layer
-    expert_loads: list[Tensor] = field(default_factory=list)  # int64 [E], one a layer
+    aux_losses: dict[int, Tensor] = field(default_factory=dict)  # layer -> scalar
+    expert_loads: dict[int, Tensor] = field(default_factory=dict)  # layer -> int64 [E]
 
     @property
     def num_tokens(self) -> int:
         return sum(len(sequence) for sequence in self.sequences)
+
+    @property
+    def aux_loss(self) -> Tensor | None:
+        """The routers' auxiliary loss, averaged over layers, while the pass is under way; None without a router."""
+        return torch.stack(list(self.aux_losses.values())).mean() if self.aux_losses else None
 
     def sequence_caches(self) -> Sequence[KeyValueCache | None]:
         """One entry a sequence."""

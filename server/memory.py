@@ -1,8 +1,9 @@
 """The bytes of a run and of a pass, before they are there: arithmetic on its config and on what the base published.
 
 Of the base `engine.memory` has measured what a pass takes; of an adapter follows here what `engine.{lora,dora,
-experts,feed_forward,router}` keep of a segment for the backward, and what the backward of a feed-forward makes.
-`python -m benchmarks memory --model` holds it against what passes take.
+experts,feed_forward,router}` keep of a segment for the backward (of all layers, or with `recompute` of one), and what
+the backward of a feed-forward makes.
+`python -m benchmarks memory_model` holds it against what passes take.
 
 Legend: n a segment's tokens, N its slots sorted by expert, m those of a block, D hidden, F feed-forward width,
 K active experts, E experts, R rank, O a module's output width.
@@ -58,7 +59,7 @@ def token_bytes(adapter: dict[str, Any], base: Base) -> int:
     """Of each token of a pass in which the run has one microbatch after another, each as large as it may be."""
     size = base.microbatch_tokens
     segment = _Segment(adapter, base, size)
-    beside = _kept([segment], base) + _backward([segment], base) + _gradient(adapter, base)
+    beside = sum(_beside([segment], base)) + _gradient(adapter, base)
     return _measured(base)["kept_per_token"] + math.ceil(beside / size)
 
 
@@ -69,10 +70,11 @@ def pass_bytes(parts: Sequence[Part], base: Base) -> int:
     and each after it, has a gradient of its own until the pass ends.
     """
     segments = [_Segment(part.adapter, base, size) for part in parts for size in part.microbatches]
-    kept = _measured(base)["kept_per_token"] * _num_tokens(segments) + _kept(segments, base)
+    kept, backward = _beside(segments, base)
+    kept += _measured(base)["kept_per_token"] * _num_tokens(segments)
     gradients = sum(_gradient(part.adapter, base) * (len(part.microbatches) - 1) for part in parts)
     head = head_bytes(base) * min(CHUNK_ROWS, _num_tokens(segments)) // CHUNK_ROWS
-    return kept + gradients + max(head, _backward(segments, base))
+    return kept + gradients + max(head, backward)
 
 
 class _Segment:
@@ -159,8 +161,14 @@ class _Segment:
         return total
 
 
+def _beside(segments: Sequence[_Segment], base: Base) -> tuple[int, int]:
+    """Besides what the base keeps: (from the forward until the backward, at the largest moment of the backward)."""
+    kept, backward = _kept(segments, base), _backward(segments, base)
+    return (0, kept + backward) if _measured(base)["recompute"] else (base.num_layers * kept, backward)
+
+
 def _kept(segments: Sequence[_Segment], base: Base) -> int:
-    """From the forward until the backward, all layers, besides what the base keeps."""
+    """Of one layer from its forward until its backward, besides what the base keeps."""
     layer = sum(segment.kept() for segment in segments)
     for modules in _SHARED_INPUTS:
         width = base.targets[modules[0]][1]
@@ -168,11 +176,11 @@ def _kept(segments: Sequence[_Segment], base: Base) -> int:
             layer += _num_tokens(segments) * width * _BYTES[base.dtype]
         copies = [segment for segment in segments if segment.reads(modules) and segment.dropout]
         layer += sum(segment.dropped(segment.num_tokens, width) for segment in copies)
-    return base.num_layers * layer
+    return layer
 
 
 def _backward(segments: Sequence[_Segment], base: Base) -> int:
-    """At its largest moment: in the last layer's feed-forward, whose segments have their turns one after another."""
+    """At its largest moment, in the last layer's feed-forward, besides what layers keep: segments take turns there."""
     width = base.targets["gate_proj"][0]
     shared = _measured(base)["backward_per_token"] - _PLAIN_TENSORS * width * _BYTES[base.dtype]
     waiting = sum(segment.waiting() for segment in segments)
@@ -187,6 +195,6 @@ def _gradient(adapter: dict[str, Any], base: Base) -> int:
     return FLOAT32 * num_parameters(adapter, base)
 
 
-def _measured(base: Base) -> dict[str, int]:
+def _measured(base: Base) -> dict[str, Any]:
     assert base.memory is not None, "the base was published by an older version; each start of a daemon publishes anew"
     return base.memory

@@ -56,6 +56,11 @@ class Settings(BaseSettings):
     microbatch_tokens: int = Field(
         1024, ge=64, le=8192, description="Most tokens in one microbatch of a new job; also its longest row."
     )
+    recompute: bool = Field(
+        False,
+        description="Whether a training pass keeps of each decoder layer its input alone, and runs the layer again in "
+        "the backward: less memory and more time for the same bits, where rows are long.",
+    )
     max_resident_runs: int = Field(16, ge=1, description="Most runs whose adapters are in memory at once.")
     stay_tokens: int = Field(
         16384, ge=0, description="Tokens that a run trains before it may have to give its place to another tenant's."

@@ -50,8 +50,9 @@ def tiny_model(model_type: str = "llama", dtype: torch.dtype = torch.float32) ->
     return model.to(dtype).eval()
 
 
-def tiny_base(model_type: str = "llama", dtype: torch.dtype = torch.float32) -> BaseModel:
-    return BaseModel(tiny_model(model_type, dtype), name=f"tiny-{model_type}", hash_="tiny", microbatch_tokens=128)
+def tiny_base(model_type: str = "llama", dtype: torch.dtype = torch.float32, *, recompute: bool = False) -> BaseModel:
+    model = tiny_model(model_type, dtype)
+    return BaseModel(model, name=f"tiny-{model_type}", hash_="tiny", microbatch_tokens=128, recompute=recompute)
 
 
 @functools.cache

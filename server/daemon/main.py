@@ -192,5 +192,6 @@ def _load_base(settings: Settings) -> tuple[BaseModel, dict[str, float], Path]:
         dtype=getattr(torch, name),
         device=device,
         microbatch_tokens=settings.microbatch_tokens,
+        recompute=settings.recompute,
     )
     return base, probed, source

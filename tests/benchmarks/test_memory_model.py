@@ -18,7 +18,7 @@ from server import memory
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
 def base(request: pytest.FixtureRequest) -> BaseModel:
-    return small_base(request.param)
+    return small_base(request.param, recompute=False)
 
 
 def test_passes_take_what_was_predicted(base: BaseModel) -> None:
@@ -27,6 +27,18 @@ def test_passes_take_what_was_predicted(base: BaseModel) -> None:
         parts = draw_pass(random.Random(seed), most_jobs=2)
         said, was = predicted(row, parts), measured(engine, parts)
         assert abs(said / was - 1) <= MOST_ERROR, f"seed {seed}: {said} bytes were predicted, {was} taken by {parts}"
+
+
+def test_with_recompute_a_pass_of_long_rows_takes_what_was_predicted_and_half_of_what_it_takes_without() -> None:
+    parts = [(draw_adapter(random.Random(seed)), [[512]]) for seed in range(2)]
+    assert {config.method for config, _ in parts} == {"lora", "mixlora"}
+    taken = {}
+    for recompute in (False, True):
+        base = small_base(torch.float32, recompute=recompute)
+        said, was = predicted(published(base), parts), measured(Engine(base), parts)
+        assert abs(said / was - 1) <= MOST_ERROR, f"{said} bytes were predicted, {was} taken"
+        taken[recompute] = was
+    assert taken[True] < taken[False] / 2
 
 
 def test_one_more_resident_run_costs_16_bytes_a_parameter_and_1_percent_of_the_base(

@@ -18,7 +18,7 @@ from server.tokens import TokenRow, TokenRows
 from tests.engine.client import train_by_hand
 from tests.engine.gangs import fingerprint
 from tests.engine.loads import LOADS, build, lora, mixlora, random_row, shake
-from tests.models import VOCABULARY
+from tests.models import VOCABULARY, tiny_base
 
 TRAINING: dict[str, Any] = {
     "batch_size": 5,
@@ -152,13 +152,15 @@ def test_a_run_weighs_its_parameters_gradient_and_moments(engine: Engine) -> Non
     assert run.bytes == 4 * 4 * run.adapter.layout.size
 
 
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("name", ["four different", "DoRA beside MixDoRA and MixLoRA"])
-def test_a_pass_leaves_nothing_in_memory(engine: Engine, name: str) -> None:
+def test_a_pass_leaves_nothing_in_memory(name: str, recompute: bool) -> None:
     """Not even until the next garbage collection: activations are the largest thing there is."""
 
     def kept() -> int:
         return sum(isinstance(thing, Experts | Segment | Weights) for thing in gc.get_objects())
 
+    engine = Engine(tiny_base(recompute=recompute))
     microbatches = build(LOADS[name], engine)
     gc.collect()
     before = kept()

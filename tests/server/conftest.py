@@ -191,7 +191,13 @@ def publish_base(services: Services) -> Callable[..., Base]:
                 "probe": {"float32": 100.0},
                 "published_at": now,
                 "activation": "silu",
-                "memory": {"weights": 4000, "kept_per_token": 5000, "backward_per_token": 2000, "head": 100_000},
+                "memory": {
+                    "weights": 4000,
+                    "kept_per_token": 5000,
+                    "backward_per_token": 2000,
+                    "head": 100_000,
+                    "recompute": False,
+                },
                 **changes,
             }
         )

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from engine import exactness
@@ -99,6 +100,13 @@ def test_a_base_that_cannot_be_used_is_named(make: Callable[[Path], Path], tmp_p
 
     with pytest.raises(EngineError, match=path.name):
         start()
+
+
+def test_the_base_is_loaded_as_the_settings_say(folder: Path, tmp_path: Path) -> None:
+    settings = {"data_dir": tmp_path, "base": str(folder), "dtype": "bfloat16", "microbatch_tokens": 64}
+    for recompute in (False, True):
+        base, _, _ = _load_base(Settings(**settings, recompute=recompute))
+        assert (base.dtype, base.microbatch_tokens, base.recompute) == (torch.bfloat16, 64, recompute)
 
 
 @pytest.mark.databases("sqlite")
