@@ -134,7 +134,7 @@ class _Segment:
         tensors = 5 if self.splits_down else 7  # of a block and of the last one: gate, up, act(gate), h, gradients
         if self.dora:
             tensors += 2 * len(set(self.experts) & {"gate_proj", "up_proj"})  # what a magnitude scales
-        block = min(self.slots, max(BLOCK_ROWS, self.slots // self.num_experts))
+        block = min(self.slots, max(BLOCK_ROWS, self.num_tokens))  # an expert that every token takes
         cells = self.num_experts * self.rank
         at_gate_and_up = 2 * self.slots * self.width
         end = (self.num_tokens + self.hidden) * cells  # the gradients at A's output and at A
