@@ -17,8 +17,19 @@ from tests.postgresql import PostgreSQL
 LEFT_OUT = pytest.StashKey[set[str]]()
 """Ids of tests, each with its reasons."""
 REASONS = ("slow", "cuda")
-LONGEST = ("tests/e2e/", "tests/test_wheel.py", "tests/test_readme.py", "tests/benchmarks/", "tests/engine/")
-"""What takes longest comes first, so that no process of a run has much left when the other is done."""
+OWN_SERVERS = tuple(f"tests/e2e/test_{name}.py" for name in ("kill", "drain", "base", "start", "points"))
+LONGEST = (
+    *OWN_SERVERS,
+    "tests/e2e/",
+    "tests/test_wheel.py",
+    "tests/test_readme.py",
+    "tests/benchmarks/",
+    "tests/engine/",
+)
+"""What takes longest comes first, so that no process of a run has much left when the other is done.
+
+The end-to-end tests that share a server come after those that do not, beside which it would idle.
+"""
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks.memory import main
 
 
+@pytest.mark.slow
 def test_one_command_sets_resident_jobs_against_as_many_processes(base_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     arguments = ["--jobs", "4", "8", "--batch", "2", "--dtype", "float32", "--methods", "mixlora"]
