@@ -10,7 +10,7 @@ import pytest
 from server.faults import Fault, arm
 from tests.e2e.conftest import NewServer
 from tests.e2e.making import MIXTURE, NARROW, PLAIN, WIDE, dataset, submit
-from tests.e2e.server import Server, is_gone, wait_for
+from tests.e2e.server import START_SECONDS, Server, is_gone, wait_for
 from tests.postgresql import PostgreSQL
 
 STEPS = 60
@@ -53,7 +53,7 @@ def test_a_stopped_daemon_is_overtaken_and_what_it_still_writes_changes_nothing(
     server = new_server(name="shared", database_url=url, lease_seconds=LEASE_SECONDS).start()
     second = server.spawn_daemon()
     live = "SELECT pid FROM daemons WHERE ended_at IS NULL AND state = 'ready'"
-    wait_for(lambda: len(server.rows(live)) == 2, why=lambda: server.log[-2000:])
+    wait_for(lambda: len(server.rows(live)) == 2, START_SECONDS, why=lambda: server.log[-2000:])
     jobs = submit_all(server)
     holders = (
         "SELECT pid, count(*) AS num FROM jobs JOIN runs ON job_id = jobs.id JOIN daemons ON epoch = lease_epoch "
