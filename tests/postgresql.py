@@ -1,6 +1,7 @@
 """A real PostgreSQL, started from a package of pip, for the tests that run on both kinds of database."""
 
 import itertools
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -39,26 +40,43 @@ class PostgreSQL:
     def new_database(self) -> str:
         """The URL of an empty database."""
         name = f"mixloom{next(self._numbers)}"
-        engine = create_engine(self._url("postgres", driver="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+        self.execute(f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def new_folder(self) -> Path:
+        """An empty folder beside its data."""
+        return Path(tempfile.mkdtemp(dir=self._folder.name))
+
+    def own(self, folder: Path) -> None:
+        """Let the server read and write a folder."""
+        if self._server.system_user is not None:  # which it is where root may not run it
+            shutil.chown(folder, self._server.system_user)
+        folder.chmod(0o700)
+
+    def execute(self, statement: str, database: str = "postgres") -> None:
+        """As the owner of the server, outside of transactions."""
+        engine = create_engine(self.url(database, driver="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
+            connection.execute(text(statement))
         engine.dispose()
-        return self._url(name)
 
     def stop_at_once(self) -> None:
         """End it as a power cut would, with every connection and whatever is under way."""
-        command = ("-w", "-m", "immediate", "-D", str(self._server.pgdata), "stop")
-        pgexec("pg_ctl", command, bin_path=self._server.bin_path, user=self._server.system_user)
+        self._run("pg_ctl", "-w", "-m", "immediate", "-D", str(self._server.pgdata), "stop")
 
     def start(self) -> None:
         """Start it again."""
         self._server.ensure_postgres_running()
+
+    def _run(self, program: str, *arguments: str) -> None:
+        pgexec(program, arguments, bin_path=self._server.bin_path, user=self._server.system_user)
 
     def end(self) -> None:
         """Leave nothing behind."""
         self._server.cleanup()
         self._folder.cleanup()
 
-    def _url(self, name: str, *, driver: str = "postgresql") -> str:
+    def url(self, name: str, *, driver: str = "postgresql") -> str:
+        """Of a database that is there."""
         url = make_url(self._server.get_uri(database=name)).set(drivername=driver)
         return url.render_as_string(hide_password=False)

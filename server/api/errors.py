@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from server.db.session import is_outage
@@ -37,7 +37,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(MixloomError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(DBAPIError, _database)
+    app.add_exception_handler(SQLAlchemyError, _database)
     app.add_exception_handler(OSError, _os)
 
 
@@ -127,13 +127,14 @@ def _http(request: Request, error: Exception) -> JSONResponse:
 
 def _database(request: Request, error: Exception) -> JSONResponse:
     """503 while the database cannot be reached, or is too busy; whatever else it says is our mistake."""
-    assert isinstance(error, DBAPIError)
+    assert isinstance(error, SQLAlchemyError)
     if is_full(error):
         return _no_room(request, error)
     if not is_outage(error):
         return internal_error(request, error)
     log.warning(
-        "database_unavailable", extra={"fields": {"request_id": request_id_of(request), "reason": str(error.orig)}}
+        "database_unavailable",
+        extra={"fields": {"request_id": request_id_of(request), "reason": str(getattr(error, "orig", error))}},
     )
     return _answer(
         request,

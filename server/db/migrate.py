@@ -28,7 +28,7 @@ def upgrade(settings: Settings) -> None:
     later version of the code has been here.
     """
     ensure_data_dir(settings)
-    database = Database(settings.database)
+    database = Database(settings.database, is_patient=True)  # of large tables a migration takes its time
     with _locked(settings.data_dir):
         try:
             current = _revision(database)

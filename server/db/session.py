@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event, func, select
-from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import Session
 
 from server.errors import MixloomError
 
 BUSY_SECONDS = 30
+"""For a lock, or for one of a process's connections, nobody waits longer."""
 IDLE_SECONDS = 5
 """PostgreSQL ends a transaction whose owner says nothing for so long: a process that was stopped holds no lock."""
+SILENT_SECONDS = 60
+"""A PostgreSQL that says nothing for so long in the middle of a statement is given up: it has said before of a lock."""
 
 
 class Database:
@@ -23,17 +27,20 @@ class Database:
     by, it has locked before, the row with `with_for_update` or a whole noun with `one_at_a_time`.
     """
 
-    def __init__(self, url: URL):
+    def __init__(self, url: URL, *, is_patient: bool = False):
+        """`is_patient`: a statement may take as long as it takes."""
         self.url = url
         self._is_postgresql = url.get_backend_name() == "postgresql"
         if self._is_postgresql:
-            self.engine = _postgresql(url)
+            self.engine = _postgresql(url, None if is_patient else SILENT_SECONDS)
             self._reading: Engine = self.engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
             self._writing: Engine = self.engine
         else:
-            self.engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True)
+            self.engine = create_engine(
+                url, connect_args={"timeout": BUSY_SECONDS}, pool_timeout=BUSY_SECONDS, hide_parameters=True
+            )
             event.listen(self.engine, "connect", _configure_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
             # BEGIN IMMEDIATE takes the one write lock at once: no upgrade of a lock, no deadlock.
@@ -64,9 +71,11 @@ class Database:
             session.commit()
 
 
-def is_outage(error: DBAPIError) -> bool:
+def is_outage(error: SQLAlchemyError) -> bool:
     """Whether the database could not be reached, or broke off what was under way: the same may work later."""
-    return error.connection_invalidated or isinstance(error, OperationalError | InternalError)
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(error, OperationalError | InternalError | NoConnectionFree)
 
 
 def one_at_a_time(session: Session, noun: str) -> None:
@@ -75,20 +84,12 @@ def one_at_a_time(session: Session, noun: str) -> None:
         session.execute(select(func.pg_advisory_xact_lock(func.hashtext(noun))))
 
 
-def _postgresql(url: URL) -> Engine:
+def _postgresql(url: URL, silent_seconds: float | None) -> Engine:
     try:
-        return create_engine(
-            url,
-            hide_parameters=True,  # an error's text goes into the log, and the values are a tenant's
-            pool_pre_ping=True,  # a restart of the database breaks no later request
-            connect_args={
-                "connect_timeout": 10,
-                "keepalives_idle": 10,
-                "keepalives_interval": 5,
-                "keepalives_count": 3,
-                "tcp_user_timeout": 20_000,
-                "options": f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s -c lock_timeout={BUSY_SECONDS}s",
-            },
+        from server.db import postgresql
+
+        return postgresql.create(
+            url, lock_seconds=BUSY_SECONDS, idle_seconds=IDLE_SECONDS, silent_seconds=silent_seconds
         )
     except ModuleNotFoundError as error:
         raise MixloomError(

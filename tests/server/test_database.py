@@ -4,8 +4,11 @@ import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
@@ -15,6 +18,7 @@ from server.db.session import Database, is_outage
 from server.db.tables import Job, Tenant
 from server.settings import Settings
 from tests.postgresql import PostgreSQL
+from tests.relay import Relay
 from tests.server.conftest import Caller
 from tests.server.making import submit
 
@@ -111,6 +115,44 @@ def test_while_the_database_is_gone_it_is_said_and_after_that_all_is_well(
     finally:
         postgresql.start()
     assert alice.get("/jobs").status_code == 200
+
+
+@pytest.mark.databases("postgresql")
+def test_a_database_that_says_nothing_any_more_counts_as_gone(
+    services: Services, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "SILENT_SECONDS", 0.5)
+    relay = Relay(services.database.url)
+    far = Database(settings.model_copy(update={"database_url": relay.url}).database)
+
+    def read() -> None:
+        with far.read() as reading:
+            reading.scalars(select(Tenant.name)).all()
+            relay.swallow()
+            reading.scalars(select(Tenant.name)).all()
+
+    with pytest.raises(DBAPIError, match="has said nothing") as caught:
+        read()
+    assert is_outage(caught.value)
+    relay.flow()
+    with far.read() as reading:
+        assert reading.scalars(select(Tenant.name)).all() == []
+    far.engine.dispose()
+    relay.end()
+
+
+def test_who_finds_no_connection_free_is_told_to_try_again(
+    app: FastAPI, alice: Caller, services: Services, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "BUSY_SECONDS", 1)
+    app.state.services = replace(services, database=Database(settings.database))
+    with ExitStack() as taken:
+        for _ in range(15):
+            taken.enter_context(app.state.services.database.engine.connect())
+        refused = alice.get("/jobs")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "database_unavailable")
+    assert alice.get("/jobs").status_code == 200
+    app.state.services.database.engine.dispose()
 
 
 @pytest.mark.databases("sqlite")

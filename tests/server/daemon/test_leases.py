@@ -1,14 +1,10 @@
 """Leases: who holds a run writes, nobody else does, and who cannot say that it lives has let go in time."""
 
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -18,20 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import select, update
 
-from engine.base_model import BaseModel
-from engine.engine import Engine
 from server.api.services import Services
 from server.daemon.books import Books
-from server.daemon.main import Daemon, Served
-from server.daemon.publish import base_row, publish_tokenizer
-from server.daemon.room import Room
-from server.db import accounts, daemons, drains, runs, session
+from server.db import accounts, daemons, drains, runs
 from server.db import tables as t
 from server.db.daemons import Fenced
-from server.db.session import Database
-from server.settings import Settings
-from server.states import ENDED, RESIDENT
-from tests.postgresql import PostgreSQL
+from server.states import RESIDENT
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import (
     MIXTURE,
@@ -41,20 +29,10 @@ from tests.server.daemon.conftest import (
     events,
     final_hash,
     job,
-    jobs,
-    memory_of,
     points,
     steps,
     submit,
 )
-
-LOCK = """
-import sqlite3, sys, time
-connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-connection.execute("BEGIN IMMEDIATE")
-print("locked", flush=True)
-time.sleep(float(sys.argv[2]))
-"""
 
 
 def begin(services: Services, lease_seconds: float = 60.0, **values: Any) -> Books:
@@ -383,102 +361,3 @@ class TestSuspects:
         with services.database.read() as reading:
             assert reading.scalars(select(t.Run.crashes)).one() == 0
             assert reading.scalars(select(t.Job.status)).one() == "queued"
-
-
-@pytest.fixture
-def daemon(frozen: BaseModel, folder: Path, services: Services) -> Iterator[Callable[..., Daemon]]:
-    """A whole daemon in this process, with its base already in memory."""
-    made: list[Daemon] = []
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-
-    def make(**changes: Any) -> Daemon:
-        settings = Settings(**{**services.settings.model_dump(), "recovery_steps": 3, **changes})
-        one = Daemon(settings, Database(settings.database), None)
-        key = publish_tokenizer(services.store, frozen, folder, settings)
-        row = base_row(frozen, source=folder, folder_key=key, probed={}, memory=memory_of(frozen))
-        one.served = Served(Engine(frozen), row, Room(row, 2**40), 64, 0.0)
-        made.append(one)
-        return one
-
-    yield make
-    for one in made:
-        one.database.engine.dispose()
-    signal.signal(signal.SIGTERM, before[0])
-    signal.signal(signal.SIGINT, before[1])
-
-
-@contextmanager
-def trouble(daemon: Daemon, services: Services, disturb: Callable[[], None]) -> Iterator[None]:
-    """While the daemon runs in this thread, another one disturbs it once it trains, and stops it when all is done."""
-
-    def others() -> None:
-        wait_until(lambda: any(one.step >= 4 for one in jobs(services)))
-        disturb()
-        wait_until(lambda: all(one.status in ENDED for one in jobs(services)))
-        daemon.stopping.set()
-
-    thread = threading.Thread(target=others)
-    thread.start()
-    yield
-    thread.join()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    while True:
-        with suppress(Exception):  # the database may be gone
-            if condition():
-                return
-        time.sleep(0.02)
-
-
-@pytest.mark.databases("postgresql")
-def test_a_database_that_is_gone_for_a_while_costs_time_and_no_byte(
-    life: Life,
-    daemon: Callable[..., Daemon],
-    alice: Caller,
-    services: Services,
-    postgresql: PostgreSQL,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    lonely = submit(alice, MIXTURE, steps=40)
-    life.finish()
-    life.books.end()
-    id_ = submit(alice, MIXTURE, steps=40)
-
-    def restart() -> None:
-        postgresql.stop_at_once()
-        time.sleep(1)
-        postgresql.start()
-
-    one = daemon()
-    with trouble(one, services, restart):
-        assert one.run() == 0
-    assert "life_lost" in caplog.messages
-    assert final_hash(services, id_) == final_hash(services, lonely)
-    assert steps(services, id_) == list(range(1, 41))
-
-
-@pytest.mark.databases("sqlite")
-def test_a_database_that_somebody_locks_for_too_long_costs_time_and_no_byte(
-    life: Life,
-    daemon: Callable[..., Daemon],
-    alice: Caller,
-    services: Services,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    lonely = submit(alice, MIXTURE, steps=40)
-    life.finish()
-    life.books.end()
-    id_ = submit(alice, MIXTURE, steps=40)
-    monkeypatch.setattr(session, "BUSY_SECONDS", 1)
-
-    def lock() -> None:
-        subprocess.run([sys.executable, "-c", LOCK, str(services.database.path), "3"], check=True)
-
-    one = daemon()
-    with trouble(one, services, lock):
-        assert one.run() == 0
-    assert "life_lost" in caplog.messages
-    assert final_hash(services, id_) == final_hash(services, lonely)
-    assert steps(services, id_) == list(range(1, 41))

@@ -1,0 +1,65 @@
+"""Connections to PostgreSQL that end: where nothing arrives any more, and nobody says that it is over."""
+
+import time
+from typing import Any
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.rows import TupleRow
+from sqlalchemy import URL, Engine, create_engine, event
+
+
+def create(url: URL, *, lock_seconds: float, idle_seconds: float, silent_seconds: float | None) -> Engine:
+    """An engine. PostgreSQL itself ends waits for a lock, and transactions whose owner says nothing.
+
+    A network that loses all packets is noticed by TCP. Who only keeps quiet (a server that is stopped, or whose disk
+    hangs; something between that swallows data) is given up after `silent_seconds`; None: never.
+    """
+    engine = create_engine(
+        url,
+        hide_parameters=True,  # an error's text goes into the log, and the values are a tenant's
+        pool_pre_ping=True,  # a restart of the database breaks no later request
+        pool_timeout=lock_seconds,
+        connect_args={
+            "connect_timeout": 10,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+            "options": f"-c idle_in_transaction_session_timeout={idle_seconds}s -c lock_timeout={lock_seconds}s",
+        },
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_dialect: Any, _record: Any, arguments: Any, options: Any) -> Connection:
+        connection = Connection.connect(*arguments, **options)
+        connection.silent_seconds = silent_seconds
+        return connection
+
+    return engine
+
+
+class Connection(psycopg.Connection[TupleRow]):
+    """One that closes itself when it has waited for `silent_seconds` and nothing came."""
+
+    silent_seconds: float | None = None
+
+    def wait(self, gen: PQGen[Any], *arguments: Any, **options: Any) -> Any:
+        """Raises `OperationalError`, as for a connection that is lost."""
+        return super().wait(self._heard(gen), *arguments, **options)
+
+    def _heard(self, gen: PQGen[Any]) -> PQGen[Any]:
+        """`gen`, a dialogue with the server: it yields what it waits for and is sent what is there, or nothing."""
+        heard = time.monotonic()
+        try:
+            waits_for = next(gen)
+            while True:
+                is_there = yield waits_for
+                if is_there:
+                    heard = time.monotonic()
+                elif self.silent_seconds is not None and time.monotonic() - heard > self.silent_seconds:
+                    self.close()
+                    raise psycopg.OperationalError(f"the server has said nothing for {self.silent_seconds} seconds")
+                waits_for = gen.send(is_there)
+        except StopIteration as end:
+            return end.value

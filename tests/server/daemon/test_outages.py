@@ -1,0 +1,318 @@
+"""A database that is away, silent, locked, full, or of another time than before: jobs lose time, and no byte."""
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Pool, event, select
+from sqlalchemy.exc import DBAPIError
+
+from engine.base_model import BaseModel
+from engine.engine import Engine
+from server.api.services import Services
+from server.daemon.main import Daemon, Served
+from server.daemon.publish import base_row, publish_tokenizer
+from server.daemon.room import Room
+from server.db import session
+from server.db import tables as t
+from server.db.session import Database
+from server.settings import Settings
+from server.states import ENDED
+from tests.postgresql import PostgreSQL
+from tests.relay import Relay
+from tests.server.conftest import Caller
+from tests.server.daemon.conftest import MIXTURE, Life, final_hash, job, memory_of, steps, submit
+from tests.server.making import prompt_rows, upload
+
+STEPS = 40
+WAIT_SECONDS = 120.0
+WITHOUT_END = 2**30
+LOCK = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def daemon(frozen: BaseModel, folder: Path, services: Services) -> Iterator[Callable[..., Daemon]]:
+    """A whole daemon in this process, with its base already in memory."""
+    made: list[Daemon] = []
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+    def make(**changes: Any) -> Daemon:
+        settings = Settings(**{**services.settings.model_dump(), "recovery_steps": 3, **changes})
+        one = Daemon(settings, Database(settings.database), None)
+        key = publish_tokenizer(services.store, frozen, folder, settings)
+        row = base_row(frozen, source=folder, folder_key=key, probed={}, memory=memory_of(frozen))
+        one.served = Served(Engine(frozen), row, Room(row, 2**40), 64, 0.0)
+        made.append(one)
+        return one
+
+    yield make
+    for one in made:
+        one.database.engine.dispose()
+    signal.signal(signal.SIGTERM, before[0])
+    signal.signal(signal.SIGINT, before[1])
+
+
+Check = Callable[[Daemon, Callable[[], None]], None]
+
+
+@pytest.fixture
+def check(life: Life, alice: Caller, services: Services) -> Check:
+    """Lets a daemon train a job, and something happen meanwhile: it ends as one that nothing has happened to."""
+    lonely = submit(alice, MIXTURE, steps=STEPS)
+    life.finish()
+    life.books.end()
+
+    def disturbed(daemon: Daemon, disturb: Callable[[], None]) -> None:
+        id_ = submit(alice, MIXTURE, steps=STEPS)
+
+        def others() -> None:
+            try:
+                wait_until(lambda: job(services, id_).step >= 4)
+                disturb()
+                wait_until(lambda: job(services, id_).status in ENDED)
+            finally:
+                daemon.stopping.set()
+
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(others)
+            assert daemon.run() == 0
+            done.result()
+        assert final_hash(services, id_) == final_hash(services, lonely)
+        assert steps(services, id_) == list(range(1, STEPS + 1))
+
+    return disturbed
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < end:
+        with suppress(DBAPIError):  # the database may be gone
+            if condition():
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"not within {WAIT_SECONDS} seconds")
+
+
+@pytest.mark.databases("postgresql")
+def test_a_database_that_is_gone_for_a_while_costs_time_and_no_byte(
+    check: Check, daemon: Callable[..., Daemon], postgresql: PostgreSQL, caplog: pytest.LogCaptureFixture
+) -> None:
+    def restart() -> None:
+        postgresql.stop_at_once()
+        time.sleep(1)
+        postgresql.start()
+
+    check(daemon(), restart)
+    assert "life_lost" in caplog.messages
+
+
+@pytest.mark.databases("sqlite")
+def test_a_database_that_somebody_locks_for_too_long_costs_time_and_no_byte(
+    check: Check,
+    daemon: Callable[..., Daemon],
+    services: Services,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(session, "BUSY_SECONDS", 1)
+
+    def lock() -> None:
+        subprocess.run([sys.executable, "-c", LOCK, str(services.database.path), "3"], check=True)
+
+    check(daemon(), lock)
+    assert "life_lost" in caplog.messages
+
+
+@pytest.mark.slow
+@pytest.mark.databases("postgresql")
+def test_a_network_that_swallows_everything_costs_time_and_no_byte(
+    check: Check,
+    daemon: Callable[..., Daemon],
+    services: Services,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """First the connections that are there are given up, then those that are tried."""
+    monkeypatch.setattr(session, "SILENT_SECONDS", 1)
+    relay = Relay(services.database.url)
+
+    def swallow() -> None:
+        relay.swallow()
+        wait_until(lambda: caplog.messages.count("life_lost") == 2)
+        relay.flow()
+
+    check(daemon(database_url=relay.url), swallow)
+    relay.end()
+
+
+class SmallFile:
+    """SQLite's file grows no further while its disk is full."""
+
+    most_pages = WITHOUT_END
+
+    def __init__(self) -> None:
+        event.listen(Pool, "checkout", self._limit)
+
+    def fill(self) -> None:
+        self.most_pages = 1  # which SQLite takes for as many as there are
+
+    def free(self) -> None:
+        self.most_pages = WITHOUT_END
+
+    def end(self) -> None:
+        event.remove(Pool, "checkout", self._limit)
+
+    def _limit(self, connection: Any, *_: Any) -> None:
+        connection.execute(f"PRAGMA max_page_count={self.most_pages}")
+
+
+class SmallDisk:
+    """A small disk for the tables of PostgreSQL that grow here."""
+
+    TABLES = ("metrics", "datasets")
+
+    def __init__(self, server: PostgreSQL, database: str):
+        self.server = server
+        self.database = database
+        self.folder = server.new_folder()
+        mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", self.folder], capture_output=True)
+        if mount.returncode:
+            pytest.skip(f"needs to mount a small disk: {mount.stderr.decode().strip()}")
+        server.own(self.folder)
+        server.execute(f"CREATE TABLESPACE small LOCATION '{self.folder}'")
+        self._move("small")
+
+    def fill(self) -> None:
+        with suppress(OSError), (self.folder / "filler").open("wb", buffering=0) as file:
+            while file.write(bytes(1024)):
+                pass
+
+    def free(self) -> None:
+        (self.folder / "filler").unlink()
+
+    def end(self) -> None:
+        self._move("pg_default")
+        self.server.execute("DROP TABLESPACE small")
+        subprocess.run(["umount", self.folder], check=True)
+
+    def _move(self, tablespace: str) -> None:
+        for table in self.TABLES:
+            self.server.execute(f"ALTER TABLE {table} SET TABLESPACE {tablespace}", self.database)
+
+
+@pytest.fixture
+def own_disk(request: pytest.FixtureRequest, services: Services) -> Iterator[SmallFile | SmallDisk]:
+    """The database's own disk."""
+    if services.database.path is None:
+        one: SmallFile | SmallDisk = SmallDisk(
+            request.getfixturevalue("postgresql"), str(services.database.url.database)
+        )
+    else:
+        one = SmallFile()
+    yield one
+    one.end()
+
+
+@pytest.mark.slow
+def test_a_database_whose_own_disk_is_full_costs_time_and_no_byte(
+    own_disk: SmallFile | SmallDisk,
+    check: Check,
+    daemon: Callable[..., Daemon],
+    alice: Caller,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fill() -> None:
+        own_disk.fill()
+        wait_until(lambda: "life_lost" in caplog.messages)
+        answer = first_refusal(alice)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (507, "disk_full")
+        assert alice.get("/jobs").status_code == 200, "what is there can be read"
+        own_disk.free()
+
+    check(daemon(), fill)
+    upload(alice, prompt_rows(3))
+
+
+def first_refusal(alice: Caller) -> Any:
+    """Of an upload: rows may still fit where there is room in the tables."""
+    for _ in range(100):
+        answer = alice.post("/datasets", files={"file": ("rows.jsonl", '{"text": "a"}')})
+        if answer.status_code != 201:
+            return answer
+    raise AssertionError("there is always room")
+
+
+class Clock:
+    """The database's clock, as statements read it, so many seconds ahead."""
+
+    ahead = 0.0
+
+    def __init__(self) -> None:
+        event.listen(Pool, "checkout", self._set)
+
+    def end(self) -> None:
+        event.remove(Pool, "checkout", self._set)
+
+    def _set(self, connection: Any, *_: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.create_function("julianday", 1, lambda _now: (time.time() + self.ahead) / 86400 + 2440587.5)
+        else:
+            connection.execute(f"SET jump.ahead = '{self.ahead}'; SET search_path = public, jump, pg_catalog")
+            connection.commit()
+
+
+_JUMP = """CREATE SCHEMA jump;
+CREATE FUNCTION jump.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS
+$$ SELECT pg_catalog.clock_timestamp() + make_interval(secs => current_setting('jump.ahead')::double precision) $$"""
+
+
+@pytest.fixture
+def clock(request: pytest.FixtureRequest, services: Services) -> Iterator[Clock]:
+    name = None if services.database.path else str(services.database.url.database)
+    if name:
+        postgresql: PostgreSQL = request.getfixturevalue("postgresql")
+        postgresql.execute(_JUMP, name)
+    one = Clock()
+    yield one
+    one.end()
+    if name:
+        postgresql.execute("DROP SCHEMA jump CASCADE", name)
+
+
+DAY = 86400.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ahead", [DAY, -DAY])
+def test_a_clock_of_the_database_that_jumps_costs_no_byte_and_blames_nobody(
+    ahead: float,
+    check: Check,
+    daemon: Callable[..., Daemon],
+    services: Services,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A day ahead the lease is over, unless a heartbeat comes first: these are far apart. A day back it goes on."""
+
+    def jump() -> None:
+        clock.ahead = ahead
+        if ahead > 0:
+            wait_until(lambda: "life_lost" in caplog.messages)
+
+    check(daemon(lease_seconds=3600), jump)
+    assert ("life_lost" in caplog.messages) is (ahead > 0)
+    with services.database.read() as reading:
+        assert set(reading.scalars(select(t.Run.crashes))) == {0}
