@@ -32,6 +32,8 @@ STEADY_SECONDS = 60.0
 SILENT_LEASES = 2
 """A daemon of which nothing is heard for so many leases is killed: stopped, it may hold a lock of the database."""
 POLL_SECONDS = 0.2
+YIELDING = 10
+"""Added to the daemon's niceness: an answer takes milliseconds, and training whatever is left."""
 EXIT_BAD_BASE = 3
 
 
@@ -125,8 +127,13 @@ class Supervisor:
         environment = children.environment(OMP_WAIT_POLICY="passive", ONEDNN_PRIMITIVE_CACHE_CAPACITY="16384")
         command = children.command("server", "daemon", "--supervisor", self._id, *self._flags)
         ours, theirs = socket.socketpair()
+        # A group of its own keeps a terminal's signals from it. Not a session of its own: Linux weighs sessions against
+        # each other, and niceness only within one.
         with theirs:
-            return subprocess.Popen(command, stdin=theirs.fileno(), env=environment, start_new_session=True), ours
+            child = subprocess.Popen(command, stdin=theirs.fileno(), env=environment, process_group=0)
+        niceness = os.getpriority(os.PRIO_PROCESS, 0) + YIELDING
+        os.setpriority(os.PRIO_PROCESS, child.pid, niceness)  # before it starts a thread: each has its own
+        return child, ours
 
     def _release(self) -> None:
         """What a child held that did not end in order, when it was told to, waits again."""
