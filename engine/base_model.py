@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from engine import attention
+from engine import attention, heap
 from engine.adapter import Adapter, Layout
 from engine.config import AdapterConfig
 from engine.errors import EngineError
@@ -159,6 +159,8 @@ def load(
     if missing := report["missing_keys"]:  # transformers would fill them with random numbers
         raise EngineError(f"The model in '{folder}' lacks {len(missing)} tensors, '{min(missing)}' among them.")
     model.to(torch.device(device))
+    if device == "cpu":
+        heap.keep_freed()
     return BaseModel(model, name=name, hash_=hash_of(folder), microbatch_tokens=microbatch_tokens, recompute=recompute)
 
 
