@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -131,12 +132,9 @@ class Supervisor:
         environment = children.environment(OMP_WAIT_POLICY="passive", ONEDNN_PRIMITIVE_CACHE_CAPACITY="16384")
         command = children.command("server", "daemon", "--supervisor", self._id, *self._flags)
         ours, theirs = socket.socketpair()
-        # A group of its own keeps a terminal's signals from it. Not a session of its own: Linux weighs sessions against
-        # each other, and niceness only within one.
         with theirs:
-            child = subprocess.Popen(command, stdin=theirs.fileno(), env=environment, process_group=0)
-        niceness = os.getpriority(os.PRIO_PROCESS, 0) + YIELDING
-        os.setpriority(os.PRIO_PROCESS, child.pid, niceness)  # before it starts a thread: each has its own
+            child = subprocess.Popen(command, stdin=theirs.fileno(), env=environment, start_new_session=True)
+        _let_give_way(child.pid)
         return child, ours
 
     def _release(self) -> None:
@@ -154,6 +152,21 @@ class Supervisor:
                 drain = drains.open_drain(session, self.settings.name_of_daemon)
             if drain is None or not drain.exit:
                 return
+
+
+def _let_give_way(pid: int) -> None:
+    """Lower the priority of a process that leads a session, before it starts a thread: each thread has its own.
+
+    Linux weighs sessions against each other, by a niceness of theirs (sched(7), "autogroup"), and threads within one.
+    """
+    niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + YIELDING, 19)
+    os.setpriority(os.PRIO_PROCESS, pid, niceness)
+    try:
+        Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
+    except FileNotFoundError:
+        pass  # a kernel without them
+    except OSError as error:
+        log.warning("priority_of_session_not_lowered", extra={"fields": {"reason": error.strerror}})
 
 
 class _Server(uvicorn.Server):
