@@ -161,10 +161,11 @@ def _let_give_way(pid: int) -> None:
     """
     niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + YIELDING, 19)
     os.setpriority(os.PRIO_PROCESS, pid, niceness)
+    autogroup = Path(f"/proc/{pid}/autogroup")
+    if not autogroup.exists():  # a kernel that does not
+        return
     try:
-        Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
-    except FileNotFoundError:
-        pass  # a kernel without them
+        autogroup.write_text(str(niceness))
     except OSError as error:
         log.warning("priority_of_session_not_lowered", extra={"fields": {"reason": error.strerror}})
 
