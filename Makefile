@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
-RUN := OMP_WAIT_POLICY=passive .venv/bin/python -m
+# Compiled code is kept also where the environment says that it is not: many processes load the same.
+RUN := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= .venv/bin/python -m
 # Two processes of one thread each, for two cores. A file's tests stay together, as do the fixtures that they share, and
 # files keep the order of tests/conftest.py, in which those that take longest come first.
 TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -90,16 +90,23 @@ def doors(room: Room, root: Path) -> list[str]:
     return found
 
 
-def modules_after(statement: str) -> set[str]:
-    """Top-level packages, and our modules by full name, that are loaded after a statement in a fresh interpreter."""
+def modules_after(*modules: str) -> list[set[str]]:
+    """What is loaded in a fresh interpreter after each of these imports, one after another.
+
+    Top-level packages, and our modules by full name.
+    """
+    lines = [f"import {module}\nprint(*sys.modules)" for module in modules]
     printed = subprocess.run(
-        [sys.executable, "-c", f"{statement}\nimport sys\nprint(*sys.modules)"],
+        [sys.executable, "-c", "\n".join(["import gc, sys", "gc.disable()", *lines])],
         cwd=ROOT,
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    return {name for name in printed.split() if "." not in name or name.split(".")[0] in HOUSE}
+    return [
+        {name for name in line.split() if "." not in name or name.split(".")[0] in HOUSE}
+        for line in printed.splitlines()
+    ]
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.folder)
@@ -143,16 +150,22 @@ def test_a_new_door_of_the_api_is_seen(line: str, tmp_path: Path):
     ("process", "never"),
     [
         ("mixloom.cli.main", {*HEAVY, *DATA, "fastapi", "sqlalchemy", "numpy", "server", "engine", "scheduler"}),
-        ("server.api.app", {*HEAVY, *DATA, "engine", "scheduler", "server.daemon"}),
         ("server.serve", {*HEAVY, *DATA, "engine", "scheduler", "server.daemon"}),
-        ("server.daemon.main", {*DATA, "fastapi", "uvicorn", "pyarrow", "peft", "server.api"}),
     ],
-    ids=["the command", "the API", "the API and the supervisor", "the daemon"],
+    ids=["the command", "the API and the supervisor"],
 )
 def test_a_process_loads_at_its_start_what_it_needs_and_no_more(process: str, never: set[str]):
-    loaded = modules_after(f"import {process}")
+    (loaded,) = modules_after(process)
     assert process in loaded
     assert loaded.isdisjoint(never)
+
+
+def test_so_does_the_daemon_whose_engine_and_scheduler_load_nothing_of_the_server():
+    _, parts, daemon = modules_after("engine.engine", "scheduler.plan", "server.daemon.main")
+    assert {"engine.engine", "scheduler.plan"} <= parts
+    assert parts.isdisjoint({"server", "fastapi", "sqlalchemy", "mixloom"})
+    assert "server.daemon.main" in daemon
+    assert daemon.isdisjoint({*DATA, "fastapi", "uvicorn", "pyarrow", "peft", "server.api"})
 
 
 def test_no_module_that_the_api_process_may_load_brings_torch():
@@ -162,11 +175,6 @@ def test_no_module_that_the_api_process_may_load_brings_torch():
         for file in sorted((ROOT / "server").rglob("*.py"))
         if "daemon" not in file.relative_to(ROOT).parts and file.name != "__main__.py"
     ]
-    loaded = modules_after("\n".join(f"import {name}" for name in names))
+    *_, loaded = modules_after(*names)
     assert set(names) <= loaded
     assert loaded.isdisjoint({*HEAVY, "engine", "scheduler", "server.daemon"})
-
-
-def test_the_engine_and_the_scheduler_load_nothing_of_the_server():
-    loaded = modules_after("import engine.engine\nimport scheduler.plan")
-    assert loaded.isdisjoint({"server", "fastapi", "sqlalchemy", "mixloom"})

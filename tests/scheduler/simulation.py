@@ -1,7 +1,8 @@
 """A daemon in miniature: it keeps the books, carries out plans and trains nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from scheduler.plan import Plan, plan
 from scheduler.snapshot import Footprint, Microbatch, ResidentRun, Snapshot, Tenant, WaitingRun
@@ -43,9 +44,9 @@ class Run:
     def save(self) -> None:
         self.saved_step, self.saved_cost = self.step, self.charged
 
-    def left(self) -> list[Microbatch]:
-        """Of the step under way."""
-        return [] if self.is_finished else self.steps[self.step][self.done :]
+    def left(self) -> Iterator[Microbatch]:
+        """Of the step under way, which may be long: who looks at its first few copies no more than those."""
+        return iter(()) if self.is_finished else islice(self.steps[self.step], self.done, None)
 
 
 @dataclass
@@ -209,13 +210,14 @@ class World:
     def _train(self, run_id: str, num_microbatches: int) -> None:
         client = next(client for client in self.clients.values() if run_id in client.resident)
         run = client.resident[run_id]
-        cost = sum(microbatch.cost for microbatch in run.left()[:num_microbatches])
-        run.trained += run.left()[:num_microbatches]
+        taken = list(islice(run.left(), num_microbatches))
+        cost = sum(microbatch.cost for microbatch in taken)
+        run.trained += taken
         client.served += cost
         run.charged += cost
         run.stay += cost
         run.done += num_microbatches
-        if not run.left():
+        if run.done == len(run.steps[run.step]):
             run.step += 1
             run.done = 0
         if run.is_finished:
