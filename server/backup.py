@@ -96,9 +96,9 @@ def _copy(source: Path, target: Path) -> Copied:
         missing = {key for key in keys if not _copy_folder(store, copies, key)}
         if not missing or missing == before:  # what two tables name and is not there is lost
             break
-        database.engine.dispose()
+        database.close()
     findings = examine_files(database, copies)
-    database.engine.dispose()
+    database.close()
     with closing(sqlite3.connect(new)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")  # one file, which can be read where nothing can be written
     _copy_key(source / KEY, target / KEY)

@@ -83,7 +83,7 @@ async def _admin(caller: CallerDep) -> Admin:
     return caller
 
 
-def _room(services: ServicesDep) -> None:
+async def _room(services: ServicesDep) -> None:
     services.disk.refuse_if_low()
 
 

@@ -6,6 +6,7 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from server.db.pages import Page, fetch_page
+from server.db.session import rows
 from server.db.tables import Key, Tenant
 from server.ids import new_id
 
@@ -18,8 +19,8 @@ _VALID = (
 
 def find_valid(session: Session, secret_hash: str) -> tuple[str, str] | None:
     """The ids of the key with this hash and of its tenant, if neither is gone."""
-    found = session.execute(_VALID, {"secret_hash": secret_hash}).one_or_none()
-    return None if found is None else (found.id, found.tenant_id)
+    found = rows(session, _VALID, {"secret_hash": secret_hash})
+    return (found[0].id, found[0].tenant_id) if found else None
 
 
 def add_key(session: Session, tenant_id: str, name: str, shown: str, secret_hash: str) -> Key:

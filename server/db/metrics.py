@@ -7,6 +7,7 @@ from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
 from server.db.pages import Page, fetch_page
+from server.db.session import rows
 from server.db.tables import ExpertLoads, Job, Metric
 
 MAX_ROWS = 10_000
@@ -61,7 +62,7 @@ def read_metrics(session: Session, job: Job, *, from_step: int, every: int | Non
     statement = select(*COLUMNS, *BY_SET).where(*wanted).order_by(Metric.step)
     if every > 1:
         statement = statement.where(_kept(session, wanted, every))
-    return [flat(job, row) for row in session.execute(statement)], every
+    return [flat(job, row) for row in rows(session, statement)], every
 
 
 def _kept(session: Session, wanted: Sequence[ColumnElement[bool]], every: int) -> ColumnElement[bool]:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from server.db.bases import NEWEST
 from server.db.daemons import live_daemons, tokens_per_second
 from server.db.drains import first_for, open_drains
+from server.db.session import rows
 from server.db.tables import Base, Daemon, Drain, Job, Tenant
 from server.outlook import OpenDrain, Outlook, QueuedJob, Service
 from server.states import RESIDENT, JobStatus
@@ -46,12 +47,12 @@ def read_outlook(session: Session, jobs: Sequence[Job], *, max_resident_runs: in
     """The queue now, as far as it matters to these jobs."""
     live, drains = live_daemons(session), open_drains(session)
     drain = first_for(drains)
-    base_hash, num_resident, total_share = session.execute(_STATE).one()
+    ((base_hash, num_resident, total_share),) = rows(session, _STATE)
     num_places = max_resident_runs * max(1, len(live))
     wanted = {"tenant_ids": sorted({job.tenant_id for job in jobs}), "job_ids": [job.id for job in jobs]}
     shares: dict[str, float] = {}
     queues: dict[str, list[QueuedJob]] = defaultdict(list)
-    for tenant_id, share, *queued in session.execute(_JOBS, {**wanted, "places": num_places}):
+    for tenant_id, share, *queued in rows(session, _JOBS, {**wanted, "places": num_places}):
         shares[tenant_id] = share / total_share
         queues[tenant_id].append(QueuedJob(*queued))
     return Outlook(

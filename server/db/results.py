@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session, aliased
 
 from server.db.adapters import BEST_FIRST
 from server.db.metrics import BY_SET, COLUMNS, column_names, flat
+from server.db.session import rows
 from server.db.tables import Adapter, Job, Metric
 
 
@@ -52,5 +53,5 @@ def read_results(session: Session, jobs: Sequence[Job]) -> dict[str, Result]:
             best_checkpoint=best,
             adapter_sha256=sha256,
         )
-        for job_id, best, sha256, step, *row in session.execute(_RESULTS, {"ids": list(by_id)})
+        for job_id, best, sha256, step, *row in rows(session, _RESULTS, {"ids": list(by_id)})
     }
