@@ -10,6 +10,7 @@ NAMES = (
     "paper",
     "learning",
     "costs",
+    "overhead",
     "plan",
     "schedule",
     "api",

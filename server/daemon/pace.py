@@ -1,5 +1,8 @@
-"""How fast gangs go. Knows no clock."""
+"""How fast gangs go, and how long the engine works."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -15,3 +18,17 @@ class Pace:
         rate = tokens / max(seconds, 1e-6)
         self.tokens_per_second += weight * (rate - self.tokens_per_second)
         self.gang_seconds += weight * (seconds - self.gang_seconds)
+
+
+class Watch:
+    """Adds up the time that goes by in its blocks."""
+
+    seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += time.monotonic() - began

@@ -9,6 +9,7 @@ from itertools import groupby
 from engine.engine import Engine
 from engine.run import Outcome
 from server.daemon.memory import bytes_asked, is_out_of_memory
+from server.daemon.pace import Watch
 from server.daemon.pass_limit import PassLimit
 from server.daemon.program import Diverged, Work
 from server.daemon.pulse import Pulse
@@ -42,10 +43,12 @@ class Passes:
     these units has a pass of its own. Who fails alone is at fault.
     """
 
-    def __init__(self, engine: Engine, roster: Roster, pulse: Pulse):
+    def __init__(self, engine: Engine, roster: Roster, pulse: Pulse, watch: Watch):
+        """`watch` runs while the engine works."""
         self.engine = engine
         self.roster = roster
         self.pulse = pulse
+        self.watch = watch
         self.limit = PassLimit()
 
     def run(self, gang: Sequence[Riding]) -> int:
@@ -106,7 +109,9 @@ class Passes:
         """One forward, with its backward where it trains."""
         fault("pass.begin", [seat.resident.job.name for seat in a_pass])
         do = self.engine.forward_backward if a_pass[0].work.is_training else self.engine.forward
-        return do([seat.resident.program.microbatch(seat.work, seat.resident.run) for seat in a_pass])
+        microbatches = [seat.resident.program.microbatch(seat.work, seat.resident.run) for seat in a_pass]
+        with self.watch.running():
+            return do(microbatches)
 
     def _begin_anew(self, a_pass: Sequence[Seat], error: Exception) -> None:
         no_memory = is_out_of_memory(error)

@@ -80,6 +80,8 @@ def database_url(request: pytest.FixtureRequest) -> str | None:
     """Of an empty database; None is SQLite in the data directory."""
     if request.param == "sqlite":
         return None
+    if request.param == "failover":
+        return str(request.getfixturevalue("pair").url)
     url: str = request.getfixturevalue("emptied")()
     return url
 

@@ -25,7 +25,7 @@ def figures(admin: Caller) -> dict[tuple[str, ...], float]:
 def test_a_scrape_counts_jobs_and_waiting_requests_and_shows_the_daemons_speed(
     admin: Caller, alice: Caller, bob: Caller, services: Services, publish_base: Callable[..., Base]
 ) -> None:
-    base = publish_base(detail={"tokens_per_second": 123.5, "resident_runs": 2})
+    base = publish_base(detail={"tokens_per_second": 123.5, "resident_runs": 2, "engine_seconds": 4.5})
     for caller in (alice, bob, alice):
         job = submit(caller)["id"]
     change_job(services, job, status="running")
@@ -53,6 +53,7 @@ def test_a_scrape_counts_jobs_and_waiting_requests_and_shows_the_daemons_speed(
         ("mixloom_daemon_up",): 1,
         ("mixloom_resident_runs",): 2,
         ("mixloom_tokens_per_second",): 123.5,
+        ("mixloom_engine_seconds_total",): 4.5,
     }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from server.api.deps import AdminDep, ServicesDep
@@ -43,6 +43,9 @@ def scrape(admin: AdminDep, services: ServicesDep) -> Response:
         _gauge("mixloom_daemon_up", "Engine daemons that were heard from lately.", len(details)),
         _gauge("mixloom_resident_runs", "Runs in the daemons' memory.", _sum(details, "resident_runs")),
         _gauge("mixloom_tokens_per_second", "Speed of the last gangs.", _sum(details, "tokens_per_second")),
+        CounterMetricFamily(
+            "mixloom_engine_seconds", "Time in passes and optimizer steps.", value=_sum(details, "engine_seconds")
+        ),
     ]
     registry = CollectorRegistry()
     registry.register(_Figures(families))

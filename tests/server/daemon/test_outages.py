@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Pool, event, select
+from sqlalchemy import Pool, event, make_url, select
 from sqlalchemy.exc import DBAPIError
 
 from engine.base_model import BaseModel
@@ -23,9 +24,11 @@ from server.daemon.publish import base_row, publish_tokenizer
 from server.daemon.room import Room
 from server.db import session
 from server.db import tables as t
+from server.db.migrate import upgrade
 from server.db.session import Database
 from server.settings import Settings
 from server.states import ENDED
+from tests import postgresql as package
 from tests.postgresql import PostgreSQL
 from tests.relay import Relay
 from tests.server.conftest import Caller
@@ -92,6 +95,11 @@ def check(life: Life, alice: Caller, services: Services) -> Check:
             done.result()
         assert final_hash(services, id_) == final_hash(services, lonely)
         assert steps(services, id_) == list(range(1, STEPS + 1))
+        with services.database.read() as reading:
+            costs = dict(reading.execute(select(t.Run.job_id, t.Run.cost_charged)).all())
+            metered = reading.scalar(select(t.Tenant.trained_tokens).where(t.Tenant.id == alice.tenant_id))
+        assert costs[id_] == costs[lonely]
+        assert metered == job(services, id_).tokens + job(services, lonely).tokens
 
     return disturbed
 
@@ -117,6 +125,81 @@ def test_a_database_that_is_gone_for_a_while_costs_time_and_no_byte(
 
     check(daemon(), restart)
     assert "life_lost" in caplog.messages
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A server, and another that repeats what it does and may take its place."""
+
+    primary: PostgreSQL
+    standby: PostgreSQL
+    database: str
+
+    @property
+    def url(self) -> str:
+        """Of the database in that server of the two that takes writes."""
+        hosts = f"{self.primary.host},{self.standby.host}"
+        return f"postgresql://postgres@/{self.database}?host={hosts}&target_session_attrs=read-write"
+
+    def follows(self, how: str) -> bool:
+        """Whether the standby is "sync" or "async"."""
+        return self.primary.execute("SELECT sync_state FROM pg_stat_replication") == [how]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    """With the tables in a database, and an asynchronous standby."""
+    if package.MISSING:
+        pytest.skip(package.MISSING)
+    primary = PostgreSQL()
+    url = primary.new_database()
+    upgrade(Settings(data_dir=tmp_path / "upgrade", database_url=url))
+    standby = PostgreSQL(standby_of=primary)
+    yield Pair(primary, standby, str(make_url(url).database))
+    standby.end()
+    primary.end()
+
+
+@pytest.mark.slow
+@pytest.mark.databases("failover")
+def test_a_synchronous_standby_that_takes_over_costs_time_and_no_byte(
+    check: Check, daemon: Callable[..., Daemon], pair: Pair, alice: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair.primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+    pair.primary.execute("SELECT pg_reload_conf()")
+    wait_until(lambda: pair.follows("sync"))
+
+    def fail_over() -> None:
+        accepted = upload(alice, prompt_rows(3))
+        pair.primary.stop_at_once()
+        assert alice.get("/jobs").status_code == 503
+        pair.standby.promote()
+        assert alice.get(f"/datasets/{accepted}").status_code == 200, "what was answered 201 is there"
+
+    check(daemon(), fail_over)
+    assert "life_lost" in caplog.messages
+
+
+@pytest.mark.slow
+@pytest.mark.databases("failover")
+def test_what_a_standby_that_lags_behind_does_not_have_is_trained_again(
+    check: Check, daemon: Callable[..., Daemon], pair: Pair, services: Services
+) -> None:
+    """Steps, and maybe the second of the job's two recovery points; the first one is in both."""
+
+    def newest(server: PostgreSQL) -> int:
+        return int(server.execute("SELECT step FROM jobs ORDER BY number DESC LIMIT 1", pair.database)[0])
+
+    def fail_over() -> None:
+        wait_until(lambda: newest(pair.standby) > 15)
+        pair.standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
+        pair.standby.execute("SELECT pg_reload_conf()")
+        wait_until(lambda: not pair.follows("async"))
+        wait_until(lambda: newest(pair.primary) > newest(pair.standby))
+        pair.primary.stop_at_once()
+        pair.standby.promote()
+
+    check(daemon(recovery_steps=15), fail_over)
 
 
 @pytest.mark.databases("sqlite")
