@@ -26,6 +26,7 @@ from server.db import session
 from server.db import tables as t
 from server.db.migrate import upgrade
 from server.db.session import Database
+from server.faults import Fault, arm
 from server.settings import Settings
 from server.states import ENDED
 from tests import postgresql as package
@@ -183,21 +184,30 @@ def test_a_synchronous_standby_that_takes_over_costs_time_and_no_byte(
 @pytest.mark.slow
 @pytest.mark.databases("failover")
 def test_what_a_standby_that_lags_behind_does_not_have_is_trained_again(
-    check: Check, daemon: Callable[..., Daemon], pair: Pair, services: Services
+    check: Check, daemon: Callable[..., Daemon], pair: Pair, services: Services, armed: Path
 ) -> None:
     """Steps, and maybe the second of the job's two recovery points; the first one is in both."""
 
-    def newest(server: PostgreSQL) -> int:
-        return int(server.execute("SELECT step FROM jobs ORDER BY number DESC LIMIT 1", pair.database)[0])
+    def step() -> int:
+        """Of the newest job."""
+        with services.database.read() as reading:
+            return reading.scalars(select(t.Job.step).order_by(t.Job.number.desc())).first() or 0
+
+    def step_there() -> int:
+        return int(pair.standby.execute("SELECT step FROM jobs ORDER BY number DESC", pair.database)[0])
 
     def fail_over() -> None:
-        wait_until(lambda: newest(pair.standby) > 15)
+        wait_until(lambda: step() > 15)
+        arm(armed, Fault(point="pass.begin", kind="delay", times=STEPS, seconds=0.5))  # it is not to end meanwhile
+        wait_until(lambda: step_there() > 15)
         pair.standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
         pair.standby.execute("SELECT pg_reload_conf()")
         wait_until(lambda: not pair.follows("async"))
-        wait_until(lambda: newest(pair.primary) > newest(pair.standby))
+        there = step_there()
+        wait_until(lambda: step() > there)
         pair.primary.stop_at_once()
         pair.standby.promote()
+        arm(armed)
 
     check(daemon(recovery_steps=15), fail_over)
 
