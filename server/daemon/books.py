@@ -40,6 +40,7 @@ class Books:
         self.lease_seconds = lease_seconds
         self.name = name
         self._supervisor = supervisor
+        self.writes = 0  # that the database has answered for, at least
         self._renewed = begun
 
     @classmethod
@@ -70,9 +71,15 @@ class Books:
     def write(self) -> Iterator[Session]:
         """All or nothing. Raises `Fenced`, having written nothing, when this life is over."""
         self.check()
-        with self.database.write() as session:
-            daemons.check_epoch(session, self.epoch)
+        with self._write() as session:
             yield session
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        with self.database.write() as session:
+            count = daemons.count_write(session, self.epoch, self.writes)
+            yield session
+        self.writes = max(self.writes, count)  # other threads write as well
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -88,8 +95,7 @@ class Books:
     def renew(self) -> None:
         """A heartbeat: this life goes on, and those that nobody lives any more end. Raises `Fenced`."""
         sent = boot_time()
-        with self.database.write() as session:
-            daemons.check_epoch(session, self.epoch)
+        with self._write() as session:
             daemons.renew(session, self.epoch, self.lease_seconds)
             leases.end_dead(session, supervisor=self._supervisor, but=self.epoch)
         self._renewed = sent

@@ -131,11 +131,13 @@ class Loop:
     def _look(self) -> dict[str, Wish]:
         """What the database says now: what is wanted of each resident run, and of all. Raises `Fenced`."""
         self.books.check()
-        base_hash = self.engine.base.hash
+        base_hash, written = self.engine.base.hash, self.books.writes
         with self.books.read() as session:
             live = daemons.live_daemons(session)
-            if self.books.epoch not in [one.epoch for one in live]:
+            ours = next((one for one in live if one.epoch == self.books.epoch), None)
+            if ours is None:
                 raise Fenced(f"epoch {self.books.epoch} is over")
+            daemons.check_written(ours.epoch, ours.writes, written)
             self.has_company = sum(one.base_hash == base_hash for one in live) > 1
             self.drain = drains.open_drain(session, self.books.name)
             self.suspect = None if self.draining else runs.next_suspect(session, base_hash)

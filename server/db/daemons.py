@@ -23,8 +23,8 @@ IS_OPEN: ColumnElement[bool] = Daemon.ended_at.is_(None)
 IS_LIVE: ColumnElement[bool] = IS_OPEN & (Daemon.expires_at > now())
 _LIVE = select(Daemon).where(IS_LIVE).order_by(Daemon.epoch.desc())
 _DAEMONS = Daemon.metadata.tables["daemons"]
-_ENDED = select(_DAEMONS.c.ended_at).where(_DAEMONS.c.epoch == bindparam("life")).with_for_update(key_share=True)
 _UPDATE = update(_DAEMONS).where(_DAEMONS.c.epoch == bindparam("life"))
+_COUNT = _UPDATE.values(writes=_DAEMONS.c.writes + 1).returning(_DAEMONS.c.ended_at, _DAEMONS.c.writes)
 
 
 def live_daemons(session: Session) -> Sequence[Daemon]:
@@ -92,10 +92,25 @@ def begin_life(session: Session, *, pid: int, supervisor: str | None, name: str 
     return daemon.epoch
 
 
-def check_epoch(session: Session, epoch: int) -> None:
-    """Raises `Fenced` once this life is over. It locks the life's row, so that it guards all of the write."""
-    if session.execute(_ENDED, {"life": epoch}).scalar_one() is not None:
+def count_write(session: Session, epoch: int, known: int) -> int:
+    """The number of this write among those of a life, which knows of so many. It locks the life's row until the end.
+
+    Raises `Fenced` once the life is over, or where the database has lost what it had answered for: a standby that
+    lagged behind took its place, and nobody has to have seen a connection break.
+    """
+    row = session.execute(_COUNT, {"life": epoch}).one_or_none()
+    if row is None:
+        raise Fenced(f"the database has lost epoch {epoch}")
+    if row.ended_at is not None:
         raise Fenced(f"epoch {epoch} is over")
+    check_written(epoch, row.writes - 1, known)
+    return int(row.writes)
+
+
+def check_written(epoch: int, found: int, known: int) -> None:
+    """Raises `Fenced` where fewer writes of a life are found than it knows of."""
+    if found < known:
+        raise Fenced(f"the database has {found} of {known} writes of epoch {epoch}: it has lost what came later")
 
 
 def renew(session: Session, epoch: int, lease_seconds: float) -> None:

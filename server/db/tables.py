@@ -286,3 +286,4 @@ class Daemon(Table):
     supervisor: Mapped[str | None]  # whose child it is
     name: Mapped[str | None]  # what a drain calls it; the lives of one daemon have the same, and several may share one
     rests_under: Mapped[str | None]  # the drain for which it has let every run go
+    writes: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # that it has made: it knows how many

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from server.api.services import Services
 from server.daemon.books import Books
@@ -58,6 +58,20 @@ def test_who_could_not_renew_for_half_the_lease_writes_nothing_until_it_can(serv
         write(books)
     books.renew()
     write(books)
+
+
+def test_who_finds_a_write_of_its_own_gone_writes_nothing_more(services: Services, life: Life) -> None:
+    """As after the failover to a standby that lagged behind, of which no connection has to tell."""
+    life.turn()
+    with services.database.write() as writing:
+        writing.execute(update(t.Daemon).values(writes=t.Daemon.writes - 1))
+    for late in (life.turn, life.books.renew, lambda: write(life.books)):
+        with pytest.raises(Fenced, match="has lost"):
+            late()
+    with services.database.write() as writing:
+        writing.execute(delete(t.Daemon).where(t.Daemon.epoch == life.books.epoch))
+    with pytest.raises(Fenced, match="has lost"):
+        write(life.books)
 
 
 @pytest.mark.databases("postgresql")
