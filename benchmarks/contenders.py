@@ -23,6 +23,7 @@ from engine.base_model import BaseModel, input_gradient
 from engine.config import AdapterConfig
 from engine.engine import Engine
 from engine.families import family_of
+from engine.lanes import side_by_side, spread
 from engine.loss import LOSSES, target_logprobs
 from engine.run import Microbatch, Row, Run
 from engine.segments import Segment, pack
@@ -94,18 +95,25 @@ class Bases:
 
 
 class PackedLimit:
-    """The base alone, all jobs in one pass of ours."""
+    """The base alone, all jobs in one gang of ours."""
 
     trainable_parameters = 0
 
     def __init__(self, base: BaseModel):
         self.base = base
+        self.engine = Engine(base)
 
     def step(self, step: Step) -> float:
+        lanes = spread([sum(len(row.tokens) for row in rows) for rows in step], self.engine.threads_to_share())
+        with input_gradient(self.base.model):
+            losses = side_by_side(lambda lane: self._pass([step[job] for job in lane]), lanes)
+        return next(loss for lane, loss in zip(lanes, losses, strict=True) if lane[0] == 0)
+
+    def _pass(self, step: Step) -> float:
         sequences = [[torch.from_numpy(row.tokens) for row in rows] for rows in step]
         batch = pack([Segment(rows) for rows in sequences], self.base.device)
         targets = packed_targets([row for rows in step for row in rows], self.base.device)
-        with self.base.pass_.over(batch), input_gradient(self.base.model):
+        with self.base.pass_.over(batch):
             hidden = self.base.hidden_states(batch)
             loss, logprobs = target_logprobs(hidden, self.base.head, *targets, LOSSES["cross_entropy"])
             loss.backward()

@@ -5,6 +5,7 @@ Everything else in this package serves these. The engine sees token ids and weig
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from engine.adapter import Adapter, Weights
 from engine.base_model import BaseModel
 from engine.config import AdapterConfig
 from engine.errors import EngineError
+from engine.exactness import any_number_of_threads
+from engine.lanes import Lane, side_by_side, spread
 from engine.loss import LOSSES, Loss, target_logprobs
 from engine.random import DropoutKey
 from engine.run import Microbatch, Outcome, Run
@@ -27,6 +30,7 @@ class Engine:
 
     def __init__(self, base: BaseModel):
         self.base = base
+        self._shares_exactly: dict[int, bool] = {}  # number of threads -> whether passes may share them
 
     def create_run(self, config: AdapterConfig, seed: int, start: Path | None = None) -> Run:
         """An adapter with a fresh optimizer: with random weights, or with those of the native files in `start`.
@@ -43,13 +47,12 @@ class Engine:
         return Run.fresh(adapter, seed)
 
     def forward(self, microbatches: Sequence[Microbatch]) -> list[Outcome]:
-        """Log-probs of the targets, without dropout and without gradient, in one pass."""
+        """Log-probs of the targets, without dropout and without gradient."""
         segments = [_segment(m, self._weights(m)) for m in microbatches]
-        with torch.no_grad():
-            return self._pass(microbatches, segments)
+        return self._passes(microbatches, segments, train=False)
 
     def forward_backward(self, microbatches: Sequence[Microbatch]) -> list[Outcome]:
-        """One pass; d Σ w·loss (plus the auxiliary loss) is added to each run's gradient, in microbatch order."""
+        """Adds d Σ w·loss (plus the auxiliary loss) to each run's gradient, in microbatch order."""
         segments, extra = [], []
         weights: dict[int, Weights] = {}
         seen: Counter[int] = Counter()
@@ -65,7 +68,7 @@ class Engine:
             dropout = m.run.dropout_key(m.run.microbatch + seen[key])
             segments.append(_segment(m, mine, dropout))
             seen[key] += 1
-        outcomes = self._pass(microbatches, segments)
+        outcomes = self._passes(microbatches, segments, train=True)
         for run, gradient in extra:
             run.gradient += gradient
         for m in microbatches:
@@ -123,6 +126,13 @@ class Engine:
         """
         return formats.read(folder, self._empty_adapter)
 
+    def threads_to_share(self) -> int:
+        """How many threads the passes of a gang may share: 1 where a result would depend on it."""
+        threads = torch.get_num_threads()
+        if threads not in self._shares_exactly:
+            self._shares_exactly[threads] = any_number_of_threads(self.base)
+        return threads if self._shares_exactly[threads] else 1
+
     def _empty_adapter(self, config: AdapterConfig) -> Adapter:
         self.base.check(config)
         layout = self.base.layout(config)
@@ -133,7 +143,19 @@ class Engine:
         adapter = microbatch.adapter or (microbatch.run.adapter if microbatch.run else None)
         return None if adapter is None else Weights.of(adapter, self.base.dtype)
 
-    def _pass(self, microbatches: Sequence[Microbatch], segments: list[Segment]) -> list[Outcome]:
+    def _passes(self, microbatches: Sequence[Microbatch], segments: Sequence[Segment], *, train: bool) -> list[Outcome]:
+        """In one pass, or in several side by side."""
+        threads = self.threads_to_share() if len(segments) > 1 else 1
+        lanes = spread([segment.num_tokens for segment in segments], threads)
+
+        def work(lane: Lane) -> list[Outcome]:
+            with torch.set_grad_enabled(train):
+                return self._pass([microbatches[i] for i in lane], [segments[i] for i in lane])
+
+        outcomes = zip(chain(*lanes), chain(*side_by_side(work, lanes)), strict=True)
+        return [outcome for _, outcome in sorted(outcomes, key=lambda pair: pair[0])]
+
+    def _pass(self, microbatches: Sequence[Microbatch], segments: Sequence[Segment]) -> list[Outcome]:
         batch = pack(segments, self.base.device)
         rows, targets, weights = _targets(microbatches, self.base.device)
         with self.base.pass_.over(batch):

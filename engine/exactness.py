@@ -1,7 +1,7 @@
 """Whether this machine keeps the facts that company invariance rests on, for this base (docs/design.md §3).
 
-Each fact says that a part of a pass has the same bits alone and among others. They are tried at the base's own
-widths, since where a thread's part ends depends on them.
+Each fact says that a part of a pass has the same bits alone and among others, or on fewer threads. They are tried at
+the base's own widths, since where a thread's part ends depends on them.
 
 Legend: n rows of a pack, D input width, O output width, R rank.
 """
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from engine.base_model import BaseModel
-from engine.segments import ROW_MULTIPLE
+from engine.segments import FEWEST_ROWS, ROW_MULTIPLE
 
 PACKED_ROWS = 20 * ROW_MULTIPLE
+SEGMENT_ROWS = (ROW_MULTIPLE, FEWEST_ROWS + 1, 106, 313, 1000)
 RANK = 8
 
 
@@ -72,6 +73,44 @@ def _segments_anywhere_in_a_pack(base: BaseModel, frozen: nn.Linear, draw: torch
         ):
             return False
     return True
+
+
+def any_number_of_threads(base: BaseModel) -> bool:
+    """Whether what a pass computes is the same on any share of the threads as on all; on CUDA there are none to share.
+
+    Tried as the facts are, for segments of `FEWEST_ROWS` or more. It is no promise: where it does not hold, passes
+    do not share (`engine.lanes`).
+    """
+    if base.device.type != "cpu":
+        return False
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        return all(_same_on_fewer(base, one, draw) for one in _widths(base))
+
+
+def _same_on_fewer(base: BaseModel, frozen: nn.Linear, draw: torch.Generator) -> bool:
+    weight_OD, activation = frozen.weight, ACT2FN[base.activation_name]
+    widths = weight_OD.shape[::-1]
+    a_RD, b_RO = (torch.randn(RANK, width, generator=draw).to(weight_OD.dtype) for width in widths)
+    segments = [
+        [torch.randn(rows, width, generator=draw).to(weight_OD.dtype) for width in widths] for rows in SEGMENT_ROWS
+    ]
+    threads = torch.get_num_threads()
+
+    def on(share: int) -> Iterator[Tensor]:
+        torch.set_num_threads(share)
+        for x_nD, y_nO in segments:
+            whole = slice(len(x_nD) // ROW_MULTIPLE * ROW_MULTIPLE)
+            yield F.linear(x_nD[whole], weight_OD)
+            yield y_nO[whole] @ weight_OD
+            yield from _of_segment(x_nD, y_nO.clone(), a_RD, b_RO, activation)
+
+    try:
+        on_all = list(on(threads))
+        shares = {threads // lanes for lanes in range(2, threads + 1)}
+        return all(all(map(torch.equal, on_all, on(share))) for share in shares)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _of_segment(x_nD: Tensor, y_nO: Tensor, a_RD: Tensor, b_RO: Tensor, activation: nn.Module) -> list[Tensor]:

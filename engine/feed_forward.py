@@ -19,6 +19,7 @@ from engine import dora
 from engine.adapter import Parameter
 from engine.experts import Activation, DownLora, ExpertLora, Experts, InputGradients
 from engine.families import Family
+from engine.lanes import take_share
 from engine.lora import Group, LoraLinear, add_lora
 from engine.passes import Pass
 from engine.router import Routing, route
@@ -53,6 +54,7 @@ class PackedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[1, T, D] -> [1, T, D]."""
+        take_share()
         parts = []
         x_TD = x.squeeze(0)
         for start, segment, x_nD in self.pass_.batch.split(x_TD):
@@ -164,6 +166,7 @@ class _GatedUnit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        take_share()
         g_hidden_TF, *g_extras = gradients
         gate_TF, up_TF = ctx.saved_tensors
         parts, ctx.parts = ctx.parts, None  # a pass lets go of what it kept while it goes back

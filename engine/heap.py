@@ -6,15 +6,20 @@ next pass, one fault each: 50,000 to 100,000 a pass, a twentieth of its time (do
 
 import ctypes
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 _NEVER = -1
 _LARGEST_ON_HEAP = 1 << 30
 """Bytes of an allocation; larger ones still come from the system and go back to it."""
 
 
 def keep_freed() -> None:
-    """For the whole process; it holds its peak of memory until it ends. Without glibc nothing changes."""
+    """For the whole process; it holds its peak of memory until it ends. Without glibc nothing changes.
+
+    Threads share one heap from now on: what one of them frees is there for the next. Those that have another keep it,
+    so this comes before them, or `MALLOC_ARENA_MAX=1` before all.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_ON_HEAP)
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
+        mallopt(_M_ARENA_MAX, 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import local
 
 import torch
 from torch import Tensor
@@ -9,8 +10,11 @@ from torch import Tensor
 from engine.segments import Batch, Dropped, Segment
 
 
-class Pass:
-    """Handed to each replaced module at construction; `over` sets the batch for one forward and backward."""
+class Pass(local):
+    """Handed to each replaced module at construction; `over` sets the batch for one forward and backward.
+
+    Each thread has its own: passes may go side by side.
+    """
 
     def __init__(self) -> None:
         self._batch: Batch | None = None

@@ -16,6 +16,8 @@ from engine.random import DropoutKey
 
 ROW_MULTIPLE = 16
 """A matmul's rows do not depend on the other rows when their number is a multiple of this (docs/design.md §3)."""
+FEWEST_ROWS = 32
+"""Of a segment whose bits do not depend on the number of threads; of fewer (6, say) they may."""
 MAX_PACKED_TOKENS = 8192
 """The bitwise facts were measured up to here; larger packs are refused on the CPU."""
 

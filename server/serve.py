@@ -127,9 +127,12 @@ class Supervisor:
                 return
 
     def _spawn(self) -> "tuple[subprocess.Popen[bytes], socket.socket]":
-        # Threads that spin while they wait starve the API, and each other on a busy machine. And the CPU's library
-        # compiles a bfloat16 kernel for each shape: room for those of gangs of every size.
-        environment = children.environment(OMP_WAIT_POLICY="passive", ONEDNN_PRIMITIVE_CACHE_CAPACITY="16384")
+        # Threads that spin while they wait starve the API, and each other on a busy machine. What a thread frees is to
+        # be there for the others (`engine.heap`). And the CPU's library compiles a bfloat16 kernel for each shape: room
+        # for those of gangs of every size.
+        environment = children.environment(
+            OMP_WAIT_POLICY="passive", MALLOC_ARENA_MAX="1", ONEDNN_PRIMITIVE_CACHE_CAPACITY="16384"
+        )
         command = children.command("server", "daemon", "--supervisor", self._id, *self._flags)
         ours, theirs = socket.socketpair()
         with theirs:

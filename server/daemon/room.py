@@ -27,8 +27,9 @@ class Room:
 
     @classmethod
     def beside(cls, base: Base, limit: int, device: torch.device) -> "Room":
-        """With the base loaded, and the head at work."""
-        return cls(base, max(0, limit - taken(device) - head_bytes(base)))
+        """With the base loaded, and the head at work in as many passes as may go side by side."""
+        heads = torch.get_num_threads() if device.type == "cpu" else 1
+        return cls(base, max(0, limit - taken(device) - heads * head_bytes(base)))
 
     def footprint(self, adapter: Mapping[str, Any]) -> Footprint:
         """Of a run with this resolved adapter."""
