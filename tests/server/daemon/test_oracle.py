@@ -1,8 +1,11 @@
-"""The oracle sees what a fault might leave behind; each is made by hand in a data directory that was in order."""
+"""The oracle (`benchmarks/oracle.py`) sees what a fault might leave behind.
+
+Each is made by hand in a data directory that was in order.
+"""
 
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +14,11 @@ from typing import Any
 import pytest
 
 from benchmarks.oracle import Trace, anomalies
-from tests.base_folder import write_tiny_base
-from tests.e2e.disturbed import SHORT, left_by, submit_all
-from tests.e2e.server import Server
+from server.api.services import Services
+from tests.server.conftest import Caller
+from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, submit
+
+pytestmark = pytest.mark.databases("sqlite")
 
 
 @dataclass
@@ -28,22 +33,43 @@ class Copied:
             return [dict(row) for row in connection.execute(statement, values)]
 
 
+@dataclass(frozen=True)
+class Original:
+    """What a life of the daemon left, and a job of it."""
+
+    data: Path
+    job: str
+
+
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """What a server leaves, and a job of it."""
-    server = Server(tmp_path_factory.mktemp("oracle"), write_tiny_base(tmp_path_factory.mktemp("base")))
-    try:
-        jobs = submit_all(server.start(), SHORT)
-        left_by(server, jobs)
-        server.stop()
-        yield server.data, jobs[0]
-    finally:
-        server.end()
+def kept() -> list[Original]:
+    return []
 
 
 @pytest.fixture
-def copied(original: tuple[Path, str], tmp_path: Path) -> Copied:
-    return Copied(Path(shutil.copytree(original[0], tmp_path / "data")))
+def original(
+    kept: list[Original],
+    life: Life,
+    alice: Caller,
+    bob: Caller,
+    services: Services,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Original:
+    """Once a module."""
+    if not kept:
+        training = {"evaluate_every": 4, "checkpoint_every": 8}
+        job = submit(alice, MIXTURE, training=training, validation=0.3)
+        submit(bob, PLAIN)
+        life.finish()
+        life.books.end()
+        kept.append(Original(tmp_path_factory.mktemp("original") / "data", job))
+        shutil.copytree(services.settings.data_dir, kept[0].data)
+    return kept[0]
+
+
+@pytest.fixture
+def copied(original: Original, tmp_path: Path) -> Copied:
+    return Copied(Path(shutil.copytree(original.data, tmp_path / "copied")))
 
 
 def statement(text: str) -> Callable[[Copied], object]:
@@ -90,9 +116,9 @@ def test_what_must_never_be_is_seen(said: str, copied: Copied) -> None:
     ],
 )
 def test_a_job_that_ended_otherwise_is_told_by_what_it_left(
-    part: str, change: str, copied: Copied, original: tuple[Path, str]
+    part: str, change: str, copied: Copied, original: Original
 ) -> None:
-    before = Trace.of(copied, original[1])
-    assert before.unlike(Trace.of(copied, original[1])) == []
+    before = Trace.of(copied, original.job)
+    assert before.unlike(Trace.of(copied, original.job)) == []
     copied.rows(change)
-    assert before.unlike(Trace.of(copied, original[1])) == [part]
+    assert before.unlike(Trace.of(copied, original.job)) == [part]
