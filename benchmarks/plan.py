@@ -25,12 +25,15 @@ from benchmarks.reports import write_json
 from benchmarks.tiny import write_tiny_base
 from engine import base_model, sources
 from engine.engine import Engine
+from engine.memory import measure
 from scheduler.plan import Plan
 from server.daemon.books import Books
 from server.daemon.loop import Loop
 from server.daemon.passes import Riding
+from server.daemon.publish import base_row
 from server.daemon.pulse import Pulse
 from server.daemon.recorder import Ended
+from server.daemon.room import Room
 from server.daemon.roster import Roster
 from server.daemon.sampler import Sampler
 from server.daemon.writer import Writer
@@ -42,6 +45,8 @@ from server.store import LocalStore
 from server.tokens import TokenRow, TokenRows
 
 ROWS = "jobs/shared"
+UNLIMITED = 2**50
+"""Bytes: that they are counted belongs to a turn, that they are few does not."""
 PARTS = DECIDE, RECORD, BOTH, OUTSIDE, TURN = (
     "snapshot and plan",
     "record",
@@ -145,7 +150,18 @@ def _loop(settings: Settings, folder: Path, options: argparse.Namespace) -> Time
     engine, writer = Engine(base), Writer(store)
     roster = Roster(engine, books, store, writer, settings)
     sampler, pulse = Sampler(engine, books, store, settings), Pulse(settings.hang_seconds)
-    return Timed(engine, books, settings, roster, sampler, writer, pulse=pulse, stopping=threading.Event())
+    row = base_row(base, source=place, folder_key="", probed={}, memory=measure(base))
+    return Timed(
+        engine,
+        books,
+        settings,
+        roster,
+        sampler,
+        writer,
+        pulse=pulse,
+        stopping=threading.Event(),
+        room=Room(row, UNLIMITED),
+    )
 
 
 def _rows() -> TokenRows:
@@ -158,7 +174,7 @@ def _fill(
     database: Database, base_hash: str, like: Mapping[str, Any], *, counters: Sequence[float], num_jobs: int
 ) -> None:
     """Tenants of shares 1 to 4 with as many queued jobs each, in turns, none of which ends."""
-    adapter = {"dropout": 0.05, "rslora": False, "dora": False, **like}
+    adapter = {"dropout": 0.05, "rslora": False, "dora": False, "num_experts": None, "top_k": None, **like}
     batch_size = adapter.pop("batch_size")
     training = {
         **{

@@ -1,7 +1,9 @@
 """How much memory there is for runs and their passes, and what each run takes of it. Knows no queue."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,18 @@ class Room:
 
     def footprint(self, adapter: Mapping[str, Any]) -> Footprint:
         """Of a run with this resolved adapter."""
-        config = dict(adapter)
-        return Footprint(
-            resident=resident_bytes(config, self.base),
-            copy=recovery_bytes(config, self.base),
-            per_token=token_bytes(config, self.base),
-        )
+        return _footprint(self.base, json.dumps(adapter, sort_keys=True))
+
+
+@lru_cache(maxsize=1024)
+def _footprint(base: Base, config: str) -> Footprint:
+    """Every gang asks for that of each run, and a queue holds many jobs of few configs."""
+    adapter = json.loads(config)
+    return Footprint(
+        resident=resident_bytes(adapter, base),
+        copy=recovery_bytes(adapter, base),
+        per_token=token_bytes(adapter, base),
+    )
 
 
 def limit_bytes(settings: Settings, device: torch.device) -> int:

@@ -10,7 +10,8 @@ from server.daemon.books import Books
 from server.daemon.program import Work
 from server.daemon.room import Room
 from server.daemon.roster import Resident
-from server.db import accounts, runs
+from server.db import accounts
+from server.db.accounts import Waiting
 from server.settings import Settings
 
 MOST_TOKENS = 4096
@@ -59,18 +60,16 @@ def take_snapshot(
     with books.read() as session:
         accounts_ = accounts.read_accounts(session, base_hash, named=named, num_others=settings.max_resident_runs)
         counters = accounts.run_counters(session, [resident.run_id for resident in residents])
-        waiting = runs.adapter_configs(session, [one.next.run_id for one in accounts_ if one.next and room])
+    footprints = {resident.run_id: _footprint(room, resident.job.adapter) for resident in residents}
     by_tenant: dict[str, list[ResidentRun]] = defaultdict(list)
     for resident in residents:
-        if resident.run_id in counters:
-            footprint = _footprint(room, resident.job.adapter)
-            by_tenant[resident.job.tenant_id].append(_resident_run(resident, counters[resident.run_id], footprint))
+        if (counter := counters.get(resident.run_id)) is not None:
+            run = _resident_run(resident, counter, footprints[resident.run_id])
+            by_tenant[resident.job.tenant_id].append(run)
     heads = [head for resident_runs in by_tenant.values() for run in resident_runs for head in run.microbatches]
     least, most = _budget(settings, fill_min, max((head.tokens for head in heads), default=1))
     if room is not None:
-        most = fitting_budget(
-            room.memory, [_footprint(room, one.job.adapter) for one in residents], least=least, most=most
-        )
+        most = fitting_budget(room.memory, list(footprints.values()), least=least, most=most)
     return Snapshot(
         tenants=tuple(
             Tenant(
@@ -79,9 +78,7 @@ def take_snapshot(
                 counter=one.counter,
                 backlogged=one.backlogged,
                 resident=tuple(by_tenant[one.tenant_id]),
-                waiting=None
-                if one.next is None
-                else WaitingRun(**vars(one.next), footprint=_footprint(room, waiting.get(one.next.run_id))),
+                waiting=None if one.next is None else _waiting_run(one.next, room),
                 sampled=sampled.get(one.tenant_id, 0),
             )
             for one in accounts_
@@ -112,8 +109,12 @@ def _budget(settings: Settings, fill_min: int, largest_head: int) -> tuple[int, 
     return least, max(least, most)
 
 
-def _footprint(room: Room | None, adapter: Mapping[str, Any] | None) -> Footprint:
-    return Footprint() if room is None or adapter is None else room.footprint(adapter)
+def _footprint(room: Room | None, adapter: Mapping[str, Any]) -> Footprint:
+    return Footprint() if room is None else room.footprint(adapter)
+
+
+def _waiting_run(run: Waiting, room: Room | None) -> WaitingRun:
+    return WaitingRun(run_id=run.run_id, counter=run.counter, order=run.order, footprint=_footprint(room, run.adapter))
 
 
 def _resident_run(resident: Resident, counter: float, footprint: Footprint) -> ResidentRun:

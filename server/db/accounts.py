@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import bindparam, case, exists, select, update
 from sqlalchemy.orm import Session
@@ -19,6 +20,7 @@ class Waiting:
     run_id: str
     counter: float
     order: int
+    adapter: dict[str, Any]  # resolved
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ _NEXT = (
 )
 _ACCOUNTS = select(
     *(_TENANTS.c.id, _TENANTS.c.share, _TENANTS.c.counter, _TENANTS.c.backlogged),
-    *(_RUNS.c.id.label("run_id"), _RUNS.c.counter.label("run_counter"), _JOBS.c.number),
+    *(_RUNS.c.id.label("run_id"), _RUNS.c.counter.label("run_counter"), _JOBS.c.number, _JOBS.c.adapter),
 )
 _NAMED = (
     _ACCOUNTS.outerjoin_from(_TENANTS, _JOBS, _JOBS.c.number == _NEXT)

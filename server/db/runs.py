@@ -242,16 +242,6 @@ def lock_queued_job(session: Session, run_id: str) -> Job | None:
     return session.scalar(waiting.with_for_update(of=Job))
 
 
-_ADAPTERS = (
-    select(Run.id, Job.adapter).join(Job, Run.job_id == Job.id).where(Run.id.in_(bindparam("run_ids", expanding=True)))
-)
-
-
-def adapter_configs(session: Session, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The resolved adapter of each run."""
-    return {row.id: row.adapter for row in session.execute(_ADAPTERS, {"run_ids": run_ids})} if run_ids else {}
-
-
 def tell_short_of_bytes(session: Session, base_hash: str, run_ids: Collection[str]) -> None:
     """Note that these runs wait for memory, and no others of this base."""
     jobs = select(Run.job_id).where(Run.id.in_(run_ids))
