@@ -31,7 +31,8 @@ def main(arguments: list[str]) -> int:
         print(f"usage: python -m benchmarks {{{','.join(NAMES)}}} …", file=sys.stderr)
         return 2
     os.environ["OMP_WAIT_POLICY"] = "passive"  # read once, when torch is loaded: the same for every contender
-    heap.keep_freed()  # for every contender as well
+    os.environ["MALLOC_ARENA_MAX"] = "1"  # of the processes that a benchmark starts; and here:
+    heap.keep_freed()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     return import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
 
