@@ -23,7 +23,7 @@ def open_services(settings: Settings) -> Services:
     """The database of `settings.data_dir`, migrated, and what else requests need. Raises `MixloomError`."""
     upgrade(settings)
     admin_key, _ = ensure_admin_key(settings)
-    database = Database(settings.database)
+    database = Database(settings.database, many_read=True)
     return Services(
         settings=settings,
         database=database,

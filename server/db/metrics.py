@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
 from server.db.pages import Page, fetch_page
@@ -27,6 +27,10 @@ COLUMNS = (
 )
 COLUMN_NAMES = [column.key for column in COLUMNS]
 BY_SET = (Metric.train_losses, Metric.valid_losses)
+_WANTED = (Metric.job_id == bindparam("job_id"), Metric.step >= bindparam("from_step"))
+_ROWS = select(*COLUMNS, *BY_SET).where(*_WANTED).order_by(Metric.step)
+_COUNT = select(func.count()).where(*_WANTED)
+_LAST = select(func.max(Metric.step)).where(*_WANTED)
 
 
 def column_names(job: Job) -> list[str]:
@@ -54,19 +58,16 @@ def read_metrics(session: Session, job: Job, *, from_step: int, every: int | Non
     `every` None takes all steps, thinned to `MAX_ROWS`. The last step and those with a validation loss are
     always there.
     """
-    wanted = (Metric.job_id == job.id, Metric.step >= from_step)
+    wanted = {"job_id": job.id, "from_step": from_step}
     if every is None:
         may_be_many = job.total_steps - from_step >= MAX_ROWS
-        count = (session.scalar(select(func.count()).where(*wanted)) or 0) if may_be_many else 0
+        count = (session.scalar(_COUNT, wanted) or 0) if may_be_many else 0
         every = max(1, -(-count // MAX_ROWS))
-    statement = select(*COLUMNS, *BY_SET).where(*wanted).order_by(Metric.step)
-    if every > 1:
-        statement = statement.where(_kept(session, wanted, every))
-    return [flat(job, row) for row in rows(session, statement)], every
+    statement = _ROWS if every == 1 else _ROWS.where(_is_kept(every, session.scalar(_LAST, wanted)))
+    return [flat(job, row) for row in rows(session, statement, wanted)], every
 
 
-def _kept(session: Session, wanted: Sequence[ColumnElement[bool]], every: int) -> ColumnElement[bool]:
-    last = session.scalar(select(func.max(Metric.step)).where(*wanted))
+def _is_kept(every: int, last: int | None) -> ColumnElement[bool]:
     return or_(Metric.step % every == 0, Metric.step == last, Metric.valid_loss.is_not(None))
 
 

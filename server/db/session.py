@@ -1,8 +1,9 @@
 """Connections to SQLite or PostgreSQL: reads that see one moment, writes that commit all or nothing."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from sqlalchemy import URL, Engine, Executable, create_engine, event, func, select
@@ -28,10 +29,15 @@ class Database:
     by, it has locked before, the row with `with_for_update` or a whole noun with `one_at_a_time`.
     """
 
-    def __init__(self, url: URL, *, is_patient: bool = False):
-        """`is_patient`: a statement may take as long as it takes."""
+    def __init__(self, url: URL, *, is_patient: bool = False, many_read: bool = False):
+        """`is_patient`: a statement may take as long as it takes. `many_read`: threads that do so at once are many.
+
+        A read of SQLite is processor time alone, and Python's lock changes hands at each statement: ten threads in the
+        middle of a read wait for each other ten times over. So the many read one after the other.
+        """
         self.url = url
         self._is_postgresql = url.get_backend_name() == "postgresql"
+        self._turn = Lock() if many_read and not self._is_postgresql else nullcontext()
         if self._is_postgresql:
             self.engine = _postgresql(url, None if is_patient else SILENT_SECONDS)
             self._reading: Engine = self.engine.execution_options(
@@ -61,7 +67,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session for reading; nothing in it is written. What was read stays readable after it."""
-        with Session(self._reading, expire_on_commit=False) as session:
+        with self._turn, Session(self._reading, expire_on_commit=False) as session:
             yield session  # closing rolls back, and does not expire what was read
 
     @contextmanager

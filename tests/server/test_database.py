@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -54,6 +54,17 @@ def test_a_read_writes_nothing(services: Services) -> None:
     with services.database.read() as reading:
         reading.add(Tenant(id="ten_x", name="x", share=1.0, created_at=0.0, deleted_at=None))
     assert names(services) == set()
+
+
+@pytest.mark.databases("sqlite")
+def test_who_reads_lets_another_read_after_it_and_a_write_pass(alice: Caller, services: Services) -> None:
+    with ThreadPoolExecutor() as threads:
+        with services.database.read():
+            asked = threads.submit(alice.get, "/jobs")
+            with services.database.write() as writing:
+                tenants.add_tenant(writing, "meanwhile", 1.0)
+            assert wait([asked], HELD_SECONDS).not_done
+        assert asked.result().status_code == 200
 
 
 @pytest.mark.usefixtures("base")
@@ -160,7 +171,7 @@ def test_a_database_that_somebody_locks_for_too_long_is_said_and_after_that_all_
     admin: Caller, alice: Caller, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "BUSY_SECONDS", 1)
-    services.database.engine.dispose()  # the next connections wait for less
+    services.database.close()  # the next connections wait for less
     held = sqlite3.connect(str(services.database.path), isolation_level=None)
     held.execute("BEGIN IMMEDIATE")
     refused = admin.post("/admin/tenants", json={"name": "late"})

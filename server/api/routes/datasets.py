@@ -116,7 +116,8 @@ def list_rows(
         )
     rows = read_rows(services.store, dataset_id, after + 1, after + 1 + limit)
     with services.database.read() as session:
-        renderer = renderer_for(services, current_base(session))
+        base = current_base(session)
+    renderer = renderer_for(services, base)
     data = [
         {"id": str(number), "object": "dataset.row", "row": row, "tokens": len(rendered.tokens)}
         for number, (row, rendered) in enumerate(
