@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from transformers.utils.logging import disable_progress_bar
 
 from engine import base_model, sources
@@ -108,10 +108,10 @@ class Daemon:
                 last = books.epoch
                 self._live(books)
                 return 0
-            except (Fenced, OSError, DBAPIError) as error:
+            except (Fenced, OSError, SQLAlchemyError) as error:
                 if is_full(error):
                     Disk(self.settings).give_up_ballast()
-                elif isinstance(error, OSError) or (isinstance(error, DBAPIError) and not is_outage(error)):
+                elif isinstance(error, OSError) or (isinstance(error, SQLAlchemyError) and not is_outage(error)):
                     raise
                 lost = 0 if time.monotonic() - began > STEADY_SECONDS else lost + 1
                 pause = BACK_OFF_SECONDS[min(lost, len(BACK_OFF_SECONDS) - 1)]
@@ -172,7 +172,7 @@ class Daemon:
         self.stopping.set()
 
 
-def _said(error: Fenced | OSError | DBAPIError) -> str:
+def _said(error: Fenced | OSError | SQLAlchemyError) -> str:
     """Why, without a statement's text."""
     return f"the database: {error.orig}" if isinstance(error, DBAPIError) else str(error)
 
