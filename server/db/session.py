@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 from sqlalchemy import URL, Engine, Executable, create_engine, event, func, select
@@ -37,7 +37,7 @@ class Database:
         """
         self.url = url
         self._is_postgresql = url.get_backend_name() == "postgresql"
-        self._turn = Lock() if many_read and not self._is_postgresql else nullcontext()
+        self._turn = RLock() if many_read and not self._is_postgresql else nullcontext()
         if self._is_postgresql:
             self.engine = _postgresql(url, None if is_patient else SILENT_SECONDS)
             self._reading: Engine = self.engine.execution_options(
