@@ -148,7 +148,7 @@ class SequenceLimit:
 
 
 class Packed:
-    """Our engine: `jobs_a_pass` of the jobs in one forward and backward, the adapters of all in memory."""
+    """Our engine: `jobs_a_pass` of the jobs in one gang, the adapters of all in memory."""
 
     def __init__(self, base: BaseModel, runs: list[Run], jobs_a_pass: int):
         self.engine = Engine(base)

@@ -1,8 +1,8 @@
 """Passes side by side on a CPU, each on threads of its own (docs/design.md §3).
 
-A second thread makes a pass half as fast again, since an adapter's matmuls are too small to share, while a second pass
-beside it costs next to nothing. How microbatches are spread changes no bit: the number of threads does not
-(`engine.exactness`), nor does the company.
+Two threads make one pass about 1.5 times as fast, since an adapter's matmuls are too small to share, and two passes, on
+a thread each, go at nearly twice the speed of one. How microbatches are spread changes no bit: the number of threads
+does not (`engine.exactness`), nor does the company.
 """
 
 from collections.abc import Callable, Sequence
