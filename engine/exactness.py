@@ -6,18 +6,22 @@ the base's own widths, since where a thread's part ends depends on them.
 Legend: n rows of a pack, D input width, O output width, R rank.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from engine.attention import one_sequence
 from engine.base_model import BaseModel
 from engine.segments import FEWEST_ROWS, ROW_MULTIPLE
 
 PACKED_ROWS = 20 * ROW_MULTIPLE
 SEGMENT_ROWS = (ROW_MULTIPLE, FEWEST_ROWS + 1, 106, 313, 1000)
+SEQUENCE_LENGTHS = (*range(1, 65), 201, 313, 1000)
 RANK = 8
 
 
@@ -78,32 +82,22 @@ def _segments_anywhere_in_a_pack(base: BaseModel, frozen: nn.Linear, draw: torch
 def any_number_of_threads(base: BaseModel) -> bool:
     """Whether what a pass computes is the same on any share of the threads as on all; on CUDA there are none to share.
 
-    Tried as the facts are, for segments of `FEWEST_ROWS` or more. It is no promise: where it does not hold, passes
-    do not share (`engine.lanes`).
+    Tried as the facts are, for segments of `FEWEST_ROWS` or more and sequences of any length. It is no promise: where
+    it does not hold, passes do not share (`engine.lanes`).
     """
     if base.device.type != "cpu":
         return False
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        return all(_same_on_fewer(base, one, draw) for one in _widths(base))
+    return _same_on_fewer(partial(_attention, base)) and all(
+        _same_on_fewer(partial(_segments, base, frozen)) for frozen in _widths(base)
+    )
 
 
-def _same_on_fewer(base: BaseModel, frozen: nn.Linear, draw: torch.Generator) -> bool:
-    weight_OD, activation = frozen.weight, ACT2FN[base.activation_name]
-    widths = weight_OD.shape[::-1]
-    a_RD, b_RO = (torch.randn(RANK, width, generator=draw).to(weight_OD.dtype) for width in widths)
-    segments = [
-        [torch.randn(rows, width, generator=draw).to(weight_OD.dtype) for width in widths] for rows in SEGMENT_ROWS
-    ]
+def _same_on_fewer(compute: Callable[[], Iterable[Tensor]]) -> bool:
     threads = torch.get_num_threads()
 
-    def on(share: int) -> Iterator[Tensor]:
+    def on(share: int) -> Iterable[Tensor]:
         torch.set_num_threads(share)
-        for x_nD, y_nO in segments:
-            whole = slice(len(x_nD) // ROW_MULTIPLE * ROW_MULTIPLE)
-            yield F.linear(x_nD[whole], weight_OD)
-            yield y_nO[whole] @ weight_OD
-            yield from _of_segment(x_nD, y_nO.clone(), a_RD, b_RO, activation)
+        return compute()
 
     try:
         on_all = list(on(threads))
@@ -111,6 +105,41 @@ def _same_on_fewer(base: BaseModel, frozen: nn.Linear, draw: torch.Generator) ->
         return all(all(map(torch.equal, on_all, on(share))) for share in shares)
     finally:
         torch.set_num_threads(threads)
+
+
+@torch.no_grad()
+def _segments(base: BaseModel, frozen: nn.Linear) -> list[Tensor]:
+    """What a module, an adapter beside it and the activation make of segments."""
+    weight_OD, activation, draw = frozen.weight, ACT2FN[base.activation_name], torch.Generator().manual_seed(0)
+
+    def random(rows: int) -> list[Tensor]:
+        return [torch.randn(rows, width, generator=draw).to(weight_OD.dtype) for width in weight_OD.shape[::-1]]
+
+    a_RD, b_RO = random(RANK)
+    made = []
+    for rows in SEGMENT_ROWS:
+        x_nD, y_nO = random(rows)
+        whole = slice(rows // ROW_MULTIPLE * ROW_MULTIPLE)
+        made += [F.linear(x_nD[whole], weight_OD), y_nO[whole] @ weight_OD]
+        made += _of_segment(x_nD, y_nO, a_RD, b_RO, activation)
+    return made
+
+
+def _attention(base: BaseModel) -> Iterator[Tensor]:
+    """Of sequences, with its gradients: where there are few heads, threads share the matmuls of one."""
+    config, draw = base.config, torch.Generator().manual_seed(0)
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    windows = {None, getattr(config, "sliding_window", None)}
+    for length, window in product(SEQUENCE_LENGTHS, windows):
+        q, k, v = (
+            torch.randn(1, n, length, width, generator=draw, requires_grad=True) for n in (heads, groups, groups)
+        )
+        y = one_sequence(q, k, v, None, window, softcap)
+        yield y.detach()
+        yield from torch.autograd.grad(y, (q, k, v), torch.randn(y.shape, generator=draw))
 
 
 def _of_segment(x_nD: Tensor, y_nO: Tensor, a_RD: Tensor, b_RO: Tensor, activation: nn.Module) -> list[Tensor]:

@@ -8,9 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from engine.base_model import BaseModel
 from engine.engine import Engine
 from engine.exactness import any_number_of_threads
+from engine.families import FAMILIES
 from engine.lanes import LANE_TOKENS, Lane, side_by_side, spread, take_share
 from engine.run import Microbatch
 from engine.segments import FEWEST_ROWS
@@ -18,14 +21,32 @@ from tests.engine.gangs import random_job, train, train_alone
 from tests.engine.loads import lora, mixlora
 from tests.models import VOCABULARY, tiny_base
 
-LENGTHS = [[[200, 90], [150]], [[33, 70, 180]], [[120], [60]]]
+LENGTHS = [[[200, 5, 90], [150]], [[33, 9, 70, 11, 180]], [[120], [26, 60]]]
 JOBS = [
     random_job(lora(), 0, LENGTHS, VOCABULARY),
     random_job(mixlora(), 1, LENGTHS, VOCABULARY),
     random_job(mixlora(4, 4, 2, dora=True), 2, LENGTHS, VOCABULARY),
+    random_job(lora(16), 3, [[[6], [170]], [[11], [150]]], VOCABULARY),
 ]
-GANGS = [[0, 1, 2, 0, 1, 2], [2, 0, 1], [1, 2, 0, 0, 1, 2]]
-"""Of 330 to 1,430 tokens; two microbatches of a job ride together, in different lanes."""
+GANGS = [[0, 1, 2, 0, 1, 2, 3], [3, 2, 0, 1], [1, 2, 0, 0, 1, 2], [3, 3]]
+"""Of up to 1,341 tokens. Two microbatches of a job ride in different lanes; the first and last hold a tiny one."""
+
+
+def wide_base(dtype: torch.dtype, *, recompute: bool = False) -> BaseModel:
+    """One layer as wide as SmolLM2's, and with as many heads: with few, attention depends on the number of threads."""
+    torch.manual_seed(5)
+    config = AutoConfig.for_model(
+        "llama",
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=1,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=256,
+    )
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    return BaseModel(model, name="wide", hash_="wide", microbatch_tokens=512, recompute=recompute)
 
 
 @pytest.fixture
@@ -47,7 +68,7 @@ def widths_of_lanes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_bits_are_those_of_one_pass_after_the_other(
     threads: int, recompute: bool, dtype: torch.dtype, widths_of_lanes: list[int]
 ) -> None:
-    base = tiny_base(dtype=dtype, recompute=recompute)
+    base = wide_base(dtype, recompute=recompute)
     may_share = any_number_of_threads(base)
     assert may_share or dtype is not torch.float32, "nothing would be tried"
     alone = [train_alone(Engine(base), job) for job in JOBS]
@@ -59,8 +80,8 @@ def test_bits_are_those_of_one_pass_after_the_other(
 
 @pytest.mark.parametrize("threads", [2], indirect=True)
 def test_outcomes_come_in_the_order_of_the_microbatches(threads: int, widths_of_lanes: list[int]) -> None:
-    engine = Engine(tiny_base(dtype=torch.float32))
-    microbatches = [Microbatch(rows=job.steps[0][0], run=engine.create_run(job.config, job.seed)) for job in JOBS]
+    engine = Engine(wide_base(torch.float32))
+    microbatches = [Microbatch(rows=job.steps[0][0], run=engine.create_run(job.config, job.seed)) for job in JOBS[:3]]
     together = engine.forward(microbatches)
     assert widths_of_lanes == [2]
     for microbatch, outcome in zip(microbatches, together, strict=True):
@@ -73,8 +94,16 @@ def test_where_bits_depend_on_the_number_of_threads_there_is_one_pass(
     threads: int, widths_of_lanes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.engine.any_number_of_threads", lambda base: False)
-    train(Engine(tiny_base()), JOBS, GANGS)
+    train(Engine(wide_base(torch.float32)), JOBS, GANGS)
     assert set(widths_of_lanes) == {1}
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_bits_are_the_same_also_where_attention_depends_on_the_threads(threads: int, model_type: str) -> None:
+    base = tiny_base(model_type)
+    alone = [train_alone(Engine(base), job) for job in JOBS]
+    assert train(Engine(base), JOBS, GANGS) == alone
 
 
 @given(sizes=st.lists(st.integers(1, 1024), min_size=1, max_size=20), threads=st.integers(1, 16))
