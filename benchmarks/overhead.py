@@ -7,7 +7,6 @@ decisions, its books, the copies of what is saved, and what the API and the writ
 import argparse
 import sqlite3
 import tempfile
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.errors import BenchmarkError
 from benchmarks.reports import write_json
 from mixloom.client import Client
 from mixloom.demo.server import DemoServer, serving
-from mixloom.demo.show import TRAINING, jobs_of_the_demo
-from mixloom.jobs import ENDED
-
-POLL_SECONDS = 1.0
+from mixloom.demo.show import TRAINING, jobs_of_the_demo, submit, train
 
 
 def main(arguments: list[str]) -> int:
@@ -32,34 +27,18 @@ def main(arguments: list[str]) -> int:
     flags = ["--threads", str(options.threads), *(["--base", options.base] if options.base else [])]
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder), *flags) as server:
         server.wait_until_ready(lambda reason: None)
-        operator = Client(server.url, server.admin_key)
-        _train(operator, options.steps)
-        report = _report(server, operator, options)
+        demo_jobs = jobs_of_the_demo()
+        length = {} if options.steps is None else {"epochs": None, "max_steps": options.steps}
+        submit(server, demo_jobs, {**TRAINING, **length})
+        train(demo_jobs)
+        report = _report(server, options)
     Console().print(_table(report), highlight=False)
     write_json(report, options.json)
     return 0
 
 
-def _train(operator: Client, steps: int | None) -> None:
-    training = TRAINING if steps is None else {**TRAINING, "epochs": None, "max_steps": steps}
-    submitted: list[tuple[Client, str]] = []
-    clients: dict[str, Client] = {}
-    for one in jobs_of_the_demo():
-        if one.tenant not in clients:
-            clients[one.tenant] = Client(operator.url, operator.admin.create_tenant(one.tenant)["key"])
-        client = clients[one.tenant]
-        dataset = client.datasets.upload(one.train_rows, name=one.task)["id"]
-        wanted = {key: value for key, value in training.items() if value is not None}
-        job = client.jobs.submit(name=one.name, dataset=dataset, adapter=one.adapter, training=wanted)
-        submitted.append((client, job["id"]))
-    for client, id_ in submitted:
-        while (job := client.jobs.get(id_))["status"] not in ENDED:
-            time.sleep(POLL_SECONDS)
-        if job["status"] != "succeeded":
-            raise BenchmarkError(f"{job['name']} has {job['status']}: {job['error']}")
-
-
-def _report(server: DemoServer, operator: Client, options: argparse.Namespace) -> dict[str, Any]:
+def _report(server: DemoServer, options: argparse.Namespace) -> dict[str, Any]:
+    operator = Client(server.url, server.admin_key)
     base, detail = operator.base(), operator.admin.daemons()[0]["detail"]
     with closing(sqlite3.connect(server.data / "mixloom.db")) as database:
         began, ended, tokens = database.execute(

@@ -74,8 +74,8 @@ def run(folder: Path, *, keep_running: bool) -> int:
             with stdout.status("Starting the server") as status:
                 server.wait_until_ready(status.update)
             demo_jobs = jobs_of_the_demo()
-            keys = _submit(server, demo_jobs)
-            _train(demo_jobs)
+            keys = submit(server, demo_jobs, TRAINING)
+            train(demo_jobs)
             _measure(demo_jobs)
             _download(demo_jobs, folder)
             _print_results(demo_jobs)
@@ -94,7 +94,7 @@ def run(folder: Path, *, keep_running: bool) -> int:
     return 1
 
 
-def _submit(server: DemoServer, demo_jobs: list[DemoJob]) -> dict[str, str]:
+def submit(server: DemoServer, demo_jobs: list[DemoJob], training: Object) -> dict[str, str]:
     """Make the tenants, upload the rows, submit the jobs; the tenants' keys."""
     base = Client(server.url, server.admin_key).base()
     say(f"The server is at {server.url}, its base model is {base['name']} in {base['dtype']}.")
@@ -111,7 +111,7 @@ def _submit(server: DemoServer, demo_jobs: list[DemoJob]) -> dict[str, str]:
             say(f"Data set {demo_job.task}: {len(rows)} rows. {TASKS[demo_job.task].sentence}")
     for demo_job in demo_jobs:
         demo_job.job = demo_job.client.jobs.submit(
-            name=demo_job.name, dataset=datasets[demo_job.task], adapter=demo_job.adapter, training=TRAINING
+            name=demo_job.name, dataset=datasets[demo_job.task], adapter=demo_job.adapter, training=training
         )
     return keys
 
@@ -121,7 +121,7 @@ def _check_split(held_out: list[Row], train: list[Row]) -> None:
     assert not any(row["prompt"] in seen for row in held_out), "a held-out prompt occurs in training"
 
 
-def _train(demo_jobs: list[DemoJob]) -> None:
+def train(demo_jobs: list[DemoJob]) -> None:
     """Show all jobs until the last has ended. Raises `DemoFailed` when one did not succeed."""
     say(f"\n{len(demo_jobs)} jobs of two tenants train at once:")
     started = time.monotonic()
