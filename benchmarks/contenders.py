@@ -23,7 +23,6 @@ from engine.base_model import BaseModel, input_gradient
 from engine.config import AdapterConfig
 from engine.engine import Engine
 from engine.families import family_of
-from engine.lanes import side_by_side, spread
 from engine.loss import LOSSES, target_logprobs
 from engine.run import Microbatch, Row, Run
 from engine.segments import Segment, pack
@@ -104,10 +103,10 @@ class PackedLimit:
         self.engine = Engine(base)
 
     def step(self, step: Step) -> float:
-        lanes = spread([sum(len(row.tokens) for row in rows) for rows in step], self.engine.threads_to_share())
+        sizes = [sum(len(row.tokens) for row in rows) for rows in step]
         with input_gradient(self.base.model):
-            losses = side_by_side(lambda lane: self._pass([step[job] for job in lane]), lanes)
-        return next(loss for lane, loss in zip(lanes, losses, strict=True) if lane[0] == 0)
+            losses = self.engine.in_passes(sizes, lambda riders: self._pass([step[job] for job in riders]))
+        return next(loss for riders, loss in losses if riders[0] == 0)
 
     def _pass(self, step: Step) -> float:
         sequences = [[torch.from_numpy(row.tokens) for row in rows] for rows in step]

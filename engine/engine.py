@@ -4,9 +4,9 @@ Everything else in this package serves these. The engine sees token ids and weig
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ from engine.base_model import BaseModel
 from engine.config import AdapterConfig
 from engine.errors import EngineError
 from engine.exactness import any_number_of_threads
-from engine.lanes import Lane, side_by_side, spread
+from engine.lanes import Riders, side_by_side, spread
 from engine.loss import LOSSES, Loss, target_logprobs
 from engine.random import DropoutKey
 from engine.run import Microbatch, Outcome, Run
-from engine.segments import Batch, Segment, pack
+from engine.segments import FEWEST_ROWS, Batch, Segment, pack
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -126,6 +128,15 @@ class Engine:
         """
         return formats.read(folder, self._empty_adapter)
 
+    def in_passes(self, sizes: Sequence[int], work: Callable[[Riders], T]) -> list[tuple[Riders, T]]:
+        """`work` of each of the passes that a gang takes, whose microbatches have so many tokens: one on CUDA."""
+        if self.base.device.type != "cpu" or len(sizes) == 1:
+            everybody = list(range(len(sizes)))
+            return [(everybody, work(everybody))]
+        lanes = self.threads_to_share() if min(sizes) >= FEWEST_ROWS else 1
+        passes = spread(sizes, lanes)
+        return list(zip(passes, side_by_side(work, passes, lanes), strict=True))
+
     def threads_to_share(self) -> int:
         """How many threads the passes of a gang may share: 1 where a result would depend on it."""
         threads = torch.get_num_threads()
@@ -144,16 +155,14 @@ class Engine:
         return None if adapter is None else Weights.of(adapter, self.base.dtype)
 
     def _passes(self, microbatches: Sequence[Microbatch], segments: Sequence[Segment], *, train: bool) -> list[Outcome]:
-        """In one pass, or in several side by side."""
-        threads = self.threads_to_share() if len(segments) > 1 else 1
-        lanes = spread([segment.num_tokens for segment in segments], threads)
-
-        def work(lane: Lane) -> list[Outcome]:
+        def work(riders: Riders) -> list[Outcome]:
             with torch.set_grad_enabled(train):
-                return self._pass([microbatches[i] for i in lane], [segments[i] for i in lane])
+                return self._pass([microbatches[i] for i in riders], [segments[i] for i in riders])
 
-        outcomes = zip(chain(*lanes), chain(*side_by_side(work, lanes)), strict=True)
-        return [outcome for _, outcome in sorted(outcomes, key=lambda pair: pair[0])]
+        outcomes = {}
+        for riders, of_pass in self.in_passes([segment.num_tokens for segment in segments], work):
+            outcomes.update(zip(riders, of_pass, strict=True))
+        return [outcomes[index] for index in range(len(microbatches))]
 
     def _pass(self, microbatches: Sequence[Microbatch], segments: Sequence[Segment]) -> list[Outcome]:
         batch = pack(segments, self.base.device)

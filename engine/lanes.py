@@ -1,8 +1,9 @@
-"""Passes side by side on a CPU, each on threads of its own (docs/design.md §3).
+"""A gang's passes on a CPU: a few at a time, side by side, each on threads of its own (docs/design.md §3).
 
 Two threads make one pass about 1.5 times as fast, since an adapter's matmuls are too small to share, and two passes, on
-a thread each, go at nearly twice the speed of one. How microbatches are spread changes no bit: the number of threads
-does not (`engine.exactness`), nor does the company.
+a thread each, go at nearly twice the speed of one. Passes that wait keep nothing, so a gang takes the memory of those
+under way. How microbatches are spread changes no bit: the number of threads does not (`engine.exactness`), nor does the
+company.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,47 +13,49 @@ from typing import TypeVar
 
 import torch
 
-from engine.segments import FEWEST_ROWS
-
 T = TypeVar("T")
+PASS_TOKENS = 512
+"""What a pass has at least where each lane has several: larger ones take memory and are hardly faster."""
 LANE_TOKENS = 256
-"""Fewer are not worth a lane: each reads all of the base's weights."""
+"""Fewer are not worth a lane: each pass reads all of the base's weights."""
 
-Lane = list[int]
+Riders = list[int]
 """Which microbatches share a pass, ascending."""
 
 
-def spread(sizes: Sequence[int], threads: int) -> list[Lane]:
-    """Microbatches of so many tokens over lanes: the largest first, each to the lane with least (LPT; Graham 1969).
+def spread(sizes: Sequence[int], lanes: int) -> list[Riders]:
+    """Microbatches of so many tokens over passes, as many for each lane, the largest first.
 
-    All in one lane where one of them has so few that its bits depend on the number of threads.
+    The largest microbatch goes first, each to the pass with least (LPT; Graham 1969).
     """
-    most = min(threads, len(sizes), sum(sizes) // LANE_TOKENS) if min(sizes) >= FEWEST_ROWS else 1
-    loads = [0] * max(1, most)
-    lanes: list[Lane] = [[] for _ in loads]
+    total = sum(sizes)
+    lanes = max(1, min(lanes, total // LANE_TOKENS))
+    loads = [0] * min(len(sizes), lanes * max(1, total // (lanes * PASS_TOKENS)))
+    passes: list[Riders] = [[] for _ in loads]
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        lane = loads.index(min(loads))
-        lanes[lane].append(index)
-        loads[lane] += sizes[index]
-    return [sorted(lane) for lane in lanes]
+        least = loads.index(min(loads))
+        passes[least].append(index)
+        loads[least] += sizes[index]
+    return [sorted(passes[i]) for i in sorted(range(len(loads)), key=lambda i: -loads[i])]
 
 
 class _Crew:
-    """The threads of lanes that start together: who is left takes those of who ended."""
+    """The threads of passes that go through lanes: when fewer are left than lanes, they take the others' threads."""
 
-    def __init__(self, threads: int, lanes: int):
+    def __init__(self, threads: int, lanes: int, passes: int):
         self.threads = threads
         self._lanes = lanes
+        self._passes = passes
         self._lock = Lock()
 
     def take_share(self) -> None:
-        share = self.threads // self._lanes
+        share = self.threads // min(self._lanes, self._passes)
         if torch.get_num_threads() != share:
             torch.set_num_threads(share)  # of this thread alone
 
     def leave(self) -> None:
         with self._lock:
-            self._lanes -= 1
+            self._passes -= 1
 
 
 class _Mine(local):
@@ -63,32 +66,32 @@ _mine = _Mine()
 
 
 def take_share() -> None:
-    """Asked for by each layer: as many threads as its lane may have by now."""
+    """Asked for by each layer: as many threads as its pass may have by now."""
     if _mine.crew is not None:
         _mine.crew.take_share()
 
 
-def side_by_side(work: Callable[[Lane], T], lanes: Sequence[Lane]) -> list[T]:
-    """`work` of each lane, on the caller's threads.
+def side_by_side(work: Callable[[Riders], T], passes: Sequence[Riders], lanes: int) -> list[T]:
+    """`work` of each pass, so many at a time, on the caller's threads.
 
     Raises:
-        Exception: the first lane's that failed, once all have ended.
+        Exception: the first pass's that failed, once all have ended.
     """
-    if len(lanes) == 1:
-        return [work(lanes[0])]
+    if min(lanes, len(passes)) == 1:
+        return [work(riders) for riders in passes]
     threads = torch.get_num_threads()
-    crew = _Crew(threads, len(lanes))
+    crew = _Crew(threads, lanes, len(passes))
 
-    def run(lane: Lane) -> T:
+    def run(riders: Riders) -> T:
         _mine.crew = crew
         take_share()
         try:
-            return work(lane)
+            return work(riders)
         finally:
             crew.leave()
 
-    with ThreadPoolExecutor(len(lanes)) as pool:
-        futures = [pool.submit(run, lane) for lane in lanes]
+    with ThreadPoolExecutor(lanes) as pool:
+        futures = [pool.submit(run, riders) for riders in passes]
         wait(futures)
     torch.set_num_threads(threads)  # what threads begin with that are born later
     return [future.result() for future in futures]

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,9 +15,8 @@ from engine.base_model import BaseModel
 from engine.engine import Engine
 from engine.exactness import any_number_of_threads
 from engine.families import FAMILIES
-from engine.lanes import LANE_TOKENS, Lane, side_by_side, spread, take_share
+from engine.lanes import LANE_TOKENS, PASS_TOKENS, Riders, side_by_side, spread, take_share
 from engine.run import Microbatch
-from engine.segments import FEWEST_ROWS
 from tests.engine.gangs import random_job, train, train_alone
 from tests.engine.loads import lora, mixlora
 from tests.models import VOCABULARY, tiny_base
@@ -49,53 +49,58 @@ def wide_base(dtype: torch.dtype, *, recompute: bool = False) -> BaseModel:
     return BaseModel(model, name="wide", hash_="wide", microbatch_tokens=512, recompute=recompute)
 
 
-@pytest.fixture
-def widths_of_lanes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many passes went side by side in each gang."""
-    widths: list[int] = []
+class Gang(NamedTuple):
+    passes: int
+    lanes: int
 
-    def counted(work: Callable[[Lane], object], lanes: list[Lane]) -> list[object]:
-        widths.append(len(lanes))
-        return side_by_side(work, lanes)
+
+@pytest.fixture
+def gangs(monkeypatch: pytest.MonkeyPatch) -> list[Gang]:
+    """How each gang of more than one microbatch went."""
+    seen: list[Gang] = []
+
+    def counted(work: Callable[[Riders], object], passes: list[Riders], lanes: int) -> list[object]:
+        seen.append(Gang(len(passes), lanes))
+        return side_by_side(work, passes, lanes)
 
     monkeypatch.setattr("engine.engine.side_by_side", counted)
-    return widths
+    return seen
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("threads", [2, 4], indirect=True)
 def test_bits_are_those_of_one_pass_after_the_other(
-    threads: int, recompute: bool, dtype: torch.dtype, widths_of_lanes: list[int]
+    threads: int, recompute: bool, dtype: torch.dtype, gangs: list[Gang]
 ) -> None:
     base = wide_base(dtype, recompute=recompute)
     may_share = any_number_of_threads(base)
     assert may_share or dtype is not torch.float32, "nothing would be tried"
     alone = [train_alone(Engine(base), job) for job in JOBS]
-    assert set(widths_of_lanes) == {1}
-    widths_of_lanes.clear()
+    assert not gangs
     assert train(Engine(base), JOBS, GANGS) == alone
-    assert max(widths_of_lanes) == (threads if may_share else 1)
+    assert max(gang.passes for gang in gangs) >= 2
+    assert {gang.lanes for gang in gangs} == ({1, threads} if may_share else {1})
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)
-def test_outcomes_come_in_the_order_of_the_microbatches(threads: int, widths_of_lanes: list[int]) -> None:
+def test_outcomes_come_in_the_order_of_the_microbatches(threads: int, gangs: list[Gang]) -> None:
     engine = Engine(wide_base(torch.float32))
     microbatches = [Microbatch(rows=job.steps[0][0], run=engine.create_run(job.config, job.seed)) for job in JOBS[:3]]
     together = engine.forward(microbatches)
-    assert widths_of_lanes == [2]
+    assert gangs == [Gang(2, 2)]
     for microbatch, outcome in zip(microbatches, together, strict=True):
         (alone,) = engine.forward([microbatch])
         assert [row.tolist() for row in outcome.logprobs] == [row.tolist() for row in alone.logprobs]
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)
-def test_where_bits_depend_on_the_number_of_threads_there_is_one_pass(
-    threads: int, widths_of_lanes: list[int], monkeypatch: pytest.MonkeyPatch
+def test_where_bits_depend_on_the_number_of_threads_they_go_one_after_the_other(
+    threads: int, gangs: list[Gang], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.engine.any_number_of_threads", lambda base: False)
     train(Engine(wide_base(torch.float32)), JOBS, GANGS)
-    assert set(widths_of_lanes) == {1}
+    assert {gang.lanes for gang in gangs} == {1}
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)
@@ -106,49 +111,72 @@ def test_bits_are_the_same_also_where_attention_depends_on_the_threads(threads: 
     assert train(Engine(base), JOBS, GANGS) == alone
 
 
-@given(sizes=st.lists(st.integers(1, 1024), min_size=1, max_size=20), threads=st.integers(1, 16))
-def test_every_microbatch_is_in_one_lane_and_no_lane_is_far_longer(sizes: list[int], threads: int) -> None:
-    lanes = spread(sizes, threads)
-    assert sorted(index for lane in lanes for index in lane) == list(range(len(sizes)))
-    assert all(lane == sorted(lane) and lane for lane in lanes)
-    loads = [sum(sizes[i] for i in lane) for lane in lanes]
-    assert max(loads) - min(loads) <= max(sizes)
-    assert len(lanes) == 1 or (min(sizes) >= FEWEST_ROWS and len(lanes) <= min(threads, sum(sizes) // LANE_TOKENS))
+@given(sizes=st.lists(st.integers(1, 1024), min_size=1, max_size=20), lanes=st.integers(1, 16))
+def test_every_microbatch_is_in_one_pass_and_no_pass_is_far_longer(sizes: list[int], lanes: int) -> None:
+    passes = spread(sizes, lanes)
+    assert sorted(index for riders in passes for index in riders) == list(range(len(sizes)))
+    assert all(riders == sorted(riders) and riders for riders in passes)
+    loads = [sum(sizes[i] for i in riders) for riders in passes]
+    assert loads == sorted(loads, reverse=True)
+    assert loads[0] - loads[-1] <= max(sizes)
+    if len(passes) > 1:
+        assert sum(sizes) // len(passes) >= (LANE_TOKENS if len(passes) <= lanes else PASS_TOKENS)
 
 
-def test_as_many_lanes_as_threads_where_there_is_work_for_each() -> None:
+def test_as_many_passes_for_each_lane() -> None:
+    assert spread([300, 400, 500, 600], 1) == [[0, 1], [3], [2]]
     assert spread([300, 400, 500, 600], 2) == [[0, 3], [1, 2]]
     assert spread([300, 400, 500, 600], 16) == [[3], [2], [1], [0]]
+    assert spread([854, 539, 909, 549], 2) == [[2], [0], [3], [1]]
     assert spread([40] * 12, 2) == [list(range(12))]
     assert len(spread([40] * 13, 2)) == 2
-    assert spread([1000, 1000, 5], 2) == [[0, 1, 2]]
 
 
 @pytest.mark.parametrize("threads", [4], indirect=True)
 def test_who_is_left_takes_the_threads_of_who_ended(threads: int) -> None:
     both, deadline = threading.Barrier(2, timeout=60), time.monotonic() + 60
 
-    def work(lane: Lane) -> list[int]:
+    def work(riders: Riders) -> list[int]:
         seen = [torch.get_num_threads()]
-        both.wait()
-        while lane == [1] and torch.get_num_threads() == seen[0] and time.monotonic() < deadline:
+        if riders != [2]:
+            both.wait()
+        while riders == [1] and torch.get_num_threads() == seen[0] and time.monotonic() < deadline:
             take_share()
         return [*seen, torch.get_num_threads()]
 
-    assert side_by_side(work, [[0], [1]]) == [[2, 2], [2, 4]]
+    assert side_by_side(work, [[0], [1], [2]], lanes=2) == [[2, 2], [2, 4], [2, 2]]
     assert torch.get_num_threads() == 4
 
 
 @pytest.mark.parametrize("threads", [4], indirect=True)
-def test_a_lane_that_fails_is_told_when_all_have_ended(threads: int) -> None:
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_so_many_at_a_time(threads: int, lanes: int) -> None:
+    under_way, most = 0, 0
+    lock, full = threading.Lock(), threading.Barrier(lanes, timeout=60)
+
+    def work(riders: Riders) -> None:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        full.wait()
+        with lock:
+            under_way -= 1
+
+    side_by_side(work, [[i] for i in range(2 * lanes)], lanes)
+    assert most == lanes
+
+
+@pytest.mark.parametrize("threads", [4], indirect=True)
+def test_a_pass_that_fails_is_told_when_all_have_ended(threads: int) -> None:
     ended = []
 
-    def work(lane: Lane) -> None:
-        if lane != [1]:
-            raise MemoryError(lane)
+    def work(riders: Riders) -> None:
+        if riders != [1]:
+            raise MemoryError(riders)
         time.sleep(0.1)
-        ended.append(lane)
+        ended.append(riders)
 
     with pytest.raises(MemoryError, match="0"):
-        side_by_side(work, [[0], [1], [2]])
+        side_by_side(work, [[0], [1], [2]], lanes=3)
     assert ended == [[1]]
