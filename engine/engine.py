@@ -159,7 +159,7 @@ class Engine:
             with torch.set_grad_enabled(train):
                 return self._pass([microbatches[i] for i in riders], [segments[i] for i in riders])
 
-        outcomes = {}
+        outcomes: dict[int, Outcome] = {}
         for riders, of_pass in self.in_passes([segment.num_tokens for segment in segments], work):
             outcomes.update(zip(riders, of_pass, strict=True))
         return [outcomes[index] for index in range(len(microbatches))]
