@@ -1,6 +1,6 @@
 """What a route may ask for, as types: its signature tells what it needs and who may call it.
 
-What cannot block is `async`: FastAPI hands every other dependency to a thread, which costs more than it does.
+All are `async`, since FastAPI hands every other dependency to a thread; what may block goes through `in_thread`.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 
 from server.api.auth import hash_of_secret, is_admin_key
+from server.api.routing import in_thread
 from server.api.services import Services
 from server.db import keys
 from server.errors import MixloomError
@@ -35,7 +36,7 @@ async def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 
-def _caller(
+async def _caller(
     request: Request,
     services: ServicesDep,
     authorization: Annotated[str | None, Header()] = None,
@@ -46,8 +47,7 @@ def _caller(
     secret = (bearer if scheme.lower() == "bearer" else x_api_key or "").strip()
     if secret and is_admin_key(secret, services.admin_key_sha256):
         return Admin()
-    with services.database.read() as session:
-        key = keys.find_valid(session, hash_of_secret(secret)) if secret else None
+    key = await in_thread(_find_key, services, secret) if secret else None
     if key is None:
         said = "The key is wrong or was revoked." if secret else "There is no key in the request."
         raise MixloomError(
@@ -59,6 +59,11 @@ def _caller(
     key_id, tenant_id = key
     request.state.tenant_id = tenant_id  # for the log
     return Tenant(tenant_id, key_id)
+
+
+def _find_key(services: Services, secret: str) -> tuple[str, str] | None:
+    with services.database.read() as session:
+        return keys.find_valid(session, hash_of_secret(secret))
 
 
 CallerDep = Annotated[Tenant | Admin, Depends(_caller)]

@@ -1,11 +1,21 @@
-"""Routes that read JSON strictly and refuse what they do not know. Every router of the app is made here."""
+"""Routes that read JSON strictly, refuse what they do not know, and block one thread each. Every router is made here.
 
+FastAPI hands each function that is not `async` to a thread, and its answer to another one to be serialised: three
+changes of threads for a route that looks up its caller. Here such a route is handled in one thread as a whole.
+"""
+
+import asyncio
 import json
 from collections.abc import Callable, Coroutine
-from typing import Any
+from functools import wraps
+from inspect import iscoroutinefunction
+from typing import Any, ParamSpec, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from server import strict_json
 from server.errors import MixloomError, not_supported_yet
@@ -25,19 +35,66 @@ class _StrictRequest(Request):
             raise json.JSONDecodeError(str(error), "", 0) from None
 
 
-class _StrictRoute(APIRoute):
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What a function that may block returns; the event loop goes on, unless this is already another thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return function(*args, **kwargs)
+    return await run_in_threadpool(function, *args, **kwargs)
+
+
+class _Blocking:
+    """A function that may block as one that FastAPI leaves where it is."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        wraps(function)(self)
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def _finished(handling: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns that waits for nothing."""
+    try:
+        handling.send(None)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+    raise AssertionError("a route that is not async waits for something that is")
+
+
+class _Route(APIRoute):
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any):
+        is_ours = iscoroutinefunction(endpoint) or isinstance(endpoint, _Blocking)
+        super().__init__(path, endpoint if is_ours else _Blocking(endpoint), **options)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
             return await handle(_StrictRequest(request.scope, request.receive))
 
-        return handle_strictly
+        async def handle_in_thread(request: Request) -> Response:
+            strict = _StrictRequest(request.scope, request.receive)
+            if self.body_field:
+                try:
+                    await strict.body()
+                except ClientDisconnect:
+                    raise HTTPException(400) from None
+            return await run_in_threadpool(lambda: _finished(handle(strict)))
+
+        return handle_in_thread if isinstance(self.endpoint, _Blocking) else handle_strictly
 
 
 def new_router(*, prefix: str = "", tag: str) -> APIRouter:
-    """A router whose routes read JSON strictly."""
-    return APIRouter(prefix=prefix, tags=[tag], route_class=_StrictRoute)
+    """A router of such routes."""
+    return APIRouter(prefix=prefix, tags=[tag], route_class=_Route)
 
 
 async def refuse_unknown(request: Request) -> None:
