@@ -3,15 +3,20 @@
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Select, delete, select, update
+from sqlalchemy import Select, bindparam, delete, select, update
 from sqlalchemy.orm import Session
 
-from server.db.pages import Page, fetch_page
+from server.db.pages import Listing, Page
 from server.db.tables import Adapter, Base, Job
 from server.errors import MixloomError, not_found
 from server.states import ENDED
 
 BEST_FIRST = (Adapter.valid_loss, Adapter.step)
+_OF_TENANT = select(Adapter).where(Adapter.tenant_id == bindparam("tenant_id"))
+_ADAPTERS = Listing(_OF_TENANT, identity=Adapter.id, order=(Adapter.created_at, Adapter.id))
+_CHECKPOINTS = Listing(
+    _OF_TENANT.where(Adapter.job_id == bindparam("job_id")), identity=Adapter.id, order=(Adapter.step, Adapter.id)
+)
 
 
 def add_adapter(session: Session, adapter: Adapter) -> None:
@@ -53,14 +58,8 @@ def list_adapters(
     session: Session, tenant_id: str, page: Page, *, name: str | None = None
 ) -> tuple[list[Adapter], bool]:
     """A page of a tenant's adapters, and whether more follow."""
-    return fetch_page(
-        session,
-        select(Adapter).where(Adapter.tenant_id == tenant_id),
-        page,
-        identity=Adapter.id,
-        order=(Adapter.created_at, Adapter.id),
-        filters=[] if name is None else [Adapter.name == name],
-    )
+    filters = [] if name is None else [Adapter.name == name]
+    return _ADAPTERS.page(session, page, {"tenant_id": tenant_id}, filters)
 
 
 def _of_job(job: Job) -> Select[Any]:
@@ -69,7 +68,7 @@ def _of_job(job: Job) -> Select[Any]:
 
 def list_checkpoints(session: Session, job: Job, page: Page) -> tuple[list[Adapter], bool]:
     """A page of a job's adapters in the order of their steps, and whether more follow."""
-    return fetch_page(session, _of_job(job), page, identity=Adapter.id, order=(Adapter.step, Adapter.id))
+    return _CHECKPOINTS.page(session, page, {"tenant_id": job.tenant_id, "job_id": job.id})
 
 
 def newest_checkpoint(session: Session, job: Job) -> Adapter:

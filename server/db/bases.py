@@ -4,7 +4,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from server.db.daemons import IS_LIVE
-from server.db.session import one_at_a_time
+from server.db.session import one_at_a_time, read_only
 from server.db.tables import Base, Daemon
 from server.errors import MixloomError
 
@@ -18,7 +18,7 @@ NEWEST = (
 
 def find_base(session: Session) -> Base | None:
     """The base of the newest live daemon that has one, else of the last that had; None before the first."""
-    return session.scalar(NEWEST)
+    return next(iter(read_only(session, NEWEST)), None)
 
 
 def publish(session: Session, base: Base) -> None:

@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from server.db.clock import now
-from server.db.pages import Page, fetch_page
+from server.db.pages import Listing, Page
+from server.db.session import read_only
 from server.db.tables import Daemon
 
 
@@ -22,6 +23,7 @@ class Fenced(Exception):
 IS_OPEN: ColumnElement[bool] = Daemon.ended_at.is_(None)
 IS_LIVE: ColumnElement[bool] = IS_OPEN & (Daemon.expires_at > now())
 _LIVE = select(Daemon).where(IS_LIVE).order_by(Daemon.epoch.desc())
+_LIVES = Listing(select(Daemon), identity=Daemon.epoch, order=(Daemon.epoch,))
 _DAEMONS = Daemon.metadata.tables["daemons"]
 _UPDATE = update(_DAEMONS).where(_DAEMONS.c.epoch == bindparam("life"))
 _COUNT = _UPDATE.values(writes=_DAEMONS.c.writes + 1).returning(_DAEMONS.c.ended_at, _DAEMONS.c.writes)
@@ -29,7 +31,7 @@ _COUNT = _UPDATE.values(writes=_DAEMONS.c.writes + 1).returning(_DAEMONS.c.ended
 
 def live_daemons(session: Session) -> Sequence[Daemon]:
     """Those that have been heard lately, the newest first."""
-    return session.scalars(_LIVE).all()
+    return read_only(session, _LIVE)
 
 
 def is_any_live(session: Session) -> bool:
@@ -45,7 +47,7 @@ def tokens_per_second(session: Session, live: Sequence[Daemon]) -> float | None:
 
 def list_daemons(session: Session, page: Page) -> tuple[list[Daemon], bool]:
     """A page of all lives of daemons, and whether more follow."""
-    return fetch_page(session, select(Daemon), page, identity=Daemon.epoch, order=(Daemon.epoch,))
+    return _LIVES.page(session, page)
 
 
 def exists_named(session: Session, name: str) -> bool:

@@ -7,6 +7,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from server.db.daemons import live_daemons
+from server.db.session import read_only
 from server.db.tables import Drain
 from server.ids import new_id
 
@@ -15,7 +16,7 @@ _OPEN = select(Drain).where(Drain.ended_at.is_(None)).order_by(Drain.created_at.
 
 def open_drains(session: Session) -> Sequence[Drain]:
     """Those in force, the newest first."""
-    return session.scalars(_OPEN).all()
+    return read_only(session, _OPEN)
 
 
 def first_for(drains: Sequence[Drain], daemon: str | None = None) -> Drain | None:

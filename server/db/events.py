@@ -3,11 +3,17 @@
 import time
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from server.db.pages import Page, fetch_page
+from server.db.pages import Listing, Page
 from server.db.tables import Event, Job
+
+_OF_JOB = Listing(
+    select(Event).where(Event.tenant_id == bindparam("tenant_id"), Event.job_id == bindparam("job_id")),
+    identity=Event.id,
+    order=(Event.id,),
+)
 
 
 def record(session: Session, job: Job, kind: str, message: str, data: dict[str, Any] | None = None) -> None:
@@ -26,5 +32,4 @@ def record(session: Session, job: Job, kind: str, message: str, data: dict[str, 
 
 def list_events(session: Session, job: Job, page: Page) -> tuple[list[Event], bool]:
     """A page of a job's events, and whether more follow."""
-    scope = select(Event).where(Event.tenant_id == job.tenant_id, Event.job_id == job.id)
-    return fetch_page(session, scope, page, identity=Event.id, order=(Event.id,))
+    return _OF_JOB.page(session, page, {"tenant_id": job.tenant_id, "job_id": job.id})

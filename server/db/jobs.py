@@ -2,24 +2,24 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
-from sqlalchemy import Select, bindparam, delete, func, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from server.db import events
-from server.db.pages import Page, fetch_page
-from server.db.session import one_at_a_time
+from server.db.pages import Listing, Page
+from server.db.session import one_at_a_time, read_only
 from server.db.tables import Adapter, Job, RecoveryPoint, Run
 from server.errors import MixloomError, not_found
 from server.ids import new_id
 from server.states import ENDED, JobStatus, sources
 
-_JOB = select(Job).where(Job.tenant_id == bindparam("tenant_id"), Job.id == bindparam("job_id"))
-
-
-def _of_tenant(tenant_id: str) -> Select[Any]:
-    return select(Job).where(Job.tenant_id == tenant_id)
+_OF_TENANT = select(Job).where(Job.tenant_id == bindparam("tenant_id"))
+_JOB = _OF_TENANT.where(Job.id == bindparam("job_id"))
+_LOCKED = _JOB.with_for_update()
+_JOBS = Listing(_OF_TENANT, identity=Job.id, order=(Job.number,))
+_EVERY_JOB = Listing(select(Job), identity=Job.id, order=(Job.number,))
+_IS_UNFINISHED = Job.status.not_in([status.value for status in ENDED])
 
 
 def add_job(session: Session, job: Job) -> None:
@@ -34,16 +34,15 @@ def add_job(session: Session, job: Job) -> None:
 
 def get_job(session: Session, tenant_id: str, job_id: str) -> Job:
     """Raises 404 for a job that is not this tenant's."""
-    return _found(session, _JOB, tenant_id, job_id)
+    found = read_only(session, _JOB, {"tenant_id": tenant_id, "job_id": job_id})
+    if not found:
+        raise not_found("job", job_id)
+    return found[0]
 
 
 def lock_job(session: Session, tenant_id: str, job_id: str) -> Job:
     """As `get_job`; nobody else changes the job until this transaction ends."""
-    return _found(session, _JOB.with_for_update(), tenant_id, job_id)
-
-
-def _found(session: Session, statement: Select[Any], tenant_id: str, job_id: str) -> Job:
-    job: Job | None = session.scalar(statement, {"tenant_id": tenant_id, "job_id": job_id})
+    job = session.scalar(_LOCKED, {"tenant_id": tenant_id, "job_id": job_id})
     if job is None:
         raise not_found("job", job_id)
     return job
@@ -64,19 +63,12 @@ def list_jobs(
         filters.append(Job.status == status)
     if name is not None:
         filters.append(Job.name == name)
-    return fetch_page(session, _of_tenant(tenant_id), page, identity=Job.id, order=(Job.number,), filters=filters)
+    return _JOBS.page(session, page, {"tenant_id": tenant_id}, filters)
 
 
 def list_unfinished(session: Session, page: Page) -> tuple[list[Job], bool]:
     """A page of every tenant's jobs that have not ended: the operator's view."""
-    return fetch_page(
-        session,
-        select(Job),
-        page,
-        identity=Job.id,
-        order=(Job.number,),
-        filters=[Job.status.not_in([status.value for status in ENDED])],
-    )
+    return _EVERY_JOB.page(session, page, filters=[_IS_UNFINISHED])
 
 
 def count_by_status(session: Session) -> dict[str, int]:
@@ -102,7 +94,7 @@ def cancel(session: Session, job: Job) -> None:
 
 def cancel_all(session: Session, tenant_id: str) -> None:
     """End every job of a tenant that has not ended."""
-    unfinished = _of_tenant(tenant_id).where(Job.status.in_(sources(JobStatus.CANCELLED)))
+    unfinished = select(Job).where(Job.tenant_id == tenant_id, Job.status.in_(sources(JobStatus.CANCELLED)))
     for job in session.scalars(unfinished.order_by(Job.id).with_for_update()):
         _cancel_where(session, job)
 

@@ -5,7 +5,7 @@ import time
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
-from server.db.pages import Page, fetch_page
+from server.db.pages import Listing, Page
 from server.db.session import rows
 from server.db.tables import Key, Tenant
 from server.ids import new_id
@@ -14,6 +14,9 @@ _VALID = (
     select(Key.id, Key.tenant_id)
     .join(Tenant, Tenant.id == Key.tenant_id)
     .where(Key.secret_hash == bindparam("secret_hash"), Key.revoked_at.is_(None), Tenant.deleted_at.is_(None))
+)
+_KEYS = Listing(
+    select(Key).where(Key.tenant_id == bindparam("tenant_id")), identity=Key.id, order=(Key.created_at, Key.id)
 )
 
 
@@ -46,8 +49,7 @@ def get_key(session: Session, tenant_id: str, key_id: str) -> Key | None:
 
 def list_keys(session: Session, tenant_id: str, page: Page) -> tuple[list[Key], bool]:
     """A page of a tenant's keys, revoked ones among them, and whether more follow."""
-    scope = select(Key).where(Key.tenant_id == tenant_id)
-    return fetch_page(session, scope, page, identity=Key.id, order=(Key.created_at, Key.id))
+    return _KEYS.page(session, page, {"tenant_id": tenant_id})
 
 
 def revoke(session: Session, tenant_id: str, key_id: str | None = None) -> None:

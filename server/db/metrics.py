@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
-from server.db.pages import Page, fetch_page
+from server.db.pages import Listing, Page
 from server.db.session import rows
 from server.db.tables import ExpertLoads, Job, Metric
 
@@ -31,6 +31,11 @@ _WANTED = (Metric.job_id == bindparam("job_id"), Metric.step >= bindparam("from_
 _ROWS = select(*COLUMNS, *BY_SET).where(*_WANTED).order_by(Metric.step)
 _COUNT = select(func.count()).where(*_WANTED)
 _LAST = select(func.max(Metric.step)).where(*_WANTED)
+_LOADS = Listing(
+    select(ExpertLoads).where(ExpertLoads.job_id == bindparam("job_id")),
+    identity=ExpertLoads.step,
+    order=(ExpertLoads.step,),
+)
 
 
 def column_names(job: Job) -> list[str]:
@@ -73,5 +78,4 @@ def _is_kept(every: int, last: int | None) -> ColumnElement[bool]:
 
 def list_expert_loads(session: Session, job: Job, page: Page) -> tuple[list[ExpertLoads], bool]:
     """A page of the steps whose loads are kept, and whether more follow."""
-    scope = select(ExpertLoads).where(ExpertLoads.job_id == job.id)
-    return fetch_page(session, scope, page, identity=ExpertLoads.step, order=(ExpertLoads.step,))
+    return _LOADS.page(session, page, {"job_id": job.id})

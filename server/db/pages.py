@@ -1,12 +1,13 @@
 """Keyset pages: a list goes on after the object that the caller saw last. Knows no HTTP."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
-from sqlalchemy import Select, tuple_
+from sqlalchemy import Select, bindparam, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from server.db.session import Entity, read_only, rows
 from server.errors import MixloomError
 
 MAX_DIGITS = 18  # what a 64-bit column can hold
@@ -21,40 +22,55 @@ class Page:
     after: str | None = None
 
 
-def fetch_page(
-    session: Session,
-    scope: Select[Any],
-    page: Page,
-    *,
-    identity: InstrumentedAttribute[Any],
-    order: Sequence[InstrumentedAttribute[Any]],
-    filters: Sequence[Any] = (),
-) -> tuple[list[Any], bool]:
-    """(objects, whether more follow) of a page of `scope`, filtered.
+class Listing(Generic[Entity]):
+    """What a caller may page through. Its statements are built once."""
 
-    `scope` is what the caller may see at all: a cursor is looked up in it without the filters, so that a page
-    goes on even if the object it ended with no longer passes them. `order` must be unique: end it with the
-    id. Raises 400 `unknown_cursor`.
-    """
-    statement = scope.where(*filters)
-    if page.after is not None:
-        seen = session.scalar(scope.where(identity == _typed(identity, page.after)))
-        if seen is None:
-            raise _unknown_cursor(page.after)
-        place = tuple_(*(getattr(seen, column.key) for column in order))
-        here = tuple_(*order)
-        statement = statement.where(here > place if page.order == "asc" else here < place)
-    statement = statement.order_by(*(column.asc() if page.order == "asc" else column.desc() for column in order))
-    found = list(session.scalars(statement.limit(page.limit + 1)))
-    return found[: page.limit], len(found) > page.limit
+    def __init__(
+        self,
+        scope: Select[Entity],
+        *,
+        identity: InstrumentedAttribute[Any],
+        order: Sequence[InstrumentedAttribute[Any]],
+    ):
+        """`scope` is what the caller may see at all. `order` must be unique: end it with the id."""
+        self._holds_int = identity.type.python_type is int
+        self._seen = scope.with_only_columns(*order).where(identity == bindparam("after"))
+        place = tuple_(*(bindparam(f"after_{index}", type_=column.type) for index, column in enumerate(order)))
+        beyond = {"asc": tuple_(*order) > place, "desc": tuple_(*order) < place}
+        first = {
+            "asc": scope.order_by(*(column.asc() for column in order)).limit(bindparam("limit")),
+            "desc": scope.order_by(*(column.desc() for column in order)).limit(bindparam("limit")),
+        }
+        self._first = first
+        self._next = {name: first[name].where(beyond[name]) for name in first}
 
+    def page(
+        self, session: Session, page: Page, values: Mapping[str, Any] | None = None, filters: Sequence[Any] = ()
+    ) -> tuple[list[Entity], bool]:
+        """(objects, whether more follow) of a page, filtered. `values` are the scope's own.
 
-def _typed(identity: InstrumentedAttribute[Any], after: str) -> Any:
-    if identity.type.python_type is not int:
-        return after
-    if not after.isdecimal() or len(after) > MAX_DIGITS:
-        raise _unknown_cursor(after)
-    return int(after)
+        A cursor is looked up in the scope without the filters, so that a page goes on even if the object it ended
+        with no longer passes them. Raises 400 `unknown_cursor`.
+        """
+        values = {**(values or {}), "limit": page.limit + 1}
+        statement = self._first[page.order]
+        if page.after is not None:
+            seen = rows(session, self._seen, {**values, "after": self._typed(page.after)})
+            if not seen:
+                raise _unknown_cursor(page.after)
+            values |= {f"after_{index}": value for index, value in enumerate(seen[0])}
+            statement = self._next[page.order]
+        if filters:
+            statement = statement.where(*filters)
+        found = list(read_only(session, statement, values))
+        return found[: page.limit], len(found) > page.limit
+
+    def _typed(self, after: str) -> Any:
+        if not self._holds_int:
+            return after
+        if not after.isdecimal() or len(after) > MAX_DIGITS:
+            raise _unknown_cursor(after)
+        return int(after)
 
 
 def _unknown_cursor(after: str) -> MixloomError:

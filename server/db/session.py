@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import URL, Engine, Executable, create_engine, event, func, select
+from sqlalchemy import URL, Engine, Executable, Select, create_engine, event, func, select
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import Session
@@ -20,6 +20,9 @@ IDLE_SECONDS = 5
 """PostgreSQL ends a transaction whose owner says nothing for so long: a process that was stopped holds no lock."""
 SILENT_SECONDS = 60
 """A PostgreSQL that says nothing for so long in the middle of a statement is given up: it has said before of a lock."""
+
+
+Entity = TypeVar("Entity")
 
 
 class Database:
@@ -81,6 +84,13 @@ class Database:
 def rows(session: Session, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[Any]:
     """What a statement on columns finds, past the ORM, which would take as long again. It flushes nothing before."""
     return session.connection().execute(statement, parameters).all()
+
+
+def read_only(
+    session: Session, statement: Select[Entity], parameters: Mapping[str, Any] | None = None
+) -> Sequence[Entity]:
+    """As `rows`, of a statement on one entity: each has the entity's columns, and nothing else of it."""
+    return rows(session, statement, parameters)
 
 
 def is_outage(error: SQLAlchemyError) -> bool:

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server.db.pages import Page, fetch_page
+from server.db.pages import Listing, Page
 from server.db.session import one_at_a_time
 from server.db.tables import Tenant
 from server.errors import MixloomError
 from server.ids import new_id
 
 _SCOPE = select(Tenant).where(Tenant.deleted_at.is_(None))
+_TENANTS = Listing(_SCOPE, identity=Tenant.id, order=(Tenant.created_at, Tenant.id))
+_WITH_DELETED = Listing(select(Tenant), identity=Tenant.id, order=(Tenant.created_at, Tenant.id))
 
 
 def add_tenant(session: Session, name: str, share: float) -> Tenant:
@@ -39,12 +41,12 @@ def find_tenants(session: Session, ids: Sequence[str]) -> dict[str, Tenant]:
 
 def list_with_deleted(session: Session, page: Page) -> tuple[list[Tenant], bool]:
     """A page of all tenants that there are or were, and whether more follow."""
-    return fetch_page(session, select(Tenant), page, identity=Tenant.id, order=(Tenant.created_at, Tenant.id))
+    return _WITH_DELETED.page(session, page)
 
 
 def list_tenants(session: Session, page: Page, filters: Sequence[object] = ()) -> tuple[list[Tenant], bool]:
     """A page of the tenants, and whether more follow."""
-    return fetch_page(session, _SCOPE, page, identity=Tenant.id, order=(Tenant.created_at, Tenant.id), filters=filters)
+    return _TENANTS.page(session, page, filters=filters)
 
 
 def change_tenant(session: Session, tenant: Tenant, *, name: str | None, share: float | None) -> None:
