@@ -15,11 +15,11 @@ from server.api.errors import validation_error
 from server.api.parts import Part, find, find_sources, fit, mixture_of, sha256_of, take
 from server.api.services import Services
 from server.curriculum import Mixture, tokens_of_steps
-from server.db import events, idempotency, jobs
+from server.db import idempotency, jobs
 from server.db.adapters import usable_adapter
 from server.db.bases import current_base
 from server.db.idempotency import Sent
-from server.db.tables import Adapter, Base, Job
+from server.db.tables import Adapter, Base
 from server.errors import MixloomError, not_found
 from server.ids import new_id
 from server.job_config import MAX_NAME, JobConfig, JobCreate
@@ -104,7 +104,6 @@ def submit(services: Services, tenant: Tenant, submission: Submission, sent: Sen
 
     Its id; that of another one, and nothing is kept, when the request was `sent` twice at the same time.
     """
-    job = _job(tenant, submission)
     rows = {"train": submission.train_rows, "valid": submission.valid_rows}
 
     def write(folder: Path) -> None:
@@ -114,19 +113,20 @@ def submit(services: Services, tenant: Tenant, submission: Submission, sent: Sen
         if submission.start is not None:
             _copy_start(services, submission.start, folder)
 
-    job.tokens_manifest = manifest(services.store.put(job.tokens_key, write))
+    id_ = new_id("job")
+    key = f"jobs/{id_}"
+    kept = manifest(services.store.put(key, write))
+    job = {"id": id_, "tokens_key": key, "tokens_manifest": kept, **_columns(tenant, submission)}
     try:
         with services.database.write() as session:
-            made = job.id if sent is None else idempotency.claim(session, sent, job.id)
-            if made == job.id:
-                jobs.add_job(session, job)
-                for note in submission.notes:
-                    events.record(session, job, "warning", note)
+            made = id_ if sent is None else idempotency.claim(session, sent, id_)
+            if made == id_:
+                jobs.add_job(session, job, submission.notes)
     except BaseException:
-        services.store.delete(job.tokens_key)
+        services.store.delete(key)
         raise
-    if made != job.id:
-        services.store.delete(job.tokens_key)
+    if made != id_:
+        services.store.delete(key)
     return made
 
 
@@ -140,36 +140,34 @@ def _copy_start(services: Services, start: Adapter, folder: Path) -> None:
         raise MixloomError("adapter_unreadable", message, 500, "init_from") from None
 
 
-def _job(tenant: Tenant, submission: Submission) -> Job:
+def _columns(tenant: Tenant, submission: Submission) -> dict[str, Any]:
+    """Of a new job, but for its id and its rows."""
     config = submission.config
     priority = config.priority or "normal"
     start = submission.start
-    id_ = new_id("job")
     names = " + ".join(part.dataset.name for part in submission.parts)
-    return Job(
-        id=id_,
-        tenant_id=tenant.tenant_id,
-        name=config.name or names[:MAX_NAME],
-        request=config.model_dump(exclude_unset=True),
-        status=JobStatus.QUEUED,
-        base_name=submission.base.name,
-        base_hash=submission.base.hash,
-        dataset_id=submission.parts[0].dataset.id,
-        dataset_sha256=sha256_of(submission.parts),
-        mixture=submission.mixture,
-        validation=submission.validation,
-        init_from=None if start is None else {"adapter": start.id, "sha256": start.sha256},
-        adapter=submission.adapter,
-        training=submission.training,
-        tokens_key=f"jobs/{id_}",
-        priority=priority,
-        weight=resolve.PRIORITIES[priority],
-        labels=config.metadata,
-        total_steps=submission.training["total_steps"],
-        total_tokens=submission.total_tokens,
-        created_by=tenant.key_id,
-        created_at=time.time(),
-    )
+    return {
+        "tenant_id": tenant.tenant_id,
+        "name": config.name or names[:MAX_NAME],
+        "request": config.model_dump(exclude_unset=True),
+        "status": JobStatus.QUEUED,
+        "base_name": submission.base.name,
+        "base_hash": submission.base.hash,
+        "dataset_id": submission.parts[0].dataset.id,
+        "dataset_sha256": sha256_of(submission.parts),
+        "mixture": submission.mixture,
+        "validation": submission.validation,
+        "init_from": None if start is None else {"adapter": start.id, "sha256": start.sha256},
+        "adapter": submission.adapter,
+        "training": submission.training,
+        "priority": priority,
+        "weight": resolve.PRIORITIES[priority],
+        "labels": config.metadata,
+        "total_steps": submission.training["total_steps"],
+        "total_tokens": submission.total_tokens,
+        "created_by": tenant.key_id,
+        "created_at": time.time(),
+    }
 
 
 def _whole_config(session: Session, tenant: Tenant, body: JobCreate) -> JobConfig:

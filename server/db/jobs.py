@@ -1,9 +1,10 @@
 """Statements on jobs that the API makes. What the daemon does to a job's run is in `server.db.runs`."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from server.db import events
@@ -19,17 +20,25 @@ _JOB = _OF_TENANT.where(Job.id == bindparam("job_id"))
 _LOCKED = _JOB.with_for_update()
 _JOBS = Listing(_OF_TENANT, identity=Job.id, order=(Job.number,))
 _EVERY_JOB = Listing(select(Job), identity=Job.id, order=(Job.number,))
+_TABLE, _RUNS = (Job.metadata.tables[name] for name in ("jobs", "runs"))
+_NEXT = select(func.coalesce(func.max(_TABLE.c.number), 0) + 1).scalar_subquery()
+_ADD = insert(_TABLE).values(number=_NEXT)
+_ADD_RUN = insert(_RUNS)
 _IS_UNFINISHED = Job.status.not_in([status.value for status in ENDED])
 
 
-def add_job(session: Session, job: Job) -> None:
-    """Put a new job behind all others, with the run that will train it."""
+def add_job(session: Session, job: Mapping[str, Any], notes: Sequence[str]) -> None:
+    """Put a new job, given by its columns, behind all others, with the run that will train it.
+
+    `notes` are what its tenant should know: events of it.
+    """
     one_at_a_time(session, "jobs")
-    job.number = (session.scalar(select(func.max(Job.number))) or 0) + 1
-    session.add(job)
-    session.flush()
-    session.add(Run(id=new_id("run"), job_id=job.id, tenant_id=job.tenant_id, lease_epoch=None))
-    events.record(session, job, "queued", "The job was accepted.")
+    of_job = {"tenant_id": job["tenant_id"], "job_id": job["id"]}
+    said = [("queued", "The job was accepted."), *(("warning", note) for note in notes)]
+    connection = session.connection()  # past the ORM, which takes three times as long
+    connection.execute(_ADD, job)
+    connection.execute(_ADD_RUN, {**of_job, "id": new_id("run")})
+    connection.execute(events.ADD, [{**of_job, **events.fields(kind, message)} for kind, message in said])
 
 
 def get_job(session: Session, tenant_id: str, job_id: str) -> Job:
