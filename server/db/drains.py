@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from server.db.daemons import live_daemons
@@ -11,7 +11,8 @@ from server.db.session import read_only
 from server.db.tables import Drain
 from server.ids import new_id
 
-_OPEN = select(Drain).where(Drain.ended_at.is_(None)).order_by(Drain.created_at.desc(), Drain.id)
+IS_IN_FORCE: ColumnElement[bool] = Drain.ended_at.is_(None)
+_OPEN = select(Drain).where(IS_IN_FORCE).order_by(Drain.created_at.desc(), Drain.id)
 
 
 def open_drains(session: Session) -> Sequence[Drain]:
@@ -68,7 +69,7 @@ def add_drain(
 
 def end_drains(session: Session, daemon: str | None = None) -> None:
     """End the drains of daemons of this name; None: every drain. None in force is no error."""
-    in_force = update(Drain).where(Drain.ended_at.is_(None))
+    in_force = update(Drain).where(IS_IN_FORCE)
     if daemon is not None:
         in_force = in_force.where(Drain.daemon == daemon)
     session.execute(in_force.values(ended_at=time.time()))

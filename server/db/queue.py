@@ -5,28 +5,37 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Float, bindparam, case, cast, func, or_, select
+from sqlalchemy import ColumnElement, Float, bindparam, case, cast, func, literal, or_, select
 from sqlalchemy.orm import Session
 
 from server.db.bases import NEWEST
-from server.db.daemons import live_daemons, tokens_per_second
-from server.db.drains import first_for, open_drains
+from server.db.daemons import IS_LIVE, tokens_per_second
+from server.db.drains import IS_IN_FORCE, first_for, open_drains
 from server.db.session import rows
 from server.db.tables import Base, Daemon, Drain, Job, Tenant
 from server.outlook import OpenDrain, Outlook, QueuedJob, Service
 from server.states import RESIDENT, JobStatus
 
-_IS_ACTIVE = Job.status.in_((JobStatus.QUEUED, *RESIDENT))
+
+def _is_one_of(statuses: Sequence[JobStatus]) -> ColumnElement[bool]:
+    """In a statement that is written out once; with plain values `in_` is so at each execution."""
+    return Job.status.in_([literal(status.value) for status in statuses])
+
+
+_IS_RESIDENT = _is_one_of(RESIDENT)
+_IS_ACTIVE = _is_one_of((JobStatus.QUEUED, *RESIDENT))
 _BUSY = select(Tenant.share).where(select(Job.id).where(Job.tenant_id == Tenant.id, _IS_ACTIVE).exists()).subquery()
 _STATE = select(
-    NEWEST.with_only_columns(Base.hash).scalar_subquery(),
-    select(func.count()).where(Job.status.in_(RESIDENT)).scalar_subquery(),
-    select(func.sum(_BUSY.c.share)).scalar_subquery(),
-)
+    NEWEST.with_only_columns(Base.hash).scalar_subquery().label("newest_hash"),
+    select(func.count()).where(_IS_RESIDENT).scalar_subquery().label("num_resident"),
+    select(func.sum(_BUSY.c.share)).scalar_subquery().label("total_share"),
+    select(Drain.id).where(IS_IN_FORCE).exists().label("is_drained"),
+).subquery()
+_STATE_AND_DAEMONS = select(_STATE, Daemon).outerjoin_from(_STATE, Daemon, IS_LIVE).order_by(Daemon.epoch.desc())
 _LEFT = cast(Job.total_tokens - Job.tokens, Float)
 _ORDER: dict[str, Any] = {
     "partition_by": Job.tenant_id,
-    "order_by": (case((Job.status.in_(RESIDENT), 0), else_=1), Job.weight.desc(), Job.number),
+    "order_by": (case((_IS_RESIDENT, 0), else_=1), Job.weight.desc(), Job.number),
 }
 _QUEUES = (
     select(
@@ -45,23 +54,24 @@ _JOBS = select(_QUEUES).where(
 
 def read_outlook(session: Session, jobs: Sequence[Job], *, max_resident_runs: int) -> Outlook:
     """The queue now, as far as it matters to these jobs."""
-    live, drains = live_daemons(session), open_drains(session)
+    found = rows(session, _STATE_AND_DAEMONS)
+    state, live = found[0], [row for row in found if row.epoch is not None]
+    drains = open_drains(session) if state.is_drained else []
     drain = first_for(drains)
-    ((base_hash, num_resident, total_share),) = rows(session, _STATE)
     num_places = max_resident_runs * max(1, len(live))
     wanted = {"tenant_ids": sorted({job.tenant_id for job in jobs}), "job_ids": [job.id for job in jobs]}
     shares: dict[str, float] = {}
     queues: dict[str, list[QueuedJob]] = defaultdict(list)
     for tenant_id, share, *queued in rows(session, _JOBS, {**wanted, "places": num_places}):
-        shares[tenant_id] = share / total_share
+        shares[tenant_id] = share / state.total_share
         queues[tenant_id].append(QueuedJob(*queued))
     return Outlook(
         now=time.time(),
         is_daemon_live=bool(live),
-        services=_services(base_hash, live, drains),
+        services=_services(state.newest_hash, live, drains),
         drain=OpenDrain(reason=drain.reason) if drain else None,
         tokens_per_second=tokens_per_second(session, live),
-        free_places=max(0, num_places - num_resident),
+        free_places=max(0, num_places - state.num_resident),
         shares=shares,
         jobs=queues,
     )
