@@ -2,14 +2,13 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 
 from server.admin_key import ensure_admin_key
 from server.api.auth import sha256
 from server.api.errors import add_error_handlers
 from server.api.middleware import BodyRules, RequestLine
 from server.api.routes import ROUTERS
-from server.api.routing import refuse_unknown
 from server.api.services import Services
 from server.api.waiting import OperationWatch
 from server.db.migrate import upgrade
@@ -36,12 +35,7 @@ def open_services(settings: Settings) -> Services:
 
 def create_app(settings: Settings) -> FastAPI:
     """The app over `settings.data_dir`. Raises as `open_services`."""
-    app = FastAPI(
-        title="Mixloom",
-        version=_version(),
-        redirect_slashes=False,
-        dependencies=[Depends(refuse_unknown)],
-    )
+    app = FastAPI(title="Mixloom", version=_version(), redirect_slashes=False)
     app.state.services = open_services(settings)
     add_error_handlers(app)
     uploads = {"/datasets": settings.max_upload_mib * MIB, "/adapters": settings.max_adapter_mib * MIB}

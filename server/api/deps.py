@@ -38,13 +38,13 @@ ServicesDep = Annotated[Services, Depends(_services)]
 
 async def _caller(
     request: Request,
-    services: ServicesDep,
     authorization: Annotated[str | None, Header()] = None,
     x_api_key: Annotated[str | None, Header()] = None,
 ) -> Tenant | Admin:
     """Who calls, from `Authorization: Bearer KEY` or `X-API-Key: KEY`. Raises 401 `invalid_api_key`."""
     scheme, _, bearer = (authorization or "").partition(" ")
     secret = (bearer if scheme.lower() == "bearer" else x_api_key or "").strip()
+    services: Services = request.app.state.services  # a dependency of a dependency is looked up once more each time
     if secret and is_admin_key(secret, services.admin_key_sha256):
         return Admin()
     key = await in_thread(_find_key, services, secret) if secret else None

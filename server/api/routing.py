@@ -78,6 +78,7 @@ class _Route(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
+            _refuse_unknown(request)
             return await handle(_StrictRequest(request.scope, request.receive))
 
         async def handle_in_thread(request: Request) -> Response:
@@ -87,6 +88,7 @@ class _Route(APIRoute):
                     await strict.body()
                 except ClientDisconnect:
                     raise HTTPException(400) from None
+            _refuse_unknown(request)
             return await run_in_threadpool(lambda: _finished(handle(strict)))
 
         return handle_in_thread if isinstance(self.endpoint, _Blocking) else handle_strictly
@@ -97,8 +99,8 @@ def new_router(*, prefix: str = "", tag: str) -> APIRouter:
     return APIRouter(prefix=prefix, tags=[tag], route_class=_Route)
 
 
-async def refuse_unknown(request: Request) -> None:
-    """For every route: what its OpenAPI does not name, a query parameter or an `Idempotency-Key`, is 422.
+def _refuse_unknown(request: Request) -> None:
+    """What a route's OpenAPI does not name, a query parameter or an `Idempotency-Key`, is 422.
 
     And what no text column can hold: in a parameter it is 422, in a path there is no such object.
     """
