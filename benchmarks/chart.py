@@ -1,12 +1,11 @@
 """The bar chart of `benchmarks paper`: every ratio to LoRA, ours beside the paper's."""
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-
-from benchmarks.paper import COLUMNS, VARIANTS, circumstances
 
 TITLES = {
     "forward": "forward",
@@ -18,12 +17,12 @@ TITLES = {
 HEIGHT = 0.4
 
 
-def draw(report: dict[str, Any], file: Path) -> None:
-    """One panel a column of the table, one pair of bars a row."""
+def draw(report: dict[str, Any], labels: Mapping[str, str], circumstances: str, file: Path) -> None:
+    """One panel a column of the table, one pair of bars a row. `labels`: of the contenders."""
     rows = report["rows"]
     figure = Figure(figsize=(13, 1.5 + 0.45 * len(rows)), layout="constrained")
-    panels = figure.subplots(1, len(COLUMNS), sharey=True)
-    for panel, column in zip(panels, COLUMNS, strict=True):
+    panels = figure.subplots(1, len(TITLES), sharey=True)
+    for panel, column in zip(panels, TITLES, strict=True):
         for offset, key, label, colour in (
             (-HEIGHT / 2, "here_to_lora", f"here, {report['settings']['base']}", "tab:blue"),
             (HEIGHT / 2, "published_to_lora", f"paper, {report['published_base']}", "tab:gray"),
@@ -36,12 +35,11 @@ def draw(report: dict[str, Any], file: Path) -> None:
         panel.set_title(TITLES[column], fontsize=10)
         panel.margins(x=0.2)
     panels[0].set_yticks(
-        range(len(rows)), [f"{VARIANTS[row['contender']].label} x {row['models']}" for row in rows], fontsize=8
+        range(len(rows)), [f"{labels[row['contender']]} x {row['models']}" for row in rows], fontsize=8
     )
     panels[0].invert_yaxis()
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower right", ncols=2, fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=8)
     figure.suptitle("Ratio to one LoRA model; lower is better", fontsize=11)
-    figure.supxlabel(textwrap.fill(circumstances(report), 190), fontsize=6, x=0.01, horizontalalignment="left")
+    figure.supxlabel(textwrap.fill(circumstances, 190), fontsize=6, x=0.01, horizontalalignment="left")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=130)

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.contenders import DROPOUT, MIXLORA, PackedLimit, target_modules
+from benchmarks.bases import DROPOUT, MIXLORA, target_modules
+from benchmarks.contenders import PackedLimit
 from benchmarks.reports import write_json
 from engine import base_model, formats, sources
 from engine.base_model import BaseModel

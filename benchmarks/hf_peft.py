@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from benchmarks.contenders import DROPOUT, LEARNING_RATE, LORA, MAX_GRAD_NORM, target_modules
+from benchmarks.bases import DROPOUT, LEARNING_RATE, LORA, MAX_GRAD_NORM, target_modules
 from benchmarks.data import Step
 from engine.run import Row
 

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.contenders import CONTENDERS, METHODS, Bases
+from benchmarks.bases import METHODS, Bases
+from benchmarks.contenders import CONTENDERS
 from benchmarks.data import Step, make_steps, num_tokens
 from benchmarks.reports import Report, command, positive
 from engine import sources

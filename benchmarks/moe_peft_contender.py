@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import DROPOUT, LEARNING_RATE, MIXLORA, Bases, target_modules
+from benchmarks.bases import DROPOUT, LEARNING_RATE, MIXLORA, Bases, target_modules
 from benchmarks.data import Step
 from benchmarks.errors import BenchmarkError
 

@@ -20,14 +20,8 @@ from torch import nn
 
 from benchmarks import machine
 from benchmarks.baselines import feed_forwards, looped
-from benchmarks.contenders import (
-    LEARNING_RATE,
-    MAX_GRAD_NORM,
-    METHODS,
-    Bases,
-    packed_targets,
-    require_same_loss,
-)
+from benchmarks.bases import LEARNING_RATE, MAX_GRAD_NORM, METHODS, Bases
+from benchmarks.contenders import packed_targets, require_same_loss
 from benchmarks.data import Step, make_steps, num_tokens
 from benchmarks.errors import BenchmarkError
 from benchmarks.published import TABLES, Figures
@@ -270,10 +264,10 @@ def _show(report: dict[str, Any], console: Console) -> None:
             )
         table.add_row(VARIANTS[row["contender"]].label, str(row["models"]), *cells)
     console.print(table)
-    console.print(circumstances(report), highlight=False)
+    console.print(_circumstances(report), highlight=False)
 
 
-def circumstances(report: dict[str, Any]) -> str:
+def _circumstances(report: dict[str, Any]) -> str:
     """All that a figure must be quoted with."""
     settings, about, lora = report["settings"], report["machine"], report["rows"][0]["here"]
     return (
@@ -298,7 +292,8 @@ def _chart(file: Path | None) -> Callable[[dict[str, Any]], None]:
         from benchmarks.chart import draw
     except ImportError as error:
         raise BenchmarkError("--chart needs matplotlib: pip install matplotlib") from error
-    return lambda report: draw(report, file)
+    labels = {name: variant.label for name, variant in VARIANTS.items()}
+    return lambda report: draw(report, labels, _circumstances(report), file)
 
 
 def _parser() -> argparse.ArgumentParser:

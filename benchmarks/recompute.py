@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.contenders import DROPOUT, METHODS, target_modules
+from benchmarks.bases import DROPOUT, METHODS, target_modules
 from benchmarks.costs import Watch
 from benchmarks.reports import Report, command, positive
 from engine import base_model, sources

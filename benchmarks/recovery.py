@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.contenders import DROPOUT, MIXLORA, target_modules
+from benchmarks.bases import DROPOUT, MIXLORA, target_modules
 from benchmarks.reports import write_json
 from engine import base_model, recovery, sources
 from engine.config import AdapterConfig

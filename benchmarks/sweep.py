@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.contenders import METHODS, Bases, Packed
+from benchmarks.bases import METHODS, Bases
+from benchmarks.contenders import Packed
 from benchmarks.data import Step, cut_rows, num_tokens
 from benchmarks.reports import command, positive
 from engine import sources

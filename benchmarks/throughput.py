@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine, moe_peft_contender
-from benchmarks.contenders import CONTENDERS, DROPOUT, METHODS, Bases, require_same_loss
+from benchmarks.bases import DROPOUT, METHODS, Bases
+from benchmarks.contenders import CONTENDERS, require_same_loss
 from benchmarks.data import Step, all_rows, make_steps, num_tokens
 from benchmarks.errors import BenchmarkError
 from benchmarks.reports import command, positive

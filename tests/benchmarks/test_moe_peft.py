@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from benchmarks.contenders import CONTENDERS, Bases, Packed
+from benchmarks.bases import Bases
+from benchmarks.contenders import CONTENDERS, Packed
 from benchmarks.data import make_steps
 from benchmarks.errors import BenchmarkError
 from benchmarks.moe_peft_contender import MoePeft, versions, write_old_base

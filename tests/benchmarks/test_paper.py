@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.baselines import feed_forwards, looped
-from benchmarks.contenders import Bases, require_same_loss
+from benchmarks.bases import Bases
+from benchmarks.contenders import require_same_loss
 from benchmarks.data import make_steps
 from benchmarks.paper import COLUMNS, ROWS, Contender, main
 from benchmarks.published import TABLES

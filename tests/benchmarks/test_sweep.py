@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.contenders import Bases
+from benchmarks.bases import Bases
 from benchmarks.data import cut_rows
 from benchmarks.errors import BenchmarkError
 from benchmarks.sweep import PASS_TOKENS, main

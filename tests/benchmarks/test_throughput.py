@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contenders import Bases, PackedLimit, SequenceLimit, require_same_loss
+from benchmarks.bases import Bases
+from benchmarks.contenders import PackedLimit, SequenceLimit, require_same_loss
 from benchmarks.data import Step, all_rows, make_steps
 from benchmarks.errors import BenchmarkError
 from benchmarks.hf_peft import IGNORED, collate
