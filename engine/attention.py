@@ -1,8 +1,12 @@
 """Attention that never crosses a sequence, plugged into transformers through its attention interface.
 
-Legend: H heads, G key/value heads, L queries, M keys, C head width.
+On a GPU a pack without caches goes through one kernel; elsewhere each sequence goes by itself. No mask function is
+registered: transformers would read the positions for it, and so wait for the GPU.
+
+Legend: T packed tokens, H heads, G key/value heads, L queries, M keys, C head width.
 """
 
+import inspect
 import math
 from itertools import count
 from typing import Any
@@ -10,14 +14,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
 
+from engine.device import capability
 from engine.errors import UnsupportedBase
 from engine.passes import Pass
+from engine.segments import Batch
 
 _numbers = count()
 _WITHOUT_MEANING_HERE = {"position_ids", "use_cache", "cache_position"}
 """Arguments that models hand through: the pass already says what they would say."""
+_VARLEN_IS_COMPLETE = {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+"""torch 2.10 has no scale and no window there, 2.11 no grouped heads."""
 
 
 def register(pass_: Pass) -> str:
@@ -42,6 +51,8 @@ def register(pass_: Pass) -> str:
         if unknown or attention_mask is not None or dropout:
             raise UnsupportedBase(f"this model's attention asks for what the engine does not do: {unknown or 'a mask'}")
         batch = pass_.batch
+        if softcap is None and s_aux is None and one_kernel(query, batch):
+            return packed(query, key, value, batch, scaling, sliding_window), None
         dtype = query.dtype
         if dtype is torch.bfloat16 and query.device.type == "cpu":  # half the time, and more exact
             query, key, value = query.float(), key.float(), value.float()
@@ -60,8 +71,44 @@ def register(pass_: Pass) -> str:
         return torch.cat(outputs, dim=2).transpose(1, 2).to(dtype), None
 
     AttentionInterface.register(name, packed_attention)
-    AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
     return name
+
+
+def one_kernel(query: Tensor, batch: Batch) -> bool:
+    """Whether one kernel serves the whole pack: FlashAttention-2's limits (arXiv:2307.08691), and no caches."""
+    return (
+        query.device.type != "cpu"
+        and _VARLEN_IS_COMPLETE
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 256
+        and capability(query.device) >= 8
+        and not any(batch.sequence_caches())
+    )
+
+
+def packed(
+    query: Tensor, key: Tensor, value: Tensor, batch: Batch, scaling: float | None, window: int | None
+) -> Tensor:
+    """Causal attention within each sequence: [1, H, T, C] over [1, G, T, C] -> [1, T, H, C].
+
+    `window` counts a query's own place, the kernel's only those before it.
+    """
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    y = varlen_attn(
+        q,
+        k,
+        v,
+        batch.boundaries,
+        batch.boundaries,
+        max(batch.lengths),
+        max(batch.lengths),
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=True,
+    )
+    assert isinstance(y, Tensor)
+    return y[None]
 
 
 def one_sequence(

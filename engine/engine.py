@@ -16,6 +16,7 @@ from engine import formats, recovery
 from engine.adapter import Adapter, Weights
 from engine.base_model import BaseModel
 from engine.config import AdapterConfig
+from engine.device import to_device
 from engine.errors import EngineError
 from engine.exactness import any_number_of_threads
 from engine.lanes import Riders, side_by_side, spread
@@ -176,7 +177,7 @@ class Engine:
             if torch.is_grad_enabled():
                 terms = zip(microbatches, auxiliary, strict=True)
                 torch.autograd.backward([loss, *(a * m.auxiliary_weight for m, a in terms if a is not None)])
-        return _outcomes(batch, microbatches, logprobs.cpu(), auxiliary)
+        return _outcomes(batch, microbatches, logprobs, auxiliary)
 
 
 def _segment(microbatch: Microbatch, weights: Weights | None, dropout: DropoutKey | None = None) -> Segment:
@@ -202,17 +203,18 @@ def _targets(microbatches: Sequence[Microbatch], device: torch.device) -> tuple[
         weights.append(row.weights)
         start += len(row.tokens)
     return (
-        torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(device),
-        torch.from_numpy(np.concatenate(targets).astype(np.int64)).to(device),
-        torch.from_numpy(np.concatenate(weights).astype(np.float64)).to(device),
+        to_device(torch.from_numpy(np.concatenate(rows).astype(np.int64)), device),
+        to_device(torch.from_numpy(np.concatenate(targets).astype(np.int64)), device),
+        to_device(torch.from_numpy(np.concatenate(weights).astype(np.float64)), device),
     )
 
 
 def _outcomes(
     batch: Batch, microbatches: Sequence[Microbatch], logprobs: Tensor, auxiliary: list[Tensor | None]
 ) -> list[Outcome]:
+    """What the pass came to: here, and not before, the CPU waits for a GPU."""
     counts = [len(row.targets) for m in microbatches for row in m.rows]
-    by_row = iter(logprobs.split(counts))
+    by_row = iter(logprobs.cpu().split(counts))
     outcomes = []
     for m, segment, aux in zip(microbatches, batch.segments, auxiliary, strict=True):
         mine = [next(by_row) for _ in m.rows]

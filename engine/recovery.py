@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.adapter import Adapter
 from engine.config import AdapterConfig
+from engine.device import to_host
 from engine.errors import EngineError
 from engine.optimizer import AdamW
 from engine.run import Run
@@ -39,7 +40,7 @@ def capture(run: Run) -> Snapshot:
         "step": run.step,
         "microbatch": run.microbatch,
     }
-    return Snapshot({name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, state)
+    return Snapshot(to_host(tensors), state)
 
 
 def write(snapshot: Snapshot, folder: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from engine.adapter import Adapter, Weights
 from engine.base_model import BaseModel
 from engine.cache import KeyValueCache
+from engine.device import to_device
 from engine.loss import CHUNK_ROWS
 from engine.random import generator
 from engine.run import Microbatch, Row
@@ -127,7 +128,7 @@ def _step(base: BaseModel, weights: dict[int, Weights], samples: list[Sample], n
     batch = pack(segments, base.device)
     with base.pass_.over(batch):
         hidden = base.hidden_states(batch)
-    lasts = torch.tensor(batch.lengths[:-1]).cumsum(0).to(base.device) - 1
+    lasts = to_device(torch.tensor(batch.lengths[:-1]).cumsum(0) - 1, base.device)
     for rows, indices in zip(lasts.split(CHUNK_ROWS), _chunks(order), strict=True):
         logits = base.head(hidden[rows]).float().cpu()
         for index, logits_V in zip(indices, logits, strict=True):

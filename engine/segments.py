@@ -5,6 +5,7 @@ Legend: T packed tokens, S segments.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from engine.adapter import Parameter, Weights
 from engine.cache import KeyValueCache
+from engine.device import to_device
 from engine.random import DropoutKey
 
 ROW_MULTIPLE = 16
@@ -27,18 +29,23 @@ class Dropped:
     """An input of an adapter after dropout, not yet scaled by 1 / (1 - p): that is a factor of the output."""
 
     x: Tensor
-    places: Tensor | None  # the elements of x that are 0, int64; None: there is no dropout
+    places: Tensor | None  # the elements of x that are 0: int64, or a mask of x's shape; None: there is no dropout
 
     @classmethod
     def of(cls, x: Tensor, places: Tensor | None) -> "Dropped":
         """A copy of `x` without those elements; `x` itself where there is no dropout."""
-        return cls(x if places is None else x.reshape(-1).index_fill(0, places, 0).view(x.shape), places)
+        return cls(x if places is None else _zero_(x.clone(memory_format=torch.contiguous_format), places), places)
 
     def backward_(self, gradient: Tensor) -> Tensor:
         """The gradient at the input, in place of the one at `x`."""
-        if self.places is not None:
-            gradient.view(-1).index_fill_(0, self.places, 0)
-        return gradient
+        return gradient if self.places is None else _zero_(gradient, self.places)
+
+
+def _zero_(x: Tensor, places: Tensor) -> Tensor:
+    if places.dtype is torch.bool:
+        return x.masked_fill_(places, 0)
+    x.view(-1).index_fill_(0, places, 0)
+    return x
 
 
 @dataclass
@@ -91,7 +98,7 @@ class Segment:
     def drop(self, x: Tensor, layer: int, input_name: str) -> Dropped:
         """This segment's own rows [n, D] with its dropout applied."""
         places = None if self.dropout is None else self.dropout.dropped(layer, input_name, x.numel())
-        return Dropped.of(x, None if places is None else places.to(x.device))
+        return Dropped.of(x, None if places is None else to_device(places, x.device))
 
 
 @dataclass
@@ -113,6 +120,12 @@ class Batch:
         """One entry a sequence, the padding last."""
         return [*(cache for segment in self.segments for cache in segment.sequence_caches()), None]
 
+    @cached_property
+    def boundaries(self) -> Tensor:
+        """The first row of every sequence, and T: int32 [sequences + 1] on the pass's device."""
+        ends = accumulate(length for length in self.lengths if length)
+        return to_device(torch.tensor([0, *ends], dtype=torch.int32), self.tokens.device)
+
 
 def pack(segments: Sequence[Segment], device: torch.device) -> Batch:
     """Lay the segments end to end and pad the end; positions go on from what a sequence's cache holds."""
@@ -125,8 +138,8 @@ def pack(segments: Sequence[Segment], device: torch.device) -> Batch:
     tail = torch.zeros(padding, dtype=torch.int64)
     positions = [torch.arange(start, start + len(seq)) for start, seq in zip(starts, sequences, strict=True)]
     return Batch(
-        tokens=torch.cat([*sequences, tail]).to(device),
-        positions=torch.cat([*positions, torch.arange(padding)]).to(device),
+        tokens=to_device(torch.cat([*sequences, tail]), device),
+        positions=to_device(torch.cat([*positions, torch.arange(padding)]), device),
         segments=list(segments),
         lengths=[*(len(sequence) for sequence in sequences), padding],
         sizes=[*(segment.num_tokens for segment in segments), padding],
