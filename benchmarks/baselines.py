@@ -57,7 +57,7 @@ class LoopedExperts(nn.Module):
         segment.aux_losses[self.layer] = config.router_aux_loss_coef * balance
         dropped_nD = segment.drop(x_nD, self.layer, self.gate.input_name).x
         y_nD = torch.zeros_like(x_nD)
-        for expert, places in routing.whole.shares:
+        for expert, places in routing.whole.groups.shares:
             tokens_N, weights_N = routing.token_N[places], routing.weights_N[places]
             gate_NF, up_NF = gate_n[tokens_N], up_n[tokens_N]
             if not self.shares_projections:

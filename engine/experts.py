@@ -12,6 +12,7 @@ R rank, E experts, X = E·R.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,25 +44,19 @@ class ExpertLora:
 
     def add_(self, y_mF: Tensor, block: Block) -> Tensor | None:
         """y += s·Ax B for a block's rows, in place; then the magnitudes. Returns what they scale, for the backward."""
-        low_mR = self.low_NR[block.rows]
-        for expert, rows in block.shares:
-            y_mF[rows].addmm_(low_mR[rows], self.b.value[expert])
+        block.groups.add_(y_mF, self.low_NR[block.rows], self.b.value)
         if not self.magnitudes:
             return None
         z_mF = y_mF.clone()
-        for expert, rows in block.shares:
-            y_mF[rows] = self.magnitudes[expert].apply(z_mF[rows])
+        block.groups.scale(z_mF, self.magnitudes, out=y_mF)
         return z_mF
 
     def add_backward_(self, g_mF: Tensor, z_mF: Tensor | None, block: Block) -> None:
         """`g_mF`, the gradient at what `add_` gave, becomes that at the frozen module's output."""
-        low_mR, g_low_mR = self.low_NR[block.rows], self.g_low_NR[block.rows]
-        for expert, rows in block.shares:
-            g = g_mF[rows]
-            if z_mF is not None:
-                g.copy_(self.magnitudes[expert].backward(g, z_mF[rows]))
-            torch.mm(g, self.b.value[expert].t(), out=g_low_mR[rows])
-            self.b.expert(expert).accumulate(low_mR[rows].t() @ g)
+        if z_mF is not None:
+            block.groups.scale_backward_(g_mF, z_mF, self.magnitudes)
+        block.groups.narrow(g_mF, self.b.value, out=self.g_low_NR[block.rows])
+        block.groups.accumulate(self.b, self.low_NR[block.rows], g_mF)
 
     def project_backward(self, x_nD: Tensor, g_x_nD: Tensor) -> None:
         """Adds the gradient at x, once all blocks went through `add_backward_`."""
@@ -88,9 +83,8 @@ class DownLora:
     def project(self, h_mF: Tensor, block: Block) -> None:
         """s·A dropout(h) of a block's rows."""
         places = self.places[block.rows.start] = self._places(h_mF, block)
-        dropped_mF, low_mR = Dropped.of(h_mF, places).x, self.low_NR[block.rows]
-        for expert, rows in block.shares:
-            torch.mm(dropped_mF[rows], self.a.value[expert].t(), out=low_mR[rows])
+        low_mR = self.low_NR[block.rows]
+        block.groups.narrow(Dropped.of(h_mF, places).x, self.a.value, out=low_mR)
         low_mR.mul_(self.segment.scaling)
 
     def output(self) -> Tensor:
@@ -107,11 +101,9 @@ class DownLora:
     def project_backward(self, h_mF: Tensor, block: Block) -> Tensor:
         """The gradient at a block's h, after `output_backward`."""
         dropped, g_low_mR = Dropped.of(h_mF, self.places[block.rows.start]), self.g_low_NR[block.rows]
+        block.groups.accumulate(self.a, g_low_mR, dropped.x)
         g_mF = torch.empty_like(h_mF)
-        for expert, rows in block.shares:
-            a = self.a.expert(expert)
-            a.accumulate(g_low_mR[rows].t() @ dropped.x[rows])
-            torch.mm(g_low_mR[rows], a.value, out=g_mF[rows])
+        block.groups.widen(g_low_mR, self.a.value, out=g_mF)
         return dropped.backward_(g_mF)
 
     def _weights_N1(self) -> Tensor:
@@ -119,15 +111,52 @@ class DownLora:
 
     def _places(self, h_mF: Tensor, block: Block) -> Tensor | None:
         """The dropped elements of a block's h; each expert has a mask of its own."""
-        dropout, width = self.segment.dropout, h_mF.shape[1]
+        dropout = self.segment.dropout
         if dropout is None:
             return None
-        drawn = [
-            dropout.dropped(self.layer, f"{self.input_name}.{expert}", (rows.stop - rows.start) * width)
-            + rows.start * width
-            for expert, rows in block.shares
-        ]
-        return torch.cat(drawn).to(h_mF.device)
+
+        def draw(expert: int, size: int) -> Tensor:
+            return dropout.dropped(self.layer, f"{self.input_name}.{expert}", size)
+
+        return block.groups.dropped(draw, h_mF.shape[1])
+
+
+class SplitDown(torch.autograd.Function):
+    """MixDoRA's down: y = m/‖W2 + s·BA‖ ∘ (W2 h + s·BA d(h)) of each place, in place of W2 h (with its bias) [N, D]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        y_ND: Tensor,
+        h_NF: Tensor,
+        bias_D: Tensor | None,
+        down: DownLora,
+        b: Parameter,
+        magnitudes: list[Magnitude],
+    ) -> Tensor:
+        block = down.routing.whole
+        down.begin()
+        down.project(h_NF, block)
+        block.groups.add_(y_ND, down.low_NR, b.value)
+        z_ND = y_ND.clone() if bias_D is None else y_ND - bias_D
+        block.groups.scale(z_ND, magnitudes, out=y_ND)
+        if bias_D is not None:
+            y_ND += bias_D
+        ctx.save_for_backward(h_NF)
+        ctx.z_ND, ctx.down, ctx.b, ctx.magnitudes = z_ND, down, b, magnitudes
+        ctx.mark_dirty(y_ND)
+        return y_ND
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        g_ND, (h_NF,), down, block = gradients[0].clone(), ctx.saved_tensors, ctx.down, ctx.down.routing.whole
+        block.groups.scale_backward_(g_ND, ctx.z_ND, ctx.magnitudes)
+        down.g_low_NR = torch.empty_like(down.low_NR)
+        block.groups.narrow(g_ND, ctx.b.value, out=down.g_low_NR)
+        down.g_low_NR.mul_(down.segment.scaling)
+        block.groups.accumulate(ctx.b, down.low_NR, g_ND)
+        return None, g_ND, down.project_backward(h_NF, block), None, None, None, None
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine import dora
 from engine.adapter import Parameter
-from engine.experts import Activation, DownLora, ExpertLora, Experts, InputGradients
+from engine.experts import Activation, DownLora, ExpertLora, Experts, InputGradients, SplitDown
 from engine.families import Family
 from engine.lanes import take_share
-from engine.lora import Group, LoraLinear, add_lora
+from engine.lora import LoraLinear
 from engine.passes import Pass
 from engine.router import Routing, route
 from engine.segments import Segment
@@ -123,14 +122,10 @@ class PackedFeedForward(nn.Module):
     def _split_down(self, segment: Segment, experts: Experts, h_NF: Tensor) -> Tensor:
         """MixDoRA: Σ_k r_k m_k/‖W2 + s·B_k A_k‖ ∘ (W2 h_k + s·B_k A_k d(h_k)), [n, D]."""
         a, b = (segment.parameter(self.layer, self.down.module, matrix) for matrix in "AB")
-        magnitudes = self.down.magnitudes(segment)
-        groups, scales = [], []
-        for expert, rows in experts.routing.whole.shares:
-            input_ = segment.drop(h_NF[rows].detach(), self.layer, f"{self.down.input_name}.{expert}")
-            groups.append(Group(rows.start, rows.stop, input_, a.expert(expert), b.expert(expert), segment.scaling))
-            scales.append(dora.Group(rows.start, rows.stop, magnitudes[expert]))
-        y_ND = add_lora(self.pass_.anchor, self.down.frozen(h_NF), h_NF, groups)
-        y_ND = dora.scale(self.pass_.anchor, y_ND, self.down.frozen.bias, scales)
+        frozen, down = self.down.frozen, DownLora(a, segment, self.layer, self.down.input_name, experts.routing)
+        y_ND = SplitDown.apply(
+            self.pass_.anchor, frozen(h_NF), h_NF, frozen.bias, down, b, self.down.magnitudes(segment)
+        )
         return _Combine.apply(y_ND, experts.routing, experts.routing.weights_nK)
 
 

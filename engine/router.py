@@ -7,38 +7,33 @@ block.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.grouped import Groups, Share, Slices, Together
 from engine.segments import ROW_MULTIPLE
 
 BLOCK_ROWS = 256
 """Places of a block, unless one expert alone has more: what is computed of them stays in the processor's cache."""
 
 
-class Share(NamedTuple):
-    """One expert's rows within a block."""
-
-    expert: int
-    rows: slice
-
-
 class Block(NamedTuple):
     """Neighbouring experts' places, which go through the feed-forward together."""
 
     rows: slice
-    shares: list[Share]
+    groups: Groups
 
 
 @dataclass(frozen=True)
 class Routing:
     """Which expert takes which token. A slot is one (token, active expert); places are sorted by expert.
 
-    Each expert's places are padded to a multiple, since a CPU compiles its bfloat16 kernel anew for each number
-    of rows (0.7 ms, 15 times a small matmul). Padding computes a row that nothing reads.
+    On a CPU each expert's places are padded to a multiple, since it compiles its bfloat16 kernel anew for each
+    number of rows (0.7 ms, 15 times a small matmul). Padding computes a row that nothing reads.
     """
 
     weights_nK: Tensor  # renormalized to sum 1
@@ -46,6 +41,7 @@ class Routing:
     place_nK: Tensor  # slot -> place
     token_N: Tensor  # place -> token
     blocks: list[Block]  # every place is in one
+    whole: Block  # all places as one block
     loads_E: Tensor  # slots of each expert
 
     def dispatch(self, x_nD: Tensor, block: Block) -> Tensor:
@@ -75,16 +71,6 @@ class Routing:
         g_mD, r_m = self.dispatch(g_nD, block), self.weights_N[block.rows]
         g_r_m = (g_mD * x_mD).sum(-1, dtype=r_m.dtype)
         return g_mD.mul_(r_m[:, None].to(g_mD.dtype)), g_r_m
-
-    @cached_property
-    def whole(self) -> Block:
-        """All places as one block."""
-        shares = [
-            Share(expert, slice(block.rows.start + rows.start, block.rows.start + rows.stop))
-            for block in self.blocks
-            for expert, rows in block.shares
-        ]
-        return Block(slice(0, len(self.token_N)), shares)
 
     @cached_property
     def weights_N(self) -> Tensor:
@@ -122,23 +108,54 @@ def route(x_nD: Tensor, router_ED: Tensor, top_k: int) -> tuple[Routing, Tensor]
     probability_nE = F.linear(x_nD.to(precise), router_ED.to(precise)).softmax(-1)
     top_nK, expert_nK = probability_nE.topk(top_k, dim=-1)
     slot_expert = expert_nK.flatten()
-    loads_E = torch.bincount(slot_expert, minlength=num_experts)
-    sizes_E = (loads_E + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
     order = slot_expert.argsort(stable=True)  # slots by expert, within one by token
-    padding_before_E = (sizes_E - loads_E).cumsum(0) - (sizes_E - loads_E)
-    sizes = sizes_E.tolist()
-    places = torch.arange(len(order), device=order.device) + padding_before_E[slot_expert[order]]
+    place = _place if may_look(x_nD.device) else _place_unseen
+    places, blocks, whole, loads_E = place(slot_expert[order], num_experts, num_tokens)
     tokens_n1 = torch.arange(num_tokens, device=order.device)[:, None]
     routing = Routing(
         weights_nK=top_nK / top_nK.sum(-1, keepdim=True),
         cell_nK=tokens_n1 * num_experts + expert_nK,
         place_nK=torch.empty_like(order).index_copy_(0, order, places).view_as(expert_nK),
-        token_N=order.new_zeros(sum(sizes)).index_copy_(0, places, order // top_k),
-        blocks=list(_blocks(sizes)),
+        token_N=order.new_zeros(whole.rows.stop).index_copy_(0, places, order // top_k),
+        blocks=blocks,
+        whole=whole,
         loads_E=loads_E,
     )
     balance = num_experts * (loads_E.to(precise) / num_tokens * probability_nE.mean(0)).sum()
     return routing, balance
+
+
+def may_look(device: torch.device) -> bool:
+    """Whether to read a value of a tensor there costs no wait."""
+    return device.type == "cpu"
+
+
+class _Places(NamedTuple):
+    """Where slots, sorted by expert, lie."""
+
+    places: Tensor  # [n·K]
+    blocks: list[Block]
+    whole: Block
+    loads_E: Tensor
+
+
+def _place(experts: Tensor, num_experts: int, num_tokens: int) -> _Places:
+    """Each expert's padded, in blocks; `experts`: of each slot, sorted."""
+    loads_E = torch.bincount(experts, minlength=num_experts)
+    sizes_E = (loads_E + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
+    padding_before_E = (sizes_E - loads_E).cumsum(0) - (sizes_E - loads_E)
+    places = torch.arange(len(experts), device=experts.device) + padding_before_E[experts]
+    sizes = sizes_E.tolist()
+    ends = list(accumulate(sizes))
+    shares = [Share(e, slice(end - size, end)) for e, (size, end) in enumerate(zip(sizes, ends, strict=True)) if size]
+    return _Places(places, list(_blocks(sizes)), Block(slice(0, ends[-1]), Slices(shares)), loads_E)
+
+
+def _place_unseen(experts: Tensor, num_experts: int, num_tokens: int) -> _Places:
+    """One after the other, in one block: what is read on the host does not depend on how many an expert has."""
+    loads_E = (experts == torch.arange(num_experts, device=experts.device)[:, None]).sum(1)
+    whole = Block(slice(0, len(experts)), Together(experts, loads_E, num_tokens))
+    return _Places(torch.arange(len(experts), device=experts.device), [whole], whole, loads_E)
 
 
 def _blocks(sizes: Sequence[int]) -> Iterator[Block]:
@@ -147,10 +164,10 @@ def _blocks(sizes: Sequence[int]) -> Iterator[Block]:
     start = rows = 0
     for expert, size in enumerate(sizes):
         if shares and rows + size > BLOCK_ROWS:
-            yield Block(slice(start, start + rows), shares)
+            yield Block(slice(start, start + rows), Slices(shares))
             start, rows, shares = start + rows, 0, []
         if size:
             shares.append(Share(expert, slice(rows, rows + size)))
             rows += size
     if shares:
-        yield Block(slice(start, start + rows), shares)
+        yield Block(slice(start, start + rows), Slices(shares))

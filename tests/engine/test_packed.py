@@ -1,4 +1,4 @@
-"""Every packed operation equals the plain loop in float64, over the named loads."""
+"""Every packed operation equals the plain loop in float64, over the named loads; placed as on a CPU and as on a GPU."""
 
 import pytest
 import torch
@@ -15,12 +15,18 @@ def engine() -> Engine:
     return Engine(tiny_base(dtype=torch.float64))
 
 
+@pytest.fixture(params=[True, False], ids=["CPU's places", "GPU's places"])
+def _places(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router, "may_look", lambda device: request.param)
+
+
 @pytest.fixture(autouse=True)
 def _blocks_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the experts of these small passes have several, as those of large passes do."""
     monkeypatch.setattr(router, "BLOCK_ROWS", 32)
 
 
+@pytest.mark.usefixtures("_places")
 @pytest.mark.parametrize("name", LOADS)
 def test_a_packed_pass_equals_the_plain_loop_with_real_dropout(engine: Engine, name: str) -> None:
     microbatches = build(LOADS[name], engine)

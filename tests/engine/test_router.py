@@ -17,8 +17,8 @@ def test_every_place_is_in_one_block_beside_its_own_expert(monkeypatch: pytest.M
     expert_of_place = {}
     for block in routing.blocks:
         size = block.rows.stop - block.rows.start
-        assert len(block.shares) == 1 or size <= block_rows
-        for expert, rows in block.shares:
+        assert len(block.groups.shares) == 1 or size <= block_rows
+        for expert, rows in block.groups.shares:
             assert rows.stop <= size
             for place in range(block.rows.start + rows.start, block.rows.start + rows.stop):
                 assert expert_of_place.setdefault(place, expert) == expert
@@ -32,5 +32,5 @@ def test_an_expert_without_a_token_has_no_share() -> None:
     weights = torch.zeros(EXPERTS, WIDTH)
     weights[1], weights[4] = 2.0, 1.0
     routing, _ = route(torch.ones(TOKENS, WIDTH), weights, TOP_K)
-    assert {expert for block in routing.blocks for expert, _ in block.shares} == {1, 4}
+    assert {expert for block in routing.blocks for expert, _ in block.groups.shares} == {1, 4}
     assert routing.loads_E.tolist() == [0, TOKENS, 0, 0, TOKENS, 0]

@@ -1,0 +1,182 @@
+"""Products of places, sorted by expert, with each expert's own matrix: the one module that knows how.
+
+On a CPU an expert's places are a slice, and a loop multiplies each. On a GPU the host would have to wait to know where
+they end. There one matmul serves all experts: torch's grouped one where it has a kernel, else a plain one, in which the
+R columns of a place lie among E·R, with 0 in those of the other experts: E times the arithmetic of small matmuls.
+
+Legend: N places, m those of a block, n tokens, R rank, O another width, E experts, X = E·R.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.adapter import Parameter
+from engine.device import capability, to_device
+from engine.dora import Magnitude
+
+Draw = Callable[[int, int], Tensor]
+"""(expert, number of elements) -> which are dropped, ascending; of more elements the same ones, and more."""
+
+
+class Groups(Protocol):
+    """The places of a block, and whose they are."""
+
+    @property
+    def shares(self) -> "list[Share]":
+        """Each expert's rows; to ask for them on a GPU is to wait."""
+
+    def add_(self, y_mO: Tensor, low_mR: Tensor, w_ERO: Tensor) -> None:
+        """y += low W, each place with its expert's W."""
+
+    def widen(self, low_mR: Tensor, w_ERO: Tensor, out: Tensor) -> None:
+        """low W [m, O]."""
+
+    def narrow(self, x_mO: Tensor, w_ERO: Tensor, out: Tensor) -> None:
+        """x W' [m, R]."""
+
+    def accumulate(self, parameter: Parameter, low_mR: Tensor, x_mO: Tensor) -> None:
+        """Adds low' x of each expert's places to its part of the gradient [E, R, O]."""
+
+    def scale(self, z_mO: Tensor, magnitudes: list[Magnitude], out: Tensor) -> None:
+        """`Magnitude.apply`, each place with its expert's."""
+
+    def scale_backward_(self, g_mO: Tensor, z_mO: Tensor, magnitudes: list[Magnitude]) -> None:
+        """`Magnitude.backward`, in place of g."""
+
+    def dropped(self, draw: Draw, width: int) -> Tensor:
+        """The dropped elements of [m, width], as `Dropped` has them; each expert's are drawn by themselves."""
+
+
+class Share(NamedTuple):
+    """One expert's rows within a block."""
+
+    expert: int
+    rows: slice
+
+
+@dataclass(frozen=True)
+class Slices:
+    """On a CPU."""
+
+    shares: list[Share]
+
+    def add_(self, y_mO: Tensor, low_mR: Tensor, w_ERO: Tensor) -> None:
+        for expert, rows in self.shares:
+            y_mO[rows].addmm_(low_mR[rows], w_ERO[expert])
+
+    def widen(self, low_mR: Tensor, w_ERO: Tensor, out: Tensor) -> None:
+        for expert, rows in self.shares:
+            torch.mm(low_mR[rows], w_ERO[expert], out=out[rows])
+
+    def narrow(self, x_mO: Tensor, w_ERO: Tensor, out: Tensor) -> None:
+        for expert, rows in self.shares:
+            torch.mm(x_mO[rows], w_ERO[expert].t(), out=out[rows])
+
+    def accumulate(self, parameter: Parameter, low_mR: Tensor, x_mO: Tensor) -> None:
+        for expert, rows in self.shares:
+            parameter.expert(expert).accumulate(low_mR[rows].t() @ x_mO[rows])
+
+    def scale(self, z_mO: Tensor, magnitudes: list[Magnitude], out: Tensor) -> None:
+        for expert, rows in self.shares:
+            out[rows] = magnitudes[expert].apply(z_mO[rows])
+
+    def scale_backward_(self, g_mO: Tensor, z_mO: Tensor, magnitudes: list[Magnitude]) -> None:
+        for expert, rows in self.shares:
+            g_mO[rows] = magnitudes[expert].backward(g_mO[rows], z_mO[rows])
+
+    def dropped(self, draw: Draw, width: int) -> Tensor:
+        drawn = [draw(e, (rows.stop - rows.start) * width) + rows.start * width for e, rows in self.shares]
+        return torch.cat(drawn)
+
+
+@dataclass(frozen=True)
+class Together:
+    """On a GPU: how many places an expert has is known there alone, so a block is all places."""
+
+    expert_N: Tensor
+    loads_E: Tensor
+    num_tokens: int
+
+    @property
+    def shares(self) -> list[Share]:
+        loads, ends = self.loads_E.tolist(), self._ends_E.tolist()
+        return [Share(e, slice(end - load, end)) for e, (load, end) in enumerate(zip(loads, ends, strict=True)) if load]
+
+    def add_(self, y_mO: Tensor, low_mR: Tensor, w_ERO: Tensor) -> None:
+        y_mO.add_(self._product(low_mR, w_ERO))
+
+    def widen(self, low_mR: Tensor, w_ERO: Tensor, out: Tensor) -> None:
+        out.copy_(self._product(low_mR, w_ERO))
+
+    def narrow(self, x_mO: Tensor, w_ERO: Tensor, out: Tensor) -> None:
+        if has_kernel(x_mO, w_ERO):
+            out.copy_(F.grouped_mm(x_mO, w_ERO.mT, offs=self._ends_E))
+        else:
+            wide_NER = (x_mO @ w_ERO.flatten(0, 1).t()).view(len(x_mO), *w_ERO.shape[:2])
+            out.copy_(wide_NER.gather(1, self._columns(w_ERO.shape[1])).squeeze(1))
+
+    def accumulate(self, parameter: Parameter, low_mR: Tensor, x_mO: Tensor) -> None:
+        if has_kernel(x_mO, parameter.value):
+            gradient_ERO = F.grouped_mm(low_mR.t(), x_mO, offs=self._ends_E)
+            nothing = self.loads_E[:, None, None] == 0  # a sum over no places is left unwritten
+            parameter.accumulate(gradient_ERO.masked_fill(nothing, 0))
+        else:
+            parameter.accumulate(self._wide(low_mR).t() @ x_mO)
+
+    def scale(self, z_mO: Tensor, magnitudes: list[Magnitude], out: Tensor) -> None:
+        factor_EO = torch.stack([magnitude.factor_O for magnitude in magnitudes])
+        out.copy_(z_mO * factor_EO[self.expert_N])
+
+    def scale_backward_(self, g_mO: Tensor, z_mO: Tensor, magnitudes: list[Magnitude]) -> None:
+        mine_EN = self.expert_N == torch.arange(len(magnitudes), device=g_mO.device)[:, None]
+        precise = magnitudes[0].norm_O.dtype
+        sums_EO = mine_EN.to(precise) @ (g_mO * z_mO).to(precise)
+        for sum_O, magnitude in zip(sums_EO, magnitudes, strict=True):
+            magnitude.parameter.accumulate(sum_O / magnitude.norm_O)
+        self.scale(g_mO, magnitudes, out=g_mO)
+
+    def dropped(self, draw: Draw, width: int) -> Tensor:
+        """Drawn for as many places as an expert may have, of which those that it has are kept: a mask [N, width]."""
+        num_places, most = len(self.expert_N), self.num_tokens
+        drawn = [draw(expert, most * width) + expert * most * width for expert in range(len(self.loads_E))]
+        element = to_device(torch.cat(drawn), self.expert_N.device)
+        row, expert = element // width % most, element // (width * most)
+        before_E = self._ends_E - self.loads_E
+        place = (before_E[expert] + row) * width + element % width
+        nowhere = num_places * width
+        mask = torch.zeros(nowhere + 1, dtype=torch.bool, device=element.device)
+        mask.index_fill_(0, torch.where(row < self.loads_E[expert], place, nowhere), True)
+        return mask[:-1].view(num_places, width)
+
+    def _product(self, low_NR: Tensor, w_ERO: Tensor) -> Tensor:
+        if has_kernel(low_NR, w_ERO):
+            return F.grouped_mm(low_NR, w_ERO, offs=self._ends_E)
+        return self._wide(low_NR) @ w_ERO.flatten(0, 1)
+
+    def _wide(self, low_NR: Tensor) -> Tensor:
+        """Each place's R in the columns of its expert: [N, X]."""
+        num_places, rank = low_NR.shape
+        zeros_NER = low_NR.new_zeros(num_places, len(self.loads_E), rank)
+        return zeros_NER.scatter_(1, self._columns(rank), low_NR[:, None]).flatten(1)
+
+    def _columns(self, rank: int) -> Tensor:
+        return self.expert_N[:, None, None].expand(-1, 1, rank)
+
+    @cached_property
+    def _ends_E(self) -> Tensor:
+        return self.loads_E.cumsum(0, dtype=torch.int32)
+
+
+def has_kernel(x: Tensor, w_ERO: Tensor) -> bool:
+    """Whether torch multiplies groups on the device alone: without a kernel it would copy their sizes to the host.
+
+    There is one for bfloat16 on Hopper and Blackwell (9 and 10), whose matrices must lie at whole 16 bytes.
+    """
+    aligned = all(width % 8 == 0 for width in w_ERO.shape[1:]) and w_ERO.data_ptr() % 16 == 0
+    return x.dtype is torch.bfloat16 and aligned and capability(x.device) in (9, 10)

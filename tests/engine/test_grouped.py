@@ -1,0 +1,102 @@
+"""One matmul for all experts, as on a GPU, gives what the loop over their slices gives."""
+
+from collections.abc import Callable
+from itertools import accumulate
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine import grouped
+from engine.adapter import Parameter
+from engine.dora import Magnitude
+from engine.grouped import Groups, Share, Slices, Together
+from engine.random import DropoutKey
+
+TOKENS, RANK, WIDTH = 9, 8, 24
+LOADS = [5, 0, 9, 2, 0]
+PLACES, EXPERTS = sum(LOADS), len(LOADS)
+SLICES = Slices(
+    [Share(e, slice(end - n, end)) for e, (n, end) in enumerate(zip(LOADS, accumulate(LOADS), strict=True)) if n]
+)
+
+
+@pytest.fixture(params=[False, True], ids=["one plain matmul", "torch's grouped matmul"])
+def together(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Together:
+    """torch's has no kernel on a CPU, but the same results."""
+    monkeypatch.setattr(grouped, "has_kernel", lambda x, w: request.param)
+    loads_E = torch.tensor(LOADS)
+    return Together(torch.arange(EXPERTS).repeat_interleave(loads_E), loads_E, TOKENS)
+
+
+LIKE = torch.empty(0)
+
+
+def random(like: Tensor, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(like)
+
+
+def weights(like: Tensor) -> Parameter:
+    value = random(like, EXPERTS, RANK, WIDTH)
+    return Parameter(value, value.float(), torch.ones_like(value, dtype=torch.float32))
+
+
+def magnitudes(like: Tensor) -> list[Magnitude]:
+    value = random(like, EXPERTS, WIDTH)
+    m = Parameter(value, value.float(), torch.ones_like(value, dtype=torch.float32))
+    return [Magnitude.of(m.expert(expert), m.precise[expert].abs() + 1) for expert in range(EXPERTS)]
+
+
+def added(groups: Groups, like: Tensor) -> Tensor:
+    y = random(like, PLACES, WIDTH)
+    groups.add_(y, random(like, PLACES, RANK), weights(like).value)
+    return y
+
+
+def widened(groups: Groups, like: Tensor) -> Tensor:
+    groups.widen(random(like, PLACES, RANK), weights(like).value, out := like.new_empty(PLACES, WIDTH))
+    return out
+
+
+def narrowed(groups: Groups, like: Tensor) -> Tensor:
+    groups.narrow(random(like, PLACES, WIDTH), weights(like).value, out := like.new_empty(PLACES, RANK))
+    return out
+
+
+def accumulated(groups: Groups, like: Tensor) -> Tensor:
+    parameter = weights(like)
+    groups.accumulate(parameter, random(like, PLACES, RANK), random(like, PLACES, WIDTH))
+    assert parameter.gradient is not None
+    return parameter.gradient
+
+
+def scaled(groups: Groups, like: Tensor) -> Tensor:
+    groups.scale(random(like, PLACES, WIDTH), magnitudes(like), out := like.new_empty(PLACES, WIDTH))
+    return out
+
+
+def scaled_backward(groups: Groups, like: Tensor) -> Tensor:
+    g, mine = random(like, PLACES, WIDTH), magnitudes(like)
+    groups.scale_backward_(g, random(like, PLACES + 1, WIDTH)[1:], mine)
+    return torch.cat([g.float(), torch.stack([magnitude.parameter.gradient for magnitude in mine])])
+
+
+PRODUCTS = [added, widened, narrowed, accumulated, scaled, scaled_backward]
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_products_are_those_of_the_loop(together: Together, product: Callable[[Groups, Tensor], Tensor]) -> None:
+    torch.testing.assert_close(product(together, LIKE), product(SLICES, LIKE), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("probability", [0.001, 0.05, 0.6])
+def test_the_same_elements_are_dropped(together: Together, probability: float) -> None:
+    def draw(expert: int, size: int) -> Tensor:
+        return DropoutKey(1, 2, expert, probability).dropped(0, "h", size)
+
+    expected = torch.zeros(PLACES * WIDTH, dtype=torch.bool).index_fill_(0, SLICES.dropped(draw, WIDTH), True)
+    assert torch.equal(together.dropped(draw, WIDTH).flatten(), expected)
+
+
+def test_a_place_belongs_to_the_same_expert(together: Together) -> None:
+    assert together.shares == SLICES.shares
