@@ -90,6 +90,26 @@ def test_one_command_gives_every_figure(bases: Bases, tmp_path: Path):
     assert str(bases.folder.parent) not in file.read_text()
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU that torch can see")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_command_runs_on_a_gpu(base_folder: Path, tmp_path: Path, dtype: str):
+    file = tmp_path / "report.json"
+    arguments = ["--jobs", "2", "--batch", "2", "--rows", "8", "--rounds", "1", "--dtype", dtype]
+    arguments += ["--methods", "lora", "mixlora", "dora", "mixdora", "--base", str(base_folder), "--json", str(file)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "throughput", *arguments],
+        cwd=ROOT,
+        timeout=SECONDS,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text())
+    assert report["machine"]["device"] == torch.cuda.get_device_name()
+    assert all(value > 0 for value in report["tokens_per_second"].values())
+
+
 def test_only_the_methods_that_were_asked_for_take_part():
     limits = ["limit_packed", "limit_transformers"]
     assert taking_part(["dora", "lora"], moe_peft=False) == [*limits, "lora", "dora", "peft"]
