@@ -85,6 +85,12 @@ class Settings(BaseSettings):
     )
     stop_seconds: float = Field(30.0, gt=0, description="Seconds that a first SIGTERM leaves for recovery points.")
     max_upload_mib: int = Field(64, ge=1, description="Largest data set in one upload.")
+    max_datasets_mib: int | None = Field(
+        None,
+        ge=1,
+        description="Most that a tenant's data sets may have together, as they were uploaded; without it as much as "
+        "the disk takes.",
+    )
     max_adapter_mib: int = Field(1024, ge=1, description="Largest adapter in one upload.")
     retention_days: float = Field(
         0, ge=0, description="Days after its end that a job is kept, with its adapters; 0: until its tenant deletes it."

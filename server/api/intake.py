@@ -157,6 +157,11 @@ def _keep(
         created_at=time.time(),
         **found,
     )
-    with services.database.write() as session:
-        datasets.add_dataset(session, dataset)
+    most = services.settings.max_datasets_mib
+    try:
+        with services.database.write() as session:
+            datasets.add_dataset(session, dataset, None if most is None else most * MIB)
+    except MixloomError:  # after any other error nobody knows whether the row is there
+        services.store.delete(key_of(dataset_id))
+        raise
     return dataset

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -120,6 +121,23 @@ def test_lists_hold_what_fits_the_filters(alice: Caller, base: Base) -> None:
     assert [item["id"] for item in alice.get("/datasets?name=1.jsonl").json()["data"]] == [ids[1]]
     assert alice.get("/datasets?status=failed").json()["data"] == []
     refused(alice.get("/datasets?after=ds_0"), 400, "unknown_cursor", "after")
+
+
+def test_a_tenants_data_sets_have_no_more_than_its_quota_together(
+    alice: Caller, bob: Caller, base: Base, services: Services
+) -> None:
+    file = 3 * (json.dumps({"text": "a", "notes": "a" * 100_000}) + "\n")  # of which a MiB holds three
+    services.settings.max_datasets_mib = 1
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(lambda number: upload(alice, file, f"{number}.jsonl"), range(6)))
+    assert sorted(answer.status_code for answer in answers) == [201] * 3 + [413] * 3
+    error = refused(next(answer for answer in answers if answer.status_code == 413), 413, "datasets_too_large")
+    assert "may have 1 MiB together; they have 0.86, and this one has 0.29" in error["message"]
+    assert len(kept(services)) == 3
+    assert alice.get("/me").json()["quotas"] == {"dataset_bytes": {"used": 3 * len(file), "limit": 2**20}}
+    assert upload(bob, file).status_code == 201  # another tenant's are not counted
+    alice.delete(f"/datasets/{alice.get('/datasets').json()['last_id']}")
+    assert upload(alice, file).status_code == 201
 
 
 def test_a_deleted_data_set_is_gone_with_its_files(alice: Caller, base: Base, services: Services) -> None:

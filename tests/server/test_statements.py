@@ -11,7 +11,7 @@ from tests.server.conftest import Caller
 from tests.server.making import add_adapter, add_metric, change_job, submit
 
 MOST = {
-    "/me": 3,
+    "/me": 4,
     "/jobs": 5,
     "/jobs/ID": 5,
     "/jobs/ID/events": 3,
