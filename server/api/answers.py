@@ -4,20 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sqlalchemy.orm import Session
 
 from server.db.queue import read_outlook
 from server.db.results import Result, read_results
+from server.db.session import Reader
 from server.db.tables import Adapter, ExpertLoads, Job
 from server.outlook import Outlook
 
 
-def job_answers(session: Session, jobs: Sequence[Job], max_resident_runs: int) -> list[dict[str, Any]]:
+def job_answers(reader: Reader, jobs: Sequence[Job], max_resident_runs: int) -> list[dict[str, Any]]:
     """Jobs as docs/api.md shows them."""
     if not jobs:
         return []
-    outlook = read_outlook(session, jobs, max_resident_runs=max_resident_runs)
-    results = read_results(session, jobs)
+    outlook = read_outlook(reader, jobs, max_resident_runs=max_resident_runs)
+    results = read_results(reader, jobs)
     return [_job_answer(job, outlook, results[job.id]) for job in jobs]
 
 

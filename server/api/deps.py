@@ -62,8 +62,8 @@ async def _caller(
 
 
 def _find_key(services: Services, secret: str) -> tuple[str, str] | None:
-    with services.database.read() as session:
-        return keys.find_valid(session, hash_of_secret(secret))
+    with services.database.look() as reader:
+        return keys.find_valid(reader, hash_of_secret(secret))
 
 
 CallerDep = Annotated[Tenant | Admin, Depends(_caller)]

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from server.db.clock import now
 from server.db.pages import Listing, Page
-from server.db.session import read_only
+from server.db.session import Reader, read_only
 from server.db.tables import Daemon
 
 
@@ -23,15 +23,16 @@ class Fenced(Exception):
 IS_OPEN: ColumnElement[bool] = Daemon.ended_at.is_(None)
 IS_LIVE: ColumnElement[bool] = IS_OPEN & (Daemon.expires_at > now())
 _LIVE = select(Daemon).where(IS_LIVE).order_by(Daemon.epoch.desc())
+_LAST = select(Daemon).order_by(Daemon.epoch.desc()).limit(1)
 _LIVES = Listing(select(Daemon), identity=Daemon.epoch, order=(Daemon.epoch,))
 _DAEMONS = Daemon.metadata.tables["daemons"]
 _UPDATE = update(_DAEMONS).where(_DAEMONS.c.epoch == bindparam("life"))
 _COUNT = _UPDATE.values(writes=_DAEMONS.c.writes + 1).returning(_DAEMONS.c.ended_at, _DAEMONS.c.writes)
 
 
-def live_daemons(session: Session) -> Sequence[Daemon]:
+def live_daemons(reader: Reader) -> Sequence[Daemon]:
     """Those that have been heard lately, the newest first."""
-    return read_only(session, _LIVE)
+    return read_only(reader, _LIVE)
 
 
 def is_any_live(session: Session) -> bool:
@@ -39,9 +40,9 @@ def is_any_live(session: Session) -> bool:
     return session.scalar(select(Daemon.epoch).where(IS_LIVE).limit(1)) is not None
 
 
-def tokens_per_second(session: Session, live: Sequence[Daemon]) -> float | None:
+def tokens_per_second(reader: Reader, live: Sequence[Daemon]) -> float | None:
     """What these daemons do together; of the last one when there are none; None before anything has trained."""
-    found = live or session.scalars(select(Daemon).order_by(Daemon.epoch.desc()).limit(1)).all()
+    found = live or read_only(reader, _LAST)
     return sum(daemon.detail.get("tokens_per_second", 0.0) for daemon in found) or None
 
 

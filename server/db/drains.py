@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from server.db.daemons import live_daemons
-from server.db.session import read_only
+from server.db.session import Reader, read_only
 from server.db.tables import Drain
 from server.ids import new_id
 
@@ -15,9 +15,9 @@ IS_IN_FORCE: ColumnElement[bool] = Drain.ended_at.is_(None)
 _OPEN = select(Drain).where(IS_IN_FORCE).order_by(Drain.created_at.desc(), Drain.id)
 
 
-def open_drains(session: Session) -> Sequence[Drain]:
+def open_drains(reader: Reader) -> Sequence[Drain]:
     """Those in force, the newest first."""
-    return read_only(session, _OPEN)
+    return read_only(reader, _OPEN)
 
 
 def first_for(drains: Sequence[Drain], daemon: str | None = None) -> Drain | None:

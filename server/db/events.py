@@ -7,6 +7,7 @@ from sqlalchemy import bindparam, insert, select
 from sqlalchemy.orm import Session
 
 from server.db.pages import Listing, Page
+from server.db.session import Reader
 from server.db.tables import Event, Job
 
 ADD = insert(Event.metadata.tables["events"])
@@ -27,6 +28,6 @@ def fields(kind: str, message: str, data: dict[str, Any] | None = None) -> dict[
     return {"kind": kind, "message": message, "data": data or {}, "created_at": time.time()}
 
 
-def list_events(session: Session, job: Job, page: Page) -> tuple[list[Event], bool]:
+def list_events(reader: Reader, job: Job, page: Page) -> tuple[list[Event], bool]:
     """A page of a job's events, and whether more follow."""
-    return _OF_JOB.page(session, page, {"tenant_id": job.tenant_id, "job_id": job.id})
+    return _OF_JOB.page(reader, page, {"tenant_id": job.tenant_id, "job_id": job.id})

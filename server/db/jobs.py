@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from server.db import events
 from server.db.pages import Listing, Page
-from server.db.session import one_at_a_time, read_only
+from server.db.session import Reader, one_at_a_time, read_only
 from server.db.tables import Adapter, Job, RecoveryPoint, Run
 from server.errors import MixloomError, not_found
 from server.ids import new_id
@@ -41,9 +41,9 @@ def add_job(session: Session, job: Mapping[str, Any], notes: Sequence[str]) -> N
     connection.execute(events.ADD, [{**of_job, **events.fields(kind, message)} for kind, message in said])
 
 
-def get_job(session: Session, tenant_id: str, job_id: str) -> Job:
+def get_job(reader: Reader, tenant_id: str, job_id: str) -> Job:
     """Raises 404 for a job that is not this tenant's."""
-    found = read_only(session, _JOB, {"tenant_id": tenant_id, "job_id": job_id})
+    found = read_only(reader, _JOB, {"tenant_id": tenant_id, "job_id": job_id})
     if not found:
         raise not_found("job", job_id)
     return found[0]
@@ -58,7 +58,7 @@ def lock_job(session: Session, tenant_id: str, job_id: str) -> Job:
 
 
 def list_jobs(
-    session: Session,
+    reader: Reader,
     tenant_id: str,
     page: Page,
     *,
@@ -72,7 +72,7 @@ def list_jobs(
         filters.append(Job.status == status)
     if name is not None:
         filters.append(Job.name == name)
-    return _JOBS.page(session, page, {"tenant_id": tenant_id}, filters)
+    return _JOBS.page(reader, page, {"tenant_id": tenant_id}, filters)
 
 
 def list_unfinished(session: Session, page: Page) -> tuple[list[Job], bool]:

@@ -6,7 +6,7 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from server.db.pages import Listing, Page
-from server.db.session import rows
+from server.db.session import Reader, rows
 from server.db.tables import Key, Tenant
 from server.ids import new_id
 
@@ -20,9 +20,9 @@ _KEYS = Listing(
 )
 
 
-def find_valid(session: Session, secret_hash: str) -> tuple[str, str] | None:
+def find_valid(reader: Reader, secret_hash: str) -> tuple[str, str] | None:
     """The ids of the key with this hash and of its tenant, if neither is gone."""
-    found = rows(session, _VALID, {"secret_hash": secret_hash})
+    found = rows(reader, _VALID, {"secret_hash": secret_hash})
     return (found[0].id, found[0].tenant_id) if found else None
 
 

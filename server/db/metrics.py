@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
 from server.db.pages import Listing, Page
-from server.db.session import rows
+from server.db.session import Reader, rows
 from server.db.tables import ExpertLoads, Job, Metric
 
 MAX_ROWS = 10_000
@@ -57,7 +57,7 @@ def flat(job: Job, values: Sequence[Any]) -> list[Any]:
     return [*row, *(loss for name in _losses_by_set(job) for loss in by_set[name] or unknown)]
 
 
-def read_metrics(session: Session, job: Job, *, from_step: int, every: int | None) -> tuple[list[list[Any]], int]:
+def read_metrics(reader: Reader, job: Job, *, from_step: int, every: int | None) -> tuple[list[list[Any]], int]:
     """(rows in the order of `column_names`, ascending; n if only each n-th step is among them, else 1).
 
     `every` None takes all steps, thinned to `MAX_ROWS`. The last step and those with a validation loss are
@@ -66,10 +66,10 @@ def read_metrics(session: Session, job: Job, *, from_step: int, every: int | Non
     wanted = {"job_id": job.id, "from_step": from_step}
     if every is None:
         may_be_many = job.total_steps - from_step >= MAX_ROWS
-        count = (session.scalar(_COUNT, wanted) or 0) if may_be_many else 0
+        count = (reader.scalar(_COUNT, wanted) or 0) if may_be_many else 0
         every = max(1, -(-count // MAX_ROWS))
-    statement = _ROWS if every == 1 else _ROWS.where(_is_kept(every, session.scalar(_LAST, wanted)))
-    return [flat(job, row) for row in rows(session, statement, wanted)], every
+    statement = _ROWS if every == 1 else _ROWS.where(_is_kept(every, reader.scalar(_LAST, wanted)))
+    return [flat(job, row) for row in rows(reader, statement, wanted)], every
 
 
 def _is_kept(every: int, last: int | None) -> ColumnElement[bool]:

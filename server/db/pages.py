@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal
 
 from sqlalchemy import Select, bindparam, tuple_
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import InstrumentedAttribute
 
-from server.db.session import Entity, read_only, rows
+from server.db.session import Entity, Reader, read_only, rows
 from server.errors import MixloomError
 
 MAX_DIGITS = 18  # what a 64-bit column can hold
@@ -45,7 +45,7 @@ class Listing(Generic[Entity]):
         self._next = {name: first[name].where(beyond[name]) for name in first}
 
     def page(
-        self, session: Session, page: Page, values: Mapping[str, Any] | None = None, filters: Sequence[Any] = ()
+        self, reader: Reader, page: Page, values: Mapping[str, Any] | None = None, filters: Sequence[Any] = ()
     ) -> tuple[list[Entity], bool]:
         """(objects, whether more follow) of a page, filtered. `values` are the scope's own.
 
@@ -55,14 +55,14 @@ class Listing(Generic[Entity]):
         values = {**(values or {}), "limit": page.limit + 1}
         statement = self._first[page.order]
         if page.after is not None:
-            seen = rows(session, self._seen, {**values, "after": self._typed(page.after)})
+            seen = rows(reader, self._seen, {**values, "after": self._typed(page.after)})
             if not seen:
                 raise _unknown_cursor(page.after)
             values |= {f"after_{index}": value for index, value in enumerate(seen[0])}
             statement = self._next[page.order]
         if filters:
             statement = statement.where(*filters)
-        found = list(read_only(session, statement, values))
+        found = list(read_only(reader, statement, values))
         return found[: page.limit], len(found) > page.limit
 
     def _typed(self, after: str) -> Any:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Float, bindparam, case, cast, func, literal, or_, select
-from sqlalchemy.orm import Session
 
 from server.db.bases import NEWEST
 from server.db.daemons import IS_LIVE, tokens_per_second
 from server.db.drains import IS_IN_FORCE, first_for, open_drains
-from server.db.session import rows
+from server.db.session import Reader, rows
 from server.db.tables import Base, Daemon, Drain, Job, Tenant
 from server.outlook import OpenDrain, Outlook, QueuedJob, Service
 from server.states import RESIDENT, JobStatus
@@ -52,17 +51,17 @@ _JOBS = select(_QUEUES).where(
 )
 
 
-def read_outlook(session: Session, jobs: Sequence[Job], *, max_resident_runs: int) -> Outlook:
+def read_outlook(reader: Reader, jobs: Sequence[Job], *, max_resident_runs: int) -> Outlook:
     """The queue now, as far as it matters to these jobs."""
-    found = rows(session, _STATE_AND_DAEMONS)
+    found = rows(reader, _STATE_AND_DAEMONS)
     state, live = found[0], [row for row in found if row.epoch is not None]
-    drains = open_drains(session) if state.is_drained else []
+    drains = open_drains(reader) if state.is_drained else []
     drain = first_for(drains)
     num_places = max_resident_runs * max(1, len(live))
     wanted = {"tenant_ids": sorted({job.tenant_id for job in jobs}), "job_ids": [job.id for job in jobs]}
     shares: dict[str, float] = {}
     queues: dict[str, list[QueuedJob]] = defaultdict(list)
-    for tenant_id, share, *queued in rows(session, _JOBS, {**wanted, "places": num_places}):
+    for tenant_id, share, *queued in rows(reader, _JOBS, {**wanted, "places": num_places}):
         shares[tenant_id] = share / state.total_share
         queues[tenant_id].append(QueuedJob(*queued))
     return Outlook(
@@ -70,7 +69,7 @@ def read_outlook(session: Session, jobs: Sequence[Job], *, max_resident_runs: in
         is_daemon_live=bool(live),
         services=_services(state.newest_hash, live, drains),
         drain=OpenDrain(reason=drain.reason) if drain else None,
-        tokens_per_second=tokens_per_second(session, live),
+        tokens_per_second=tokens_per_second(reader, live),
         free_places=max(0, num_places - state.num_resident),
         shares=shares,
         jobs=queues,

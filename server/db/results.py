@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import bindparam, func, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import aliased
 
 from server.db.adapters import BEST_FIRST
 from server.db.metrics import BY_SET, COLUMNS, column_names, flat
-from server.db.session import rows
+from server.db.session import Reader, rows
 from server.db.tables import Adapter, Job, Metric
 
 
@@ -42,7 +42,7 @@ _RESULTS = (
 )
 
 
-def read_results(session: Session, jobs: Sequence[Job]) -> dict[str, Result]:
+def read_results(reader: Reader, jobs: Sequence[Job]) -> dict[str, Result]:
     """By job."""
     by_id = {job.id: job for job in jobs}
     return {
@@ -53,5 +53,5 @@ def read_results(session: Session, jobs: Sequence[Job]) -> dict[str, Result]:
             best_checkpoint=best,
             adapter_sha256=sha256,
         )
-        for job_id, best, sha256, step, *row in rows(session, _RESULTS, {"ids": list(by_id)})
+        for job_id, best, sha256, step, *row in rows(reader, _RESULTS, {"ids": list(by_id)})
     }

@@ -110,9 +110,9 @@ def list_jobs(
                 422,
                 f"metadata[{key}]",
             )
-    with services.database.read() as session:
-        found, has_more = jobs.list_jobs(session, tenant.tenant_id, page, status=status, name=name, labels=metadata)
-        return list_answer(job_answers(session, found, services.settings.max_resident_runs), has_more)
+    with services.database.look() as reader:
+        found, has_more = jobs.list_jobs(reader, tenant.tenant_id, page, status=status, name=name, labels=metadata)
+        return list_answer(job_answers(reader, found, services.settings.max_resident_runs), has_more)
 
 
 @router.get("/{job_id}")
@@ -159,6 +159,6 @@ def _change(services: Services, tenant: Tenant, job_id: str, change: Callable[[S
 
 
 def _answer(services: Services, tenant: Tenant, job_id: str) -> dict[str, Any]:
-    with services.database.read() as session:
-        job = jobs.get_job(session, tenant.tenant_id, job_id)
-        return job_answers(session, [job], services.settings.max_resident_runs)[0]
+    with services.database.look() as reader:
+        job = jobs.get_job(reader, tenant.tenant_id, job_id)
+        return job_answers(reader, [job], services.settings.max_resident_runs)[0]

@@ -28,11 +28,11 @@ def list_events(
     services: ServicesDep, tenant: TenantDep, page: PageDep, job_id: str, accept: AcceptHeader = "*/*"
 ) -> dict[str, Any]:
     """What happened to the job, newest first unless `order=asc`."""
-    with services.database.read() as session:
-        job = jobs.get_job(session, tenant.tenant_id, job_id)
+    with services.database.look() as reader:
+        job = jobs.get_job(reader, tenant.tenant_id, job_id)
         if "text/event-stream" in accept:
             raise not_supported_yet("Accept", "Streams of events are not supported yet; ask for pages of JSON.")
-        found, has_more = events.list_events(session, job, page)
+        found, has_more = events.list_events(reader, job, page)
     return list_answer([_event_answer(event) for event in found], has_more)
 
 
@@ -51,9 +51,9 @@ def get_metrics(
     A job on several data sets has a column `train_loss.ID` for each, empty where a step had no row of it, and
     `valid_loss.ID` where rows of each are held out.
     """
-    with services.database.read() as session:
-        job = jobs.get_job(session, tenant.tenant_id, job_id)
-        rows, thinned = metrics.read_metrics(session, job, from_step=from_step, every=every)
+    with services.database.look() as reader:
+        job = jobs.get_job(reader, tenant.tenant_id, job_id)
+        rows, thinned = metrics.read_metrics(reader, job, from_step=from_step, every=every)
     columns = metrics.column_names(job)
     if format == "csv" or (format is None and "text/csv" in accept):
         text = io.StringIO()
