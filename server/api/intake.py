@@ -20,6 +20,7 @@ from server.api.schemas import Name, StrictModel, validated
 from server.api.services import Services
 from server.db import datasets
 from server.db.bases import current_base
+from server.db.session import is_in_doubt
 from server.db.tables import Dataset
 from server.errors import MixloomError
 from server.hub import HubSplit, fetch
@@ -161,7 +162,8 @@ def _keep(
     try:
         with services.database.write() as session:
             datasets.add_dataset(session, dataset, None if most is None else most * MIB)
-    except MixloomError:  # after any other error nobody knows whether the row is there
-        services.store.delete(key_of(dataset_id))
+    except BaseException as error:
+        if not is_in_doubt(error):
+            services.store.delete(key_of(dataset_id))
         raise
     return dataset

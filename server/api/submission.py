@@ -19,6 +19,7 @@ from server.db import idempotency, jobs
 from server.db.adapters import usable_adapter
 from server.db.bases import current_base
 from server.db.idempotency import Sent
+from server.db.session import is_in_doubt
 from server.db.tables import Adapter, Base
 from server.errors import MixloomError, not_found
 from server.ids import new_id
@@ -122,8 +123,9 @@ def submit(services: Services, tenant: Tenant, submission: Submission, sent: Sen
             made = id_ if sent is None else idempotency.claim(session, sent, id_)
             if made == id_:
                 jobs.add_job(session, job, submission.notes)
-    except BaseException:
-        services.store.delete(key)
+    except BaseException as error:
+        if not is_in_doubt(error):
+            services.store.delete(key)
         raise
     if made != id_:
         services.store.delete(key)

@@ -109,6 +109,11 @@ def is_outage(error: SQLAlchemyError) -> bool:
     return isinstance(error, OperationalError | InternalError | NoConnectionFree)
 
 
+def is_in_doubt(error: BaseException) -> bool:
+    """Whether nobody knows if what was being written is there: the connection broke, perhaps behind the commit."""
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
 def one_at_a_time(session: Session, noun: str) -> None:
     """Until this transaction ends, no other that says the same passes here. Every write to SQLite is so anyway."""
     if session.get_bind().dialect.name == "postgresql":

@@ -9,18 +9,18 @@ from dataclasses import replace
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import select
+from sqlalchemy import Connection, event, select
 from sqlalchemy.exc import DBAPIError
 
 from server.api.services import Services
 from server.db import jobs, session, tenants
 from server.db.session import Database, is_outage
-from server.db.tables import Job, Tenant
+from server.db.tables import Base, Job, Tenant
 from server.settings import Settings
 from tests.postgresql import PostgreSQL
 from tests.relay import Relay
 from tests.server.conftest import Caller
-from tests.server.making import submit
+from tests.server.making import prompt_rows, submit, upload
 
 HELD_SECONDS = 0.3
 
@@ -126,6 +126,27 @@ def test_while_the_database_is_gone_it_is_said_and_after_that_all_is_well(
     finally:
         postgresql.start()
     assert alice.get("/jobs").status_code == 200
+
+
+@pytest.mark.databases("postgresql")
+def test_who_does_not_hear_of_a_commit_keeps_the_files_that_its_row_may_name(
+    alice: Caller, base: Base, services: Services
+) -> None:
+    def lose(connection: Connection) -> None:
+        """The commit happens, and the connection breaks before that is said."""
+        driver = connection.connection.driver_connection
+        driver.commit()
+        driver.close()
+
+    dataset = upload(alice, prompt_rows(12))
+    event.listen(services.database.engine, "commit", lose, once=True)
+    assert alice.post("/jobs", json={"dataset": dataset}).status_code == 503
+    event.listen(services.database.engine, "commit", lose, once=True)
+    assert alice.post("/datasets", files={"file": ("a.jsonl", '{"text": "a"}')}).status_code == 503
+    for noun, count in (("jobs", 1), ("datasets", 2)):
+        kept = {f"{noun}/{found['id']}" for found in alice.get(f"/{noun}").json()["data"]}
+        assert len(kept) == count
+        assert set(services.store.list(noun)) == kept
 
 
 @pytest.mark.databases("postgresql")
