@@ -1,7 +1,7 @@
 """Peak memory of 1 to 16 jobs resident on one base, and of as many HF PEFT processes, on the same rows.
 
 Each figure is a fresh process's peak of resident memory (on CUDA of the GPU's) in one step of every job. Ours holds all
-jobs and trains them four in a pass. PEFT has a process a job: one is measured, and the others are reckoned to take as
+jobs and trains them four in a gang. PEFT has a process a job: one is measured, and the others are reckoned to take as
 much, but for what each takes before it loads a model.
 """
 
@@ -19,7 +19,7 @@ from rich.table import Table
 from benchmarks import machine
 from benchmarks.bases import METHODS, Bases
 from benchmarks.contenders import CONTENDERS
-from benchmarks.data import Step, make_steps, num_tokens
+from benchmarks.data import Step, cut_rows
 from benchmarks.reports import Report, command, positive
 from engine import sources
 
@@ -39,8 +39,8 @@ def measure(options: argparse.Namespace, console: Console) -> Report:
     """The whole report, as it is written to JSON."""
     chosen = machine.choose(options.dtype)
     bases = Bases(sources.resolve(options.base), chosen.dtype, chosen.device, max(options.jobs), JOBS_A_PASS)
-    rows = bases.jobs * options.batch
-    (step,) = make_steps(bases.packed, bases.folder, [], jobs=bases.jobs, batch=options.batch, rows=rows)
+    # All jobs alike: that one gang is larger than another says nothing of a job that is resident.
+    step = cut_rows(bases.packed, bases.folder, jobs=bases.jobs, rows=options.batch, tokens=options.tokens)
     bare, _ = _in_fresh_process(_nothing, bases)
     peft, _ = _in_fresh_process(_step, bases, "peft", step[:1])
     peaks: dict[str, list[int]] = {"peft": [bare + jobs * (peft - bare) for jobs in options.jobs]}
@@ -59,7 +59,7 @@ def measure(options: argparse.Namespace, console: Console) -> Report:
             "dtype": chosen.dtype,
             "jobs": options.jobs,
             "batch": options.batch,
-            "tokens_a_job": num_tokens([step]) / len(step),
+            "tokens": options.tokens,
             "jobs_a_pass": JOBS_A_PASS,
         },
         "base_bytes": sum(parameter.nbytes for parameter in bases.packed.model.parameters()),
@@ -114,8 +114,8 @@ def _show(report: Report, console: Console) -> None:
                 highlight=False,
             )
     console.print(
-        f"{settings['base']} in {settings['dtype']}; {settings['batch']} rows a job, {settings['tokens_a_job']:.0f} "
-        f"tokens; {about['device']}: {about['cpu']}, {about['threads']} threads, torch {about['torch']}, peft "
+        f"{settings['base']} in {settings['dtype']}; {settings['batch']} rows a job, of {settings['tokens']} tokens; "
+        f"{about['device']}: {about['cpu']}, {about['threads']} threads, torch {about['torch']}, peft "
         f"{about['peft']}.",
         highlight=False,
     )
@@ -125,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks memory", description=__doc__)
     parser.add_argument("--jobs", type=positive, nargs="+", default=list(JOBS), help="how many (1 2 4 8 16)")
     parser.add_argument("--batch", type=positive, default=8, help="rows of each job in a step (8)")
+    parser.add_argument("--tokens", type=positive, default=50, help="of each row (50)")
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=["lora", "mixlora"], help="of ours")
     parser.add_argument("--base", default=sources.DEFAULT, help="a hub name, a folder or a GGUF file")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
