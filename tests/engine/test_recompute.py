@@ -1,5 +1,7 @@
 """With `recompute` a pass keeps less and gives the same bits (docs/design.md §3)."""
 
+import functools
+
 import pytest
 import torch
 
@@ -8,6 +10,11 @@ from engine.families import FAMILIES
 from engine.run import Microbatch
 from tests.engine.loads import LOADS, build
 from tests.models import tiny_base
+
+
+@functools.cache
+def engine_of(dtype: torch.dtype, recompute: bool) -> Engine:
+    return Engine(tiny_base(dtype=dtype, recompute=recompute))
 
 
 def train(engine: Engine, name: str) -> tuple[list[object], list[torch.Tensor]]:
@@ -29,9 +36,7 @@ def train(engine: Engine, name: str) -> tuple[list[object], list[torch.Tensor]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", LOADS)
 def test_losses_and_gradients_have_the_same_bits(name: str, dtype: torch.dtype) -> None:
-    (said, gradients), (again, recomputed) = (
-        train(Engine(tiny_base(dtype=dtype, recompute=recompute)), name) for recompute in (False, True)
-    )
+    (said, gradients), (again, recomputed) = (train(engine_of(dtype, recompute), name) for recompute in (False, True))
     assert said == again
     assert gradients[0].any()
     assert all(map(torch.equal, gradients, recomputed))
