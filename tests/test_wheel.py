@@ -158,7 +158,14 @@ def test_the_plain_wheel_without_a_server_says_so(plain: Installed) -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["serve", "api", "daemon", "config", "demo", "db upgrade"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "serve",
+        "db upgrade",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("api", "daemon", "config", "demo")),
+    ],
+)
 def test_the_plain_wheel_says_what_the_servers_commands_need(command: str, plain: Installed) -> None:
     done = plain.run(*plain.command(*command.split()))
     assert (done.returncode, done.stdout) == (2, "")

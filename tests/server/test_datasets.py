@@ -3,8 +3,6 @@
 import hashlib
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -286,10 +284,3 @@ def test_a_hub_out_of_reach_is_the_callers_to_know(
     error = refused(alice.post("/datasets", json={"hub": "org/name"}), 422, "hub_unavailable", "hub")
     assert "upload the rows as a file" in error["message"]
     assert kept(services) == []
-
-
-def test_the_routes_of_data_sets_load_neither_torch_nor_its_friends() -> None:
-    loaded = "{'torch', 'transformers', 'datasets'} & set(sys.modules)"
-    program = f"import sys, server.api.routes.datasets; print({loaded})"
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "set()"
