@@ -5,9 +5,9 @@ PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 # Compiled code is kept also where the environment says that it is not: many processes load the same.
 RUN := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= .venv/bin/python -m
-# Two processes of one thread each, for two cores. A file's tests stay together, as do the fixtures that they share, and
-# files keep the order of tests/conftest.py, in which those that take longest come first.
-TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Two processes of one thread each, for two cores. tests/conftest.py says which tests stay together, and puts those first
+# that take longest.
+TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --no-loadscope-reorder
 PACKAGE := pyproject.toml README.md LICENSE $(shell find engine scheduler server mixloom migrations -name '*.py' -o -name '*.mako')
 
 .PHONY: demo test test-full check docs clean

@@ -17,19 +17,18 @@ from tests.postgresql import PostgreSQL
 LEFT_OUT = pytest.StashKey[set[str]]()
 """Ids of tests, each with its reasons."""
 REASONS = ("slow", "cuda")
-OWN_SERVERS = tuple(f"tests/e2e/test_{name}.py" for name in ("kill", "drain", "base", "start", "points"))
+OF_ONE_SERVER = ("tests/e2e/interrupted/", "tests/e2e/company/")
+"""Folders whose files share a server, and so stay in one process of a run as the tests of a file do."""
 LONGEST = (
-    *OWN_SERVERS,
+    "tests/e2e/interrupted/",
+    "tests/e2e/test_drain.py",
     "tests/e2e/",
     "tests/test_wheel.py",
     "tests/test_readme.py",
     "tests/benchmarks/",
     "tests/engine/",
 )
-"""What takes longest comes first, so that no process of a run has much left when the other is done.
-
-The end-to-end tests that share a server come after those that do not, beside which it would idle.
-"""
+"""What takes longest comes first, so that no process of a run has much left when the other is done."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,6 +40,18 @@ def pytest_collection() -> Generator[None, object, object]:
     """Every library and test is imported here."""
     with garbage.loading():
         return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Who runs what in a run of several processes."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((folder for folder in OF_ONE_SERVER if nodeid.startswith(folder)), super()._split_scope(nodeid))
+
+    return ByServer(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Servers for the tests: one for those that leave it as it was, and new ones for those that do not."""
+"""Servers for the tests. Those of a folder share one: `company` leaves it running, `interrupted` does not."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,16 +16,6 @@ NewServer = Callable[..., Server]
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random base model."""
     return write_tiny_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="package")
-def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A running server that the tests here share: they bring their own tenants, and neither stop nor drain it."""
-    server = Server(tmp_path_factory.mktemp("server"), base)
-    try:
-        yield server.start()
-    finally:
-        server.end()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 from tests.e2e.conftest import NewServer
-from tests.e2e.making import PLAIN, dataset, submit
 from tests.e2e.server import Server, is_gone, wait_for
 
 
@@ -52,20 +51,3 @@ def test_a_base_that_cannot_be_loaded_ends_the_server(new_server: NewServer, tmp
     said = ends(new_server(base=tmp_path / "no-such-folder"), seconds=60)
     assert str(tmp_path / "no-such-folder") in said
     assert "base_not_loaded" in said
-
-
-def test_a_second_server_on_the_same_data_waits_and_takes_over(new_server: NewServer, tmp_path: Path) -> None:
-    first = new_server().start()
-    client = first.tenant("alice")
-    data = dataset(client, tmp_path)
-    (undisturbed,) = first.finish(submit(client, data, PLAIN, 60))
-    second = new_server()  # the same folder, a port of its own
-    second.spawn()
-    wait_for(lambda: "waiting_for_lock" in second.log, 60)
-    job = submit(client, data, PLAIN, 60)
-    wait_for(lambda: first.step(job) >= 12)
-    assert second.admin.ready()["status"] == "ready", "its API serves the first one's daemon"
-    first.kill("api")
-    second.wait_until_ready()
-    assert second.finish(job) == [undisturbed]
-    assert second.metric_steps(job) == list(range(1, 61))

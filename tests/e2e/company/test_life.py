@@ -52,7 +52,11 @@ def alone(server: Server, tmp_path_factory: pytest.TempPathFactory) -> list[str]
 
 @pytest.fixture(scope="module")
 def narrow(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that trains one job at a time, in gangs of a few rows."""
+    """A server that trains one job at a time, in gangs of a few rows.
+
+    What it is for, quick tests see without a start of its own: tests/server/daemon/test_company.py the budget,
+    tests/e2e/interrupted/test_base.py a restart.
+    """
     server = Server(tmp_path_factory.mktemp("narrow"), base, token_budget=256, max_resident_runs=1)
     try:
         yield server.start()
@@ -70,10 +74,12 @@ def test_an_adapter_does_not_hang_on_its_company(server: Server, alone: list[str
         neighbour.jobs.cancel(job)
 
 
+@pytest.mark.slow
 def test_an_adapter_does_not_hang_on_the_budget_of_a_gang(narrow: Server, alone: list[str], tmp_path: Path) -> None:
     assert narrow.finish(*submit_same(narrow, tmp_path)) == alone
 
 
+@pytest.mark.slow
 def test_a_restart_forgets_neither_who_waits_nor_who_is_paused(
     narrow: Server, alone: list[str], tmp_path: Path
 ) -> None:

@@ -7,9 +7,8 @@ import pytest
 
 from mixloom import Client, MixloomError
 from tests.base_folder import write_tiny_base
-from tests.e2e.conftest import NewServer
 from tests.e2e.making import MIXTURE, PLAIN, dataset, submit
-from tests.e2e.server import wait_for
+from tests.e2e.server import Server, wait_for
 
 STEPS = 30
 
@@ -30,9 +29,8 @@ def refuses_messages(client: Client, folder: Path) -> None:
 
 
 def test_under_another_base_a_job_waits_and_under_its_own_it_goes_on_to_the_same_bytes(
-    new_server: NewServer, base: Path, tmp_path: Path
+    server: Server, base: Path, tmp_path: Path
 ) -> None:
-    server = new_server().start()
     client = server.tenant("alice")
     data = dataset(client, tmp_path)
     (undisturbed,) = server.finish(submit(client, data, MIXTURE, STEPS))
@@ -46,6 +44,7 @@ def test_under_another_base_a_job_waits_and_under_its_own_it_goes_on_to_the_same
     server.base = write_tiny_base(tmp_path / "other", seed=8, template=False)
     server.start()
     assert client.base()["hash"] != first
+    assert (server.status(job), client.jobs.get(job)["requested"]) == ("paused", None)
     waiting = client.jobs.resume(job)
     assert (waiting["status"], waiting["queue"]["reason"]) == ("queued", "waiting_for_base")
     assert waiting["queue"]["sentence"]
@@ -60,3 +59,5 @@ def test_under_another_base_a_job_waits_and_under_its_own_it_goes_on_to_the_same
     assert server.finish(job) == [undisturbed]
     assert server.metric_steps(job) == list(range(1, STEPS + 1))
     assert client.jobs.get(job)["exact"] is True
+    kinds = [event["kind"] for event in client.jobs.events(job)]
+    assert [kinds.count(kind) for kind in ("paused", "resumed", "succeeded")] == [1, 1, 1]

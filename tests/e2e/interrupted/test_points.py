@@ -1,7 +1,5 @@
 """Every named point of the server's code, each kind of fault there: no job ends otherwise than it would have."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +7,7 @@ import pytest
 from benchmarks.oracle import Trace, anomalies
 from mixloom import MixloomError, ServerUnreachable
 from server.faults import POINTS, Fault, Kind, arm
-from tests.e2e.disturbed import SHORT, left_by, let_an_hour_pass, submit_all
+from tests.e2e.interrupted.disturbed import SHORT, left_by, let_an_hour_pass, submit_all
 from tests.e2e.server import Server, wait_for
 
 KINDS: tuple[Kind, ...] = ("kill", "EIO", "ENOSPC", "delay")
@@ -20,13 +18,9 @@ OFTEN = {"record.begin-kill", "put.synced-recovery-EIO", "put.renamed-adapters-E
 
 
 @pytest.fixture(scope="module")
-def shared(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, list[Trace]]]:
-    """A server, and what the jobs of `SHORT` leave when nothing happens."""
-    server = Server(tmp_path_factory.mktemp("points"), base)
-    try:
-        yield server, left_by(server.start(), submit_all(server, SHORT))
-    finally:
-        server.end()
+def undisturbed(shared: Server) -> list[Trace]:
+    """What the jobs of `SHORT` leave when nothing happens."""
+    return left_by(shared.start(), submit_all(shared, SHORT))
 
 
 def walk() -> list[Any]:
@@ -43,10 +37,8 @@ def walk() -> list[Any]:
 
 @pytest.mark.parametrize(("point", "about", "kind"), walk())
 def test_a_fault_at_any_point_changes_nothing_of_what_is_left(
-    point: str, about: str, kind: Kind, shared: tuple[Server, list[Trace]]
+    point: str, about: str, kind: Kind, server: Server, undisturbed: list[Trace]
 ) -> None:
-    server, undisturbed = shared
-    server.start()
     arm(server.faults, Fault(point=point, kind=kind, about=about, after=1))
     assert left_by(server, submit_all(server, SHORT)) == undisturbed
     assert '"times": 0' in server.faults.read_text(), "it has struck"
@@ -63,10 +55,9 @@ def test_a_fault_at_any_point_changes_nothing_of_what_is_left(
     ],
 )
 def test_a_fault_in_an_answer_is_said_and_touches_no_job(
-    kind: Kind, outcomes: set[str], shared: tuple[Server, list[Trace]]
+    kind: Kind, outcomes: set[str], server: Server, undisturbed: list[Trace]
 ) -> None:
-    server, undisturbed = shared
-    client = server.start().tenant("alice")
+    client = server.tenant("alice")
 
     def tokens() -> object:
         return client.generate("base", "What is 003?", max_tokens=24)["tokens"]
@@ -86,10 +77,7 @@ def test_a_fault_in_an_answer_is_said_and_touches_no_job(
 @pytest.mark.slow
 @pytest.mark.parametrize("point", [point for point in POINTS if point.startswith("put.")])
 @pytest.mark.parametrize("prefix", ["datasets", "jobs"])
-def test_an_api_that_is_killed_in_a_request_leaves_nothing_of_it(
-    prefix: str, point: str, shared: tuple[Server, list[Trace]]
-) -> None:
-    server = shared[0].start()
+def test_an_api_that_is_killed_in_a_request_leaves_nothing_of_it(prefix: str, point: str, server: Server) -> None:
     nouns = "SELECT id FROM jobs UNION SELECT id FROM datasets ORDER BY id"
     before = server.rows(nouns)
     arm(server.faults, Fault(point=point, kind="kill", about=prefix))

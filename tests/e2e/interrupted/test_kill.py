@@ -7,7 +7,6 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 from benchmarks.oracle import Trace
 from mixloom import ServerUnreachable
-from tests.e2e.disturbed import LONG, left_by, let_an_hour_pass, submit_all
+from tests.e2e.interrupted.disturbed import LONG, left_by, let_an_hour_pass, submit_all
 from tests.e2e.making import PLAIN, dataset, submit
 from tests.e2e.server import Server, is_gone, wait_for
 
@@ -35,20 +34,15 @@ class Disturbed:
 
 
 @pytest.fixture(scope="module")
-def shared(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, list[Trace]]]:
-    """A server, and what the jobs of `LONG` leave when nothing happens."""
-    server = Server(tmp_path_factory.mktemp("kill"), base)
-    try:
-        yield server, left_by(server.start(), submit_all(server, LONG))
-    finally:
-        server.end()
+def undisturbed(shared: Server) -> list[Trace]:
+    """What the jobs of `LONG` leave when nothing happens."""
+    return left_by(shared.start(), submit_all(shared, LONG))
 
 
 @pytest.fixture
-def killed(shared: tuple[Server, list[Trace]]) -> Disturbed:
+def killed(server: Server, undisturbed: list[Trace]) -> Disturbed:
     """The same jobs, just submitted again."""
-    server, undisturbed = shared
-    return Disturbed(server.start(), submit_all(server, LONG), undisturbed)
+    return Disturbed(server, submit_all(server, LONG), undisturbed)
 
 
 TWO, NINE = [8, 1], [8, 3, 12, 7, 10, 1, 8, 6, 9]
@@ -76,8 +70,7 @@ def test_kills_of_the_api_the_daemon_and_both_and_a_daemon_that_is_stopped_chang
 
 
 @pytest.mark.slow
-def test_who_asks_while_the_daemon_is_killed_has_the_answer_of_the_next_one(shared: tuple[Server, list[Trace]]) -> None:
-    server = shared[0].start()
+def test_who_asks_while_the_daemon_is_killed_has_the_answer_of_the_next_one(server: Server) -> None:
     client = server.tenant("asking")
 
     def ask(n: int) -> list[int]:
@@ -93,10 +86,7 @@ def test_who_asks_while_the_daemon_is_killed_has_the_answer_of_the_next_one(shar
     server.wait_until_ready()
 
 
-def test_what_was_accepted_is_there_after_a_kill_and_nothing_is_there_by_halves(
-    shared: tuple[Server, list[Trace]], tmp_path: Path
-) -> None:
-    server = shared[0].start()
+def test_what_was_accepted_is_there_after_a_kill_and_nothing_is_there_by_halves(server: Server, tmp_path: Path) -> None:
     client = server.tenant("hasty")
     accepted: list[tuple[str, str]] = []
 

@@ -1,0 +1,17 @@
+"""A running server that the tests here share: they bring their own tenants, and neither stop nor drain it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.server import Server
+
+
+@pytest.fixture(scope="package")
+def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"), base)
+    try:
+        yield server.start()
+    finally:
+        server.end()
