@@ -64,11 +64,11 @@ def admissions(snapshot: Snapshot) -> list[WaitingRun]:
     """
     if snapshot.draining:
         return []
-    occupancy = Occupancy(snapshot, _footprints(snapshot))
+    occupancy, empty = Occupancy(snapshot, _footprints(snapshot)), Occupancy(snapshot)
     admitted = []
     for tenant in sorted(snapshot.tenants, key=_turn):
         run = tenant.waiting
-        if run is None or not Occupancy(snapshot).has_bytes(run):
+        if run is None or not empty.has_bytes(run):
             continue
         if occupancy.fits(run):
             occupancy.add(run)
@@ -81,11 +81,12 @@ def admissions(snapshot: Snapshot) -> list[WaitingRun]:
 def waits(snapshot: Snapshot, admitted: list[WaitingRun]) -> dict[str, Wait]:
     """Why each tenant's next run stays out, by run."""
     occupancy = Occupancy(snapshot, [*_footprints(snapshot), *(run.footprint for run in admitted)])
+    empty = Occupancy(snapshot)
     reasons = {}
     for run in (tenant.waiting for tenant in snapshot.tenants):
         if run is None or run in admitted:
             continue
-        if not Occupancy(snapshot).has_bytes(run):
+        if not empty.has_bytes(run):
             reasons[run.run_id] = Wait.TOO_LARGE
         elif snapshot.draining:
             reasons[run.run_id] = Wait.DRAINING
@@ -117,10 +118,11 @@ def evictions(snapshot: Snapshot, admitted: list[WaitingRun]) -> list[ResidentRu
     staying = {one.tenant_id: [run for run in one.resident if not run.leaving] for one in snapshot.tenants}
     kept = [run.footprint for runs in staying.values() for run in runs]
     occupancy = Occupancy(snapshot, [*kept, *(run.footprint for run in admitted)])
+    empty = Occupancy(snapshot)
     evicted: list[ResidentRun] = []
     for tenant in sorted(snapshot.tenants, key=_turn):
         run = tenant.waiting
-        if run is None or tenant.resident or run in admitted or not Occupancy(snapshot).has_bytes(run):
+        if run is None or tenant.resident or run in admitted or not empty.has_bytes(run):
             continue
         while not occupancy.fits(run):
             victim = _next_to_go(snapshot, staying)

@@ -6,6 +6,7 @@ Each queue has a weight and a counter V = cost charged / weight; the smallest V 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Protocol
 
 from scheduler.snapshot import Microbatch, ResidentRun, Tenant
@@ -109,7 +110,7 @@ def pick(queues: Sequence[Queue], rule: Rule) -> RunQueue | None:
     The smallest V of all always satisfies the bound; a larger one that does is backfill. Written as a
     difference of counters, so that no rounding can refuse the smallest.
     """
-    in_turn = sorted((q for q in queues if rule.waits_for_owed or q.has_head), key=lambda queue: queue.turn)
+    in_turn = sorted([q for q in queues if rule.waits_for_owed or q.has_head], key=attrgetter("turn"))
     for queue in in_turn:
         run = queue.pick(rule)
         if run and queue.counter - in_turn[0].counter <= (rule.max_cost - run.head.cost) / queue.weight:

@@ -74,7 +74,7 @@ def plan(snapshot: Snapshot) -> Plan:
 def _rises(snapshot: Snapshot, queues: list[TenantQueue]) -> dict[str, float]:
     """What was sampled is paid at once, by who does not train from the floor on: time away earns nothing here too."""
     rises = {queue.tenant.tenant_id: queue.counter - queue.tenant.counter for queue in queues}
-    for tenant in sorted(snapshot.tenants, key=lambda one: one.tenant_id):
+    for tenant in snapshot.tenants:
         if tenant.sampled:
             lift = max(0.0, snapshot.floor - tenant.counter)
             rises[tenant.tenant_id] = rises.get(tenant.tenant_id, lift) + tenant.sampled / tenant.share

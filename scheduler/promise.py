@@ -31,4 +31,6 @@ def _before_it(
     siblings = (one for one in tenant.resident if one.microbatches and one is not run)
     own = sum(max(0.0, bound + one.weight * (run.counter - one.counter)) for one in siblings)
     level += own / tenant.share
-    return own + sum(max(0.0, bound + one.share * (level - at)) for one, at in levels if one is not tenant)
+    return own + sum(
+        [past for one, at in levels if one is not tenant and (past := bound + one.share * (level - at)) > 0]
+    )

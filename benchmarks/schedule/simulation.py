@@ -51,10 +51,22 @@ class _Run:
     done: int = 0  # microbatches of the unit
     leaving: bool = False
     began: float | None = None
+    offers: tuple[Microbatch, ...] = field(init=False)  # what is left of the unit
+    num_tokens: int = field(init=False)  # in those
+    waiting: WaitingRun = field(init=False)  # as the scheduler sees it while it waits
 
-    @property
-    def offers(self) -> tuple[Microbatch, ...]:
-        return self.job.units[self.unit].microbatches[self.done :]
+    def __post_init__(self) -> None:
+        self._offer()
+        self.wait()
+
+    def _offer(self) -> None:
+        self.offers = self.job.units[self.unit].microbatches[self.done :]
+        self.num_tokens = sum(one.tokens for one in self.offers)
+
+    def wait(self) -> None:
+        """Its counter stands still until it is resident again."""
+        self.leaving = False
+        self.waiting = WaitingRun(run_id=self.run_id, counter=self.counter, order=self.number)
 
     def advance(self, num_microbatches: int) -> float:
         """Train so many; the time that they take."""
@@ -65,6 +77,7 @@ class _Run:
             self.done = 0
             self.unit = (self.unit + 1) % len(self.job.units)
             self.round += not self.unit
+        self._offer()
         return takes
 
     @property
@@ -80,6 +93,7 @@ class _Account:
     backlogged: bool = False
     resident: dict[str, _Run] = field(default_factory=dict)
     waiting: deque[_Run] = field(default_factory=deque)
+    queued: Tenant | None = None  # as the scheduler sees it while it has no resident run; None: not made yet
 
 
 class Simulation:
@@ -92,7 +106,7 @@ class Simulation:
         self._accounts = {name: _Account(name, share) for name, share in workload.shares.items()}
         self._with_runs: dict[str, _Account] = {}  # accounts with a resident run
         self._queue: list[tuple[float, int, str]] = []  # the others with a waiting one, who is next first
-        self._owners: dict[str, _Account] = {}  # of resident runs
+        self._resident: dict[str, tuple[_Account, _Run]] = {}
         self._backlogged: frozenset[str] = frozenset()  # as last planned
         self._floor, self._now, self._num_arrived, self._num_gangs = 0.0, 0.0, 0, 0
         self._max_cost = max(one.cost for job in workload.jobs for unit in job.units for one in unit.microbatches)
@@ -133,6 +147,7 @@ class Simulation:
             self._num_arrived += 1
 
     def _enqueue(self, account: _Account) -> None:
+        account.queued = None
         insort(self._queue, self._turn(account))
 
     def _turn(self, account: _Account) -> tuple[float, int, str]:
@@ -144,13 +159,15 @@ class Simulation:
             self._admit(decision)
         self._floor = decision.floor
         for name in self._backlogged ^ decision.backlogged:
-            self._accounts[name].backlogged = name in decision.backlogged
+            account = self._accounts[name]
+            account.backlogged, account.queued = name in decision.backlogged, None
         self._backlogged = decision.backlogged
-        for name, account in self._with_runs.items():
-            account.counter += decision.rises.get(name, 0.0)
-            for run_id, run in account.resident.items():
-                run.counter += decision.run_rises.get(run_id, 0.0)
-                run.leaving |= run_id in decision.evict
+        for name, rise in decision.rises.items():
+            self._accounts[name].counter += rise
+        for run_id, rise in decision.run_rises.items():
+            self._resident[run_id][1].counter += rise
+        for run_id in decision.evict:
+            self._resident[run_id][1].leaving = True
         self._train(decision)
         self._num_gangs += 1
 
@@ -158,7 +175,7 @@ class Simulation:
         sizes = self._sizes
         others = [self._accounts[name] for _, _, name in self._queue[: sizes.max_resident_runs]]
         return Snapshot(
-            tenants=tuple(_tenant(account) for account in (*self._with_runs.values(), *others)),
+            tenants=(*map(_tenant, self._with_runs.values()), *map(_queued, others)),
             token_budget=sizes.token_budget,
             max_microbatch_cost=self._max_cost,
             fill_min=sizes.fill_min,
@@ -179,16 +196,16 @@ class Simulation:
             run.counter += decision.run_lifts.get(run_id, 0.0)
             run.served = 0
             account.resident[run_id] = run
-            self._owners[run_id] = account
+            self._resident[run_id] = account, run
 
     def _train(self, decision: Plan) -> None:
         """Measure the gang, then let its runs advance."""
         taken = {slot.run_id: slot.num_microbatches for slot in decision.gang}
-        riding = [(self._owners[run_id], self._owners[run_id].resident[run_id]) for run_id in taken]
-        self._measure(decision, taken)
+        costs = {run_id: self._cost(run_id, count) for run_id, count in taken.items()}
+        self._measure(decision, taken, costs)
         began, takes = self._now, defaultdict[str, float](float)
-        for account, run in riding:
-            run.served += _cost(run, taken)
+        for account, run in (self._resident[run_id] for run_id in taken):
+            run.served += costs[run.run_id]
             takes[account.name] += run.advance(taken[run.run_id])
             if run.began is None:
                 run.began = began
@@ -198,22 +215,27 @@ class Simulation:
         self._now += duration
         self._let_go()
 
-    def _measure(self, decision: Plan, taken: Mapping[str, int]) -> None:
+    def _cost(self, run_id: str, num_microbatches: int) -> int:
+        _, run = self._resident[run_id]
+        return sum(one.cost for one in run.offers[:num_microbatches])
+
+    def _measure(self, decision: Plan, taken: Mapping[str, int], costs: Mapping[str, int]) -> None:
         """How full it is, and what it does to shares. Who has no head left and is next has run out."""
         num_offered = num_tokens = 0
-        costs, with_head = {}, set()
+        served = dict.fromkeys(decision.backlogged, 0)
+        with_head = set()
         for name in decision.backlogged:
-            runs = self._accounts[name].resident.values()
-            costs[name] = sum(_cost(run, taken) for run in runs)
-            for run in runs:
-                offers, count = run.offers, taken.get(run.run_id, 0)
-                num_offered += sum(one.tokens for one in offers)
-                num_tokens += sum(one.tokens for one in offers[:count])
-                if count < len(offers):
+            for run_id, run in self._accounts[name].resident.items():
+                count = taken.get(run_id, 0)
+                num_offered += run.num_tokens
+                if count:
+                    served[name] += costs[run_id]
+                    num_tokens += sum(one.tokens for one in run.offers[:count])
+                if count < len(run.offers):
                     with_head.add(name)
         smallest = min((self._accounts[name].counter for name in with_head), default=float("inf"))
         ran_out = [name for name in decision.backlogged - with_head if self._accounts[name].counter <= smallest]
-        self._share_error.add(costs, decision.backlogged, ran_out)
+        self._share_error.add(served, decision.backlogged, ran_out)
         if num_offered >= self._sizes.token_budget:
             self._filled.append(num_tokens)
 
@@ -224,21 +246,17 @@ class Simulation:
                 if run.is_finished:
                     self._stays[run.number] = self._now - run.job.arrival
                 elif run.leaving and not run.done:
-                    run.leaving = False
+                    run.wait()
                     insort(account.waiting, run, key=_number)
                 else:
                     continue
-                del account.resident[run_id], self._owners[run_id]
+                del account.resident[run_id], self._resident[run_id]
             if not account.resident:
                 del self._with_runs[account.name]
                 if account.waiting:
                     self._enqueue(account)
                 else:
                     self._times.end(account.name)
-
-
-def _cost(run: _Run, taken: Mapping[str, int]) -> int:
-    return sum(one.cost for one in run.offers[: taken.get(run.run_id, 0)])
 
 
 def _number(run: _Run) -> int:
@@ -263,9 +281,11 @@ def _tenant(account: _Account) -> Tenant:
             )
             for run_id, run in account.resident.items()
         ),
-        waiting=_waiting(account.waiting[0]) if account.waiting else None,
+        waiting=account.waiting[0].waiting if account.waiting else None,
     )
 
 
-def _waiting(run: _Run) -> WaitingRun:
-    return WaitingRun(run_id=run.run_id, counter=run.counter, order=run.number)
+def _queued(account: _Account) -> Tenant:
+    """Nothing changes while it waits for its turn."""
+    account.queued = account.queued or _tenant(account)
+    return account.queued

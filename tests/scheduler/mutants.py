@@ -47,8 +47,8 @@ MUTANTS = [
         invariant="I3",
         fault="who has run out is not owed",
         file="fairness.py",
-        before="if rule.waits_for_owed or q.has_head)",
-        after="if q.has_head)",
+        before="if rule.waits_for_owed or q.has_head]",
+        after="if q.has_head]",
         test=TENANCY,
     ),
     Mutant(
