@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from sqlalchemy.orm import Session
@@ -68,22 +68,31 @@ class Books:
         return cls(database, epoch, lease_seconds=lease_seconds, supervisor=supervisor, name=name, begun=begun)
 
     @contextmanager
-    def write(self) -> Iterator[Session]:
-        """All or nothing. Raises `Fenced`, having written nothing, when this life is over."""
+    def write(self, **values: object) -> Iterator[Session]:
+        """All or nothing, with new values in this life's own row.
+
+        Raises `Fenced`, having written nothing, when this life is over.
+        """
         self.check()
-        with self._write() as session:
+        with self._write(values) as session:
             yield session
 
     @contextmanager
-    def _write(self) -> Iterator[Session]:
+    def _write(self, values: Mapping[str, object]) -> Iterator[Session]:
         with self.database.write() as session:
-            count = daemons.count_write(session, self.epoch, self.writes)
+            count = daemons.count_write(session, self.epoch, self.writes, values)
             yield session
         self.writes = max(self.writes, count)  # other threads write as well
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         with self.database.read() as session:
+            yield session
+
+    @contextmanager
+    def glance(self) -> Iterator[Session]:
+        """For a single statement."""
+        with self.database.glance() as session:
             yield session
 
     def check(self) -> None:
@@ -95,7 +104,7 @@ class Books:
     def renew(self) -> None:
         """A heartbeat: this life goes on, and those that nobody lives any more end. Raises `Fenced`."""
         sent = boot_time()
-        with self._write() as session:
+        with self._write({}) as session:
             daemons.renew(session, self.epoch, self.lease_seconds)
             leases.end_dead(session, supervisor=self._supervisor, but=self.epoch)
         self._renewed = sent

@@ -89,7 +89,7 @@ class Points:
 
     def forget_ended(self) -> None:
         """Erase the points of jobs that have ended, whoever ended them."""
-        with self.books.read() as session:
+        with self.books.glance() as session:
             ended = recovery_points.runs_ended(session, self.books.epoch)
         if not ended:
             return

@@ -51,14 +51,12 @@ class Recorder:
         self.num_gangs += 1
         fault("record.begin")
         rows = [_step_row(*step, gang=self.num_gangs, gang_jobs=len(gang)) for step in ended.steps]
-        with self.books.write() as session:
+        with self.books.write(floor=decision.floor, detail={**detail, "gangs": self.num_gangs}) as session:
             runs.add_steps(session, rows, self.books.epoch)
             for resident, evaluation in ended.evaluations:
                 runs.add_evaluation(session, resident.job, self.books.epoch, **vars(evaluation))
             runs.acquit(session, _acquitted(ended))
             self._charge(session, decision, ended)
-            detail = {**detail, "gangs": self.num_gangs}
-            daemons.update_daemon(session, self.books.epoch, floor=decision.floor, detail=detail)
         fault("record.end")
         self.floor, self._backlogged = decision.floor, decision.backlogged
 

@@ -1,11 +1,9 @@
 """How much memory there is for runs and their passes, and what each run takes of it. Knows no queue."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -33,15 +31,15 @@ class Room:
         heads = torch.get_num_threads() if device.type == "cpu" else 1
         return cls(base, max(0, limit - taken(device) - heads * head_bytes(base)))
 
-    def footprint(self, adapter: Mapping[str, Any]) -> Footprint:
-        """Of a run with this resolved adapter."""
-        return _footprint(self.base, json.dumps(adapter, sort_keys=True))
+    def footprint(self, adapter: str) -> Footprint:
+        """Of a run with this resolved adapter, as JSON."""
+        return _footprint(self.base, adapter)
 
 
 @lru_cache(maxsize=1024)
-def _footprint(base: Base, config: str) -> Footprint:
+def _footprint(base: Base, adapter_json: str) -> Footprint:
     """Every gang asks for that of each run, and a queue holds many jobs of few configs."""
-    adapter = json.loads(config)
+    adapter = json.loads(adapter_json)
     return Footprint(
         resident=resident_bytes(adapter, base),
         copy=recovery_bytes(adapter, base),

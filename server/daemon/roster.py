@@ -1,5 +1,6 @@
 """The resident runs: how one comes into memory, is saved, published, and let go. Knows no fairness and no gangs."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,7 @@ class Resident:
     """A run in memory, with the job that drives it."""
 
     job: Job  # as it was when claimed
+    adapter: str  # its resolved adapter, as JSON
     run_id: str
     run: Run
     program: JobProgram
@@ -269,6 +271,7 @@ class Roster:
             runs.rewind(session, job, row, step=cursor.step, tokens=cursor.tokens, cost_charged=cost_charged)
         return Resident(
             job=job,
+            adapter=json.dumps(job.adapter),
             run_id=row.id,
             run=run,
             program=JobProgram(job.training, train, valid, cursor, job.mixture),

@@ -117,7 +117,7 @@ class Sampler:
         return True
 
     def _admit(self) -> None:
-        with self.books.read() as session:
+        with self.books.glance() as session:
             if not operations.any_pending(session, self.engine.base.hash):
                 return
         with self.books.write() as session:

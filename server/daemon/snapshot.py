@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from scheduler.admission import fitting_budget
 from scheduler.snapshot import Footprint, Microbatch, ResidentRun, Snapshot, Tenant, WaitingRun
@@ -57,10 +56,15 @@ def take_snapshot(
     No plan lets more runs in, or asks more to give way, than there are places; so no more tenants need to be seen.
     """
     named = {resident.job.tenant_id for resident in residents} | sampled.keys()
-    with books.read() as session:
-        accounts_ = accounts.read_accounts(session, base_hash, named=named, num_others=settings.max_resident_runs)
-        counters = accounts.run_counters(session, [resident.run_id for resident in residents])
-    footprints = {resident.run_id: _footprint(room, resident.job.adapter) for resident in residents}
+    with books.glance() as session:
+        accounts_, counters = accounts.read_accounts(
+            session,
+            base_hash,
+            named=named,
+            num_others=settings.max_resident_runs,
+            run_ids=[resident.run_id for resident in residents],
+        )
+    footprints = {resident.run_id: _footprint(room, resident.adapter) for resident in residents}
     by_tenant: dict[str, list[ResidentRun]] = defaultdict(list)
     for resident in residents:
         if (counter := counters.get(resident.run_id)) is not None:
@@ -109,7 +113,7 @@ def _budget(settings: Settings, fill_min: int, largest_head: int) -> tuple[int, 
     return least, max(least, most)
 
 
-def _footprint(room: Room | None, adapter: Mapping[str, Any]) -> Footprint:
+def _footprint(room: Room | None, adapter: str) -> Footprint:
     return Footprint() if room is None else room.footprint(adapter)
 
 

@@ -1,14 +1,14 @@
 """Statements on accounts: what the scheduler decides from, and what its plans add to and never overwrite."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import bindparam, case, exists, select, update
+from sqlalchemy import Text, bindparam, case, cast, exists, null, select, union_all, update
 from sqlalchemy.orm import Session
 
 from server.db import daemons
-from server.db.session import one_at_a_time
+from server.db.among import among
+from server.db.session import one_at_a_time, rows
 from server.db.tables import Job, Run, Tenant
 from server.states import RESIDENT, JobStatus
 
@@ -20,7 +20,7 @@ class Waiting:
     run_id: str
     counter: float
     order: int
-    adapter: dict[str, Any]  # resolved
+    adapter: str  # resolved, as JSON: of a few kinds in a long queue
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,26 @@ _NEXT = (
 )
 _ACCOUNTS = select(
     *(_TENANTS.c.id, _TENANTS.c.share, _TENANTS.c.counter, _TENANTS.c.backlogged),
-    *(_RUNS.c.id.label("run_id"), _RUNS.c.counter.label("run_counter"), _JOBS.c.number, _JOBS.c.adapter),
+    *(_RUNS.c.id.label("run_id"), _RUNS.c.counter.label("run_counter"), _JOBS.c.number),
+    cast(_JOBS.c.adapter, Text).label("adapter"),
 )
 _NAMED = (
     _ACCOUNTS.outerjoin_from(_TENANTS, _JOBS, _JOBS.c.number == _NEXT)
     .outerjoin(_RUNS, _RUNS.c.job_id == _JOBS.c.id)
-    .where(_TENANTS.c.id.in_(bindparam("named", expanding=True)))
+    .where(among(_TENANTS.c.id, "named"))
 )
 _OTHERS = (
     _ACCOUNTS.join_from(_TENANTS, _JOBS, _JOBS.c.number == _NEXT)
     .join(_RUNS, _RUNS.c.job_id == _JOBS.c.id)
-    .where(_TENANTS.c.id.not_in(bindparam("named", expanding=True)))
+    .where(~among(_TENANTS.c.id, "named"))
     .order_by(_TENANTS.c.counter, _JOBS.c.number)
     .limit(bindparam("num_others"))
+    .subquery()
 )
-_COUNTERS = select(_RUNS.c.id, _RUNS.c.counter).where(_RUNS.c.id.in_(bindparam("ids", expanding=True)))
+_RESIDENT = select(
+    *(null(), null(), null(), null(), _RUNS.c.id, _RUNS.c.counter, null(), null()),
+).where(among(_RUNS.c.id, "run_ids"))
+_READ = union_all(_NAMED, select(_OTHERS), _RESIDENT)
 _CHARGE_RUN = (
     update(_RUNS)
     .where(_RUNS.c.id == bindparam("id_"))
@@ -88,22 +93,24 @@ _METER_SAMPLING = (
 )
 
 
-def read_accounts(session: Session, base_hash: str, *, named: Collection[str], num_others: int) -> list[Account]:
-    """The tenants named, and of the others with a queued job of this base those of smallest counter.
+def read_accounts(
+    session: Session, base_hash: str, *, named: Collection[str], num_others: int, run_ids: Collection[str] = ()
+) -> tuple[list[Account], dict[str, float]]:
+    """(the tenants named, and of the others with a queued job of this base those of smallest counter;
+    the counter of each of these runs among its tenant's own).
 
-    Each with its next job by priority, then by submission. What is read does not grow with the queue.
+    Each tenant with its next job by priority, then by submission; runs that no longer exist are left out. One
+    statement, and what it reads does not grow with the queue.
     """
-    values = {"base_hash": base_hash, "named": list(named)}
-    rows = [*session.execute(_NAMED, values), *session.execute(_OTHERS, {**values, "num_others": num_others})]
-    return [
-        Account(id_, share, counter, backlogged, Waiting(*waiting) if waiting[0] else None)
-        for id_, share, counter, backlogged, *waiting in rows
-    ]
-
-
-def run_counters(session: Session, run_ids: Iterable[str]) -> dict[str, float]:
-    """The counter of each run among its tenant's own; those that no longer exist are left out."""
-    return {row.id: row.counter for row in session.execute(_COUNTERS, {"ids": list(run_ids)})}
+    wanted = {"base_hash": base_hash, "named": named, "num_others": num_others, "run_ids": run_ids}
+    found, counters = [], {}
+    for tenant_id, share, counter, backlogged, run_id, run_counter, *next_ in rows(session, _READ, wanted):
+        if tenant_id is None:
+            counters[run_id] = run_counter
+        else:
+            waiting = Waiting(run_id, run_counter, *next_) if run_id else None
+            found.append(Account(tenant_id, share, counter, backlogged, waiting))
+    return found, counters
 
 
 def charge(
@@ -122,12 +129,12 @@ def charge(
     """
     one_at_a_time(session, "accounts")
     if run_ids := run_rises.keys() | costs.keys():
-        session.execute(
+        session.connection().execute(
             _CHARGE_RUN,
             [{"id_": id_, "rise": run_rises.get(id_, 0.0), "cost": costs.get(id_, 0)} for id_ in sorted(run_ids)],
         )
     if tenant_ids := rises.keys() | refunds.keys() | trained.keys():
-        session.execute(
+        session.connection().execute(
             _CHARGE_TENANT,
             [
                 {

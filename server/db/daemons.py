@@ -5,7 +5,7 @@ ends it lets all of that go in the same transaction (`server.db.leases`).
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import ColumnElement, bindparam, func, select, update
 from sqlalchemy.orm import Session
@@ -95,13 +95,15 @@ def begin_life(session: Session, *, pid: int, supervisor: str | None, name: str 
     return daemon.epoch
 
 
-def count_write(session: Session, epoch: int, known: int) -> int:
+def count_write(session: Session, epoch: int, known: int, values: Mapping[str, object]) -> int:
     """The number of this write among those of a life, which knows of so many. It locks the life's row until the end.
+
+    With it come new values of that row.
 
     Raises `Fenced` once the life is over, or where the database has lost what it had answered for: a standby that
     lagged behind took its place, and nobody has to have seen a connection break.
     """
-    row = session.execute(_COUNT, {"life": epoch}).one_or_none()
+    row = session.connection().execute(_COUNT, {"life": epoch, **values}).one_or_none()
     if row is None:
         raise Fenced(f"the database has lost epoch {epoch}")
     if row.ended_at is not None:

@@ -4,12 +4,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.orm import Session
 
+from server.db.session import rows
 from server.db.tables import Operation
 
 PENDING, RUNNING, DONE, FAILED = "pending", "running", "done", "failed"
+_ANY_PENDING = (
+    select(Operation.id).where(Operation.status == PENDING, Operation.base_hash == bindparam("base_hash")).limit(1)
+)
 MAX_ATTEMPTS = 2
 _CRASHED = {
     "category": "server",
@@ -84,8 +88,7 @@ def all_keys(session: Session) -> set[str]:
 
 def any_pending(session: Session, base_hash: str) -> bool:
     """Whether an operation on this base waits."""
-    waiting = select(Operation.id).where(Operation.status == PENDING, Operation.base_hash == base_hash)
-    return session.scalar(waiting.limit(1)) is not None
+    return bool(rows(session, _ANY_PENDING, {"base_hash": base_hash}))
 
 
 def start_pending(session: Session, base_hash: str, epoch: int) -> list[Operation]:

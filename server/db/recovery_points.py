@@ -2,14 +2,23 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, exists, select
+from sqlalchemy import bindparam, delete, exists, select
 from sqlalchemy.orm import Session
 
 from server.db.daemons import IS_OPEN
+from server.db.session import rows
 from server.db.tables import Daemon, Job, RecoveryPoint, Run
 from server.states import ENDED
 
 KEPT = 2
+_OF_OTHERS = exists().where(Daemon.epoch == Run.lease_epoch, Daemon.epoch != bindparam("epoch"), IS_OPEN)
+_RUNS_ENDED = (
+    select(RecoveryPoint.run_id)
+    .join(Run, Run.id == RecoveryPoint.run_id)
+    .join(Job, Job.id == Run.job_id)
+    .where(Job.status.in_(ENDED), ~_OF_OTHERS)
+    .distinct()
+)
 
 
 def of_run(session: Session, run_id: str) -> Sequence[RecoveryPoint]:
@@ -37,9 +46,7 @@ def remove(session: Session, id_: str) -> None:
 
 def runs_ended(session: Session, epoch: int) -> list[str]:
     """The runs that have points although their job has ended; none that another daemon may still be saving."""
-    of_others = exists().where(Daemon.epoch == Run.lease_epoch, Daemon.epoch != epoch, IS_OPEN)
-    statement = select(RecoveryPoint.run_id).join(Run, Run.id == RecoveryPoint.run_id).join(Job, Job.id == Run.job_id)
-    return list(session.scalars(statement.where(Job.status.in_(ENDED), ~of_others).distinct()))
+    return [row.run_id for row in rows(session, _RUNS_ENDED, {"epoch": epoch})]
 
 
 def forget(session: Session, run_ids: Sequence[str]) -> None:

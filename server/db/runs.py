@@ -9,6 +9,8 @@ from sqlalchemy import bindparam, delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from server.db import accounts, events
+from server.db.among import among
+from server.db.session import rows
 from server.db.tables import Adapter, Event, ExpertLoads, Job, Metric, Run
 from server.states import RESIDENT, JobStatus, Reason, sources
 
@@ -27,9 +29,7 @@ class Wish:
 
 def wishes(session: Session, job_ids: Iterable[str]) -> dict[str, Wish]:
     """Of the jobs that still exist."""
-    statement = select(Job.id, Job.status, Job.requested, Run.lease_epoch).join(Run, Run.job_id == Job.id)
-    found = session.execute(statement.where(Job.id.in_(list(job_ids))))
-    return {id_: Wish(status, requested, epoch) for id_, status, requested, epoch in found}
+    return {id_: Wish(*wish) for id_, *wish in rows(session, _WISHES, {"ids": job_ids})}
 
 
 def lock_job(session: Session, job_id: str) -> Job | None:
@@ -78,10 +78,10 @@ def next_suspect(session: Session, base_hash: str) -> str | None:
 
     In two statements: as one join SQLite goes through the whole queue in its order.
     """
-    suspects = session.scalars(select(Run.job_id).where(Run.crashes >= SUSPECT_CRASHES)).all()
+    suspects = rows(session, _SUSPECTS)
     if not suspects:
         return None
-    waiting = select(Run.id).join(Job, Job.id == Run.job_id).where(Job.id.in_(suspects))
+    waiting = select(Run.id).join(Job, Job.id == Run.job_id).where(Job.id.in_([one.job_id for one in suspects]))
     waiting = waiting.where(Job.status == JobStatus.QUEUED, Job.base_hash == base_hash)
     return session.scalar(waiting.order_by(Job.number).limit(1))
 
@@ -154,30 +154,38 @@ class StepRow:
     expert_loads: list[list[int]] | None
 
 
-def add_steps(session: Session, rows: Sequence[StepRow], epoch: int) -> None:
+def add_steps(session: Session, steps: Sequence[StepRow], epoch: int) -> None:
     """The rows of steps, and their jobs' progress; nothing for a job that has ended, or is another daemon's by now."""
-    ids = [row.job_id for row in rows]
-    held = set(session.scalars(_STILL_HELD, {"ids": ids, "epoch": epoch}))
-    if not (kept := [row for row in rows if row.job_id in held]):
+    ids = [row.job_id for row in steps]
+    connection = session.connection()
+    held = set(connection.scalars(_STILL_HELD, {"ids": ids, "epoch": epoch}))
+    if not (kept := [row for row in steps if row.job_id in held]):
         return
     now = time.time()
     progress = [{"id_": row.job_id, "at": row.metric["step"], "sum": row.metric["tokens"]} for row in kept]
-    session.execute(_PROGRESS, sorted(progress, key=lambda values: values["id_"]))
-    session.execute(insert(_METRICS), [{"job_id": row.job_id, "created_at": now, **row.metric} for row in kept])
+    connection.execute(_PROGRESS, sorted(progress, key=lambda values: values["id_"]))
+    connection.execute(_METRIC, [{"job_id": row.job_id, "created_at": now, **row.metric} for row in kept])
     loads = [
         {"job_id": row.job_id, "step": row.metric["step"], "loads": row.expert_loads}
         for row in kept
         if row.expert_loads is not None
     ]
     if loads:
-        session.execute(insert(_LOADS), loads)
+        connection.execute(_LOADS, loads)
 
 
-_JOBS, _RUNS, _METRICS, _LOADS = (Job.metadata.tables[name] for name in ("jobs", "runs", "metrics", "expert_loads"))
+_JOBS, _RUNS = (Job.metadata.tables[name] for name in ("jobs", "runs"))
+_METRIC, _LOADS = (insert(Job.metadata.tables[name]) for name in ("metrics", "expert_loads"))
+_WISHES = (
+    select(_JOBS.c.id, _JOBS.c.status, _JOBS.c.requested, _RUNS.c.lease_epoch)
+    .join(_RUNS, _RUNS.c.job_id == _JOBS.c.id)
+    .where(among(_JOBS.c.id, "ids"))
+)
+_SUSPECTS = select(_RUNS.c.job_id).where(_RUNS.c.crashes >= SUSPECT_CRASHES)
 _STILL_HELD = (
     select(_JOBS.c.id)
     .join(_RUNS, _RUNS.c.job_id == _JOBS.c.id)
-    .where(_JOBS.c.id.in_(bindparam("ids", expanding=True)), _JOBS.c.status.in_(RESIDENT))
+    .where(among(_JOBS.c.id, "ids"), _JOBS.c.status.in_(RESIDENT))
     .where(_RUNS.c.lease_epoch == bindparam("epoch"))
     .order_by(_JOBS.c.id)
     .with_for_update(of=_JOBS)
@@ -228,12 +236,12 @@ def adapter_key(session: Session, adapter_id: str) -> str | None:
 
 def surplus_checkpoints(session: Session, job_id: str, keep: int) -> list[Adapter]:
     """Checkpoints beyond the newest `keep`; the best one by validation loss and a final adapter stay."""
-    rows: Sequence[Adapter] = session.scalars(
+    made: Sequence[Adapter] = session.scalars(
         select(Adapter).where(Adapter.job_id == job_id).order_by(Adapter.step.desc())
     ).all()
-    scored = [row for row in rows if row.valid_loss is not None]
+    scored = [row for row in made if row.valid_loss is not None]
     best = min(scored, key=lambda row: (row.valid_loss or 0.0, row.step), default=None)
-    return [row for row in rows[keep:] if row is not best and not row.final]
+    return [row for row in made[keep:] if row is not best and not row.final]
 
 
 def lock_queued_job(session: Session, run_id: str) -> Job | None:

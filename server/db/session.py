@@ -48,9 +48,10 @@ class Database:
             self._reading: Engine = self.engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
+            self._glancing: Engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
             self._writing: Engine = self.engine
         else:
-            self.engine = self._reading = _sqlite(url, "BEGIN")
+            self.engine = self._reading = self._glancing = _sqlite(url, "BEGIN")
             # This takes the one write lock at once: no upgrade of a lock, no deadlock.
             self._writing = _sqlite(url, "BEGIN IMMEDIATE")
 
@@ -80,6 +81,12 @@ class Database:
         """As `read`, for statements on columns: a session, which keeps entities, takes longer than a statement."""
         with self._turn, self._reading.connect() as connection:
             yield connection
+
+    @contextmanager
+    def glance(self) -> Iterator[Session]:
+        """A session for a single statement that reads: that is a moment of its own, without a transaction around it."""
+        with self._turn, Session(self._glancing, expire_on_commit=False) as session:
+            yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:

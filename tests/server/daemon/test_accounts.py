@@ -30,7 +30,8 @@ def set_tenant(services: Services, caller: Caller, **values: float) -> None:
 def read(life: Life, *named: Caller, num_others: int = 9) -> list[Account]:
     with life.books.read() as session:
         ids = [caller.tenant_id for caller in named]
-        return read_accounts(session, life.loop.engine.base.hash, named=ids, num_others=num_others)
+        found, _ = read_accounts(session, life.loop.engine.base.hash, named=ids, num_others=num_others)
+        return found
 
 
 def orders(found: list[Account]) -> list[int | None]:

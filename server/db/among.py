@@ -1,0 +1,47 @@
+"""`column IN (ids)` with one parameter, however many ids: the statement is the same text, compiled and planned once."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import ARRAY, ColumnElement, Dialect, String, TypeDecorator, bindparam
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
+
+
+class _Ids(TypeDecorator[Any]):
+    """An array for PostgreSQL, JSON for SQLite."""
+
+    impl = String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(ARRAY(String()) if dialect.name == "postgresql" else String())
+
+    def process_bind_param(self, value: Iterable[str] | None, dialect: Dialect) -> Any:
+        ids = list(value or ())
+        return ids if dialect.name == "postgresql" else json.dumps(ids)
+
+
+class _Among(FunctionElement[bool]):
+    """Of no type: of a boolean SQLite would be asked whether it is 1, and use no index."""
+
+    inherit_cache = True
+
+
+def among(column: ColumnElement[str], name: str) -> ColumnElement[bool]:
+    """Whether a column is one of the ids in the parameter of that name."""
+    return _Among(column, bindparam(name, type_=_Ids()))
+
+
+@compiles(_Among, "postgresql")
+def _postgresql(element: _Among, compiler: Any, **options: Any) -> str:
+    column, ids = element.clauses
+    return f"{compiler.process(column, **options)} = ANY ({compiler.process(ids, **options)})"
+
+
+@compiles(_Among, "sqlite")
+def _sqlite(element: _Among, compiler: Any, **options: Any) -> str:
+    column, ids = element.clauses
+    return f"{compiler.process(column, **options)} IN (SELECT value FROM json_each({compiler.process(ids, **options)}))"
