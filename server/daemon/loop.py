@@ -32,6 +32,8 @@ from server.states import ENDED, RESIDENT
 
 log = logging.getLogger("mixloom.daemon")
 IDLE_SECONDS = 0.05
+REST_SECONDS = 1.0
+"""After so long a turn is made although nothing was written: what no row tells, such as a disk that others fill."""
 FILL_MIN = 320
 """Rows at which a matmul has 95 % of its speed on a CPU (docs/log.md); `engine.probe` measures others."""
 
@@ -77,6 +79,7 @@ class Loop:
         self.longest_wait = 0  # gangs that a resident run may have to wait
         self.suspect: str | None = None  # a run that waits to be tried alone
         self.has_company = False  # other daemons serve this base
+        self._version: object = None  # of the database, before the last turn that followed a rest
 
     @property
     def residents(self) -> list[Resident]:
@@ -86,8 +89,21 @@ class Loop:
         """Go on until a drain that asks for it, or SIGTERM, has let every run go."""
         while not self._is_over():
             if not self.turn():
-                time.sleep(IDLE_SECONDS)
+                self._rest()
         self.writer.wait()
+
+    def _rest(self) -> None:
+        """Until there may be something to do. Who holds runs, or has files to write, looks at all of it each time."""
+        began = time.monotonic()
+        while True:
+            time.sleep(IDLE_SECONDS)
+            version = self.books.database.version()  # before the turn: what comes during it is seen after it
+            is_at_rest = not self.residents and self.writer.is_idle and not self.stopping.is_set()
+            if version != self._version or not is_at_rest or time.monotonic() - began > REST_SECONDS:
+                break
+            self.pulse.beat()
+            self.books.check()
+        self._version = version
 
     def turn(self) -> bool:
         """Reconcile, decide, do, record: one gang and one slice of sampling; whether there was any."""

@@ -50,10 +50,13 @@ class Database:
             )
             self._glancing: Engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
             self._writing: Engine = self.engine
+            self._version = "SELECT pg_current_snapshot()::text"
         else:
             self.engine = self._reading = self._glancing = _sqlite(url, "BEGIN")
             # This takes the one write lock at once: no upgrade of a lock, no deadlock.
             self._writing = _sqlite(url, "BEGIN IMMEDIATE")
+            self._version = "PRAGMA data_version"
+        self._watching: Connection | None = None
 
     @property
     def name(self) -> str:
@@ -67,6 +70,9 @@ class Database:
 
     def close(self) -> None:
         """Close every connection; the next statement opens one again."""
+        if self._watching is not None:
+            self._watching.close()
+            self._watching = None
         self._reading.dispose()
         self._writing.dispose()
 
@@ -87,6 +93,16 @@ class Database:
         """A session for a single statement that reads: that is a moment of its own, without a transaction around it."""
         with self._turn, Session(self._glancing, expire_on_commit=False) as session:
             yield session
+
+    def version(self) -> object:
+        """Another value than before when anybody has written since. It is for one thread, and cheap.
+
+        SQLite counts others' writes for each connection; on PostgreSQL who sees the same snapshot sees the same rows.
+        """
+        if self._watching is None:
+            self._watching = self._glancing.connect()
+        with self._watching.begin():
+            return self._watching.exec_driver_sql(self._version).scalar_one()
 
     @contextmanager
     def write(self) -> Iterator[Session]:

@@ -39,6 +39,22 @@ def test_a_read_sees_one_moment_however_long_it_lasts(services: Services) -> Non
     assert names(services) == {"later"}
 
 
+def test_the_version_is_another_one_once_anybody_has_written_and_only_then(
+    services: Services, settings: Settings
+) -> None:
+    watching = Database(settings.database)
+    versions = [watching.version()]
+    names(services)
+    assert watching.version() == versions[0]
+    for writer in (services.database, watching):
+        with writer.write() as writing:
+            tenants.add_tenant(writing, f"tenant {len(versions)}", 1.0)
+        versions.append(watching.version())
+    assert len(set(versions)) == 3
+    assert watching.version() == versions[2]
+    watching.close()
+
+
 def test_a_write_that_fails_half_way_leaves_nothing(services: Services) -> None:
     def fail() -> None:
         with services.database.write() as writing:
@@ -147,6 +163,23 @@ def test_who_does_not_hear_of_a_commit_keeps_the_files_that_its_row_may_name(
         kept = {f"{noun}/{found['id']}" for found in alice.get(f"/{noun}").json()["data"]}
         assert len(kept) == count
         assert set(services.store.list(noun)) == kept
+
+
+@pytest.mark.databases("postgresql")
+def test_who_watches_the_version_is_told_of_a_restart_and_watches_on(
+    services: Services, settings: Settings, postgresql: PostgreSQL
+) -> None:
+    watching = Database(settings.database)
+    before = watching.version()
+    postgresql.stop_at_once()
+    postgresql.start()
+    with pytest.raises(DBAPIError) as caught:
+        watching.version()
+    assert is_outage(caught.value)
+    with services.database.write() as writing:
+        tenants.add_tenant(writing, "later", 1.0)
+    assert watching.version() != before
+    watching.close()
 
 
 @pytest.mark.databases("postgresql")
