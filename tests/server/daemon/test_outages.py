@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Pool, event, make_url, select
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from engine.base_model import BaseModel
 from engine.engine import Engine
@@ -227,6 +228,24 @@ def test_a_database_that_somebody_locks_for_too_long_costs_time_and_no_byte(
 
     check(daemon(), lock)
     assert "life_lost" in caplog.messages
+
+
+def test_a_pool_that_has_no_connection_free_costs_time_and_no_byte(
+    check: Check, daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session, "BUSY_SECONDS", 1)
+    one = daemon()
+
+    def take_all() -> None:
+        with ExitStack() as held:
+            with suppress(NoConnectionFree):
+                while True:
+                    held.enter_context(one.database.engine.connect())
+            wait_until(lambda: "life_lost" in caplog.messages)
+
+    check(one, take_all)
+    (reason, *_) = (record.fields["reason"] for record in caplog.records if record.message == "life_lost")
+    assert "QueuePool limit" in reason
 
 
 @pytest.mark.slow
