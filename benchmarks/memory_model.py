@@ -10,8 +10,9 @@ import argparse
 import math
 import random
 import tracemalloc
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from benchmarks.reports import write_json
 from engine.base_model import BaseModel
 from engine.config import AdapterConfig
 from engine.engine import Engine
+from engine.lanes import Riders
 from engine.memory import allocations, measure
 from engine.run import Microbatch, Row
 from server.daemon.publish import base_row
@@ -31,9 +33,18 @@ from server.db.tables import Base
 from server.memory import Part, pass_bytes, resident_bytes
 from server.resolve import ATTENTION, FEED_FORWARD, TRAINING_BYTES_PER_PARAMETER, num_parameters
 
+T = TypeVar("T")
 TARGETS = (*ATTENTION, *FEED_FORWARD)
 ROWS = (16, 32, 64, 128)
 MOST_ERROR = 0.15
+
+
+class OnePass(Engine):
+    """Whose gangs are a pass each, which is what the model is of."""
+
+    def in_passes(self, sizes: Sequence[int], work: Callable[[Riders], T]) -> list[tuple[Riders, T]]:
+        everybody = list(range(len(sizes)))
+        return [(everybody, work(everybody))]
 
 
 def draw_adapter(draw: random.Random) -> AdapterConfig:
@@ -71,7 +82,7 @@ def draw_pass(draw: random.Random, most_jobs: int = 4) -> list[tuple[AdapterConf
     return parts
 
 
-def measured(engine: Engine, parts: list[tuple[AdapterConfig, list[list[int]]]]) -> int:
+def measured(engine: OnePass, parts: list[tuple[AdapterConfig, list[list[int]]]]) -> int:
     """The most that a pass allocates: torch's bytes, and numpy's, which hold what dropout drew."""
     microbatches = []
     for number, (config, lengths) in enumerate(parts):
@@ -130,7 +141,7 @@ def main(arguments: list[str]) -> int:
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         base = small_base(dtype, recompute=options.recompute)
-        engine, row = Engine(base), published(base)
+        engine, row = OnePass(base), published(base)
         for _ in range(options.passes):
             parts = draw_pass(draw)
             said, was = predicted(row, parts), measured(engine, parts)

@@ -35,6 +35,7 @@ class ExpertLora:
     scaling: float
     routing: Routing
     magnitudes: list[Magnitude]  # of each expert (MixDoRA), or none
+    bias_F: Tensor | None  # of the frozen module; no magnitude scales it
 
     def project(self, x_nD: Tensor) -> None:
         """s·Ax, kept for `add_` and its backward."""
@@ -47,8 +48,10 @@ class ExpertLora:
         block.groups.add_(y_mF, self.low_NR[block.rows], self.b.value)
         if not self.magnitudes:
             return None
-        z_mF = y_mF.clone()
+        z_mF = y_mF.clone() if self.bias_F is None else y_mF - self.bias_F
         block.groups.scale(z_mF, self.magnitudes, out=y_mF)
+        if self.bias_F is not None:
+            y_mF += self.bias_F
         return z_mF
 
     def add_backward_(self, g_mF: Tensor, z_mF: Tensor | None, block: Block) -> None:

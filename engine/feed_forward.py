@@ -100,7 +100,7 @@ class PackedFeedForward(nn.Module):
         if not segment.has_experts(linear.module):
             return None
         a, b = (segment.parameter(self.layer, linear.module, matrix) for matrix in "AB")
-        return ExpertLora(a, b, segment.scaling, routing, linear.magnitudes(segment))
+        return ExpertLora(a, b, segment.scaling, routing, linear.magnitudes(segment), linear.frozen.bias)
 
     def _down(self, y_TD: Tensor, mixtures: Sequence[Part], extras: Sequence[Tensor]) -> Tensor:
         """What the mixtures' own down projections add to W2 of the hidden states, or put in its place."""

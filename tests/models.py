@@ -11,7 +11,7 @@ from engine import sources
 from engine.base_model import BaseModel, load
 
 VOCABULARY = 512
-_SPECIAL = {
+SPECIAL = {
     "gemma": {"head_dim": 8, "hidden_activation": "gelu_pytorch_tanh"},
     "gemma2": {
         "head_dim": 8,
@@ -36,7 +36,7 @@ def tiny_config(model_type: str = "llama") -> AutoConfig:
         num_key_value_heads=2,
         vocab_size=VOCABULARY,
         max_position_embeddings=256,
-        **_SPECIAL.get(model_type, {}),
+        **SPECIAL.get(model_type, {}),
     )
 
 
@@ -44,9 +44,11 @@ def tiny_model(model_type: str = "llama", dtype: torch.dtype = torch.float32) ->
     """The same random weights at every call; spread wide enough that logits differ from token to token."""
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(tiny_config(model_type))
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
             parameter.data.mul_(6)
+        elif name.endswith("bias"):  # zeros otherwise
+            parameter.data.normal_()
     return model.to(dtype).eval()
 
 

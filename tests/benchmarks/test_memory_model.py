@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.memory_model import MOST_ERROR, draw_adapter, draw_pass, measured, predicted, published, small_base
+from benchmarks.memory_model import (
+    MOST_ERROR,
+    OnePass,
+    draw_adapter,
+    draw_pass,
+    measured,
+    predicted,
+    published,
+    small_base,
+)
 from engine import loss, recovery, router, segments
 from engine.base_model import BaseModel
 from engine.engine import Engine
@@ -22,7 +31,7 @@ def base(request: pytest.FixtureRequest) -> BaseModel:
 
 
 def test_passes_take_what_was_predicted(base: BaseModel) -> None:
-    engine, row = Engine(base), published(base)
+    engine, row = OnePass(base), published(base)
     for seed in range(4 if base.dtype == torch.float32 else 1):
         parts = draw_pass(random.Random(seed), most_jobs=2)
         said, was = predicted(row, parts), measured(engine, parts)
@@ -35,7 +44,7 @@ def test_with_recompute_a_pass_of_long_rows_takes_what_was_predicted_and_half_of
     taken = {}
     for recompute in (False, True):
         base = small_base(torch.float32, recompute=recompute)
-        said, was = predicted(published(base), parts), measured(Engine(base), parts)
+        said, was = predicted(published(base), parts), measured(OnePass(base), parts)
         assert abs(said / was - 1) <= MOST_ERROR, f"{said} bytes were predicted, {was} taken"
         taken[recompute] = was
     assert taken[True] < taken[False] / 2

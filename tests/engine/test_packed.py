@@ -5,6 +5,7 @@ import torch
 
 from engine import router
 from engine.engine import Engine
+from tests import models
 from tests.engine.loads import LOADS, build
 from tests.engine.oracle import Oracle
 from tests.models import tiny_base
@@ -45,6 +46,17 @@ def test_a_packed_pass_equals_the_plain_loop_with_real_dropout(engine: Engine, n
         for parameter, got in m.run.adapter.layout.named(m.run.gradient):
             want = expected_gradients[id(m.run)][parameter]
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9, msg=lambda t, p=parameter: f"{p}: {t}")
+
+
+@pytest.mark.parametrize("name", ["DoRA beside MixDoRA and MixLoRA", "MixDoRA on some modules"])
+def test_no_magnitude_scales_a_bias_of_the_base(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(models.SPECIAL, "llama", {"mlp_bias": True, "attention_bias": True})
+    engine = Engine(tiny_base(dtype=torch.float64))
+    assert engine.base.linears[0, "up_proj"].frozen.bias.abs().min() > 0
+    microbatches = build(LOADS[name], engine)
+    for m, outcome in zip(microbatches, engine.forward(microbatches), strict=True):
+        logprobs, _ = Oracle(m.run.adapter, None).run(m)
+        torch.testing.assert_close(torch.cat(outcome.logprobs), torch.cat(logprobs), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", LOADS)

@@ -92,14 +92,14 @@ def test_jobs_that_are_submitted_at_once_have_numbers_of_their_own(alice: Caller
         with services.database.write() as writing:
             old = writing.get_one(Job, first)
             copied = {column.name: getattr(old, column.name) for column in Job.__table__.columns}
-            jobs.add_job(writing, Job(**{**copied, "id": id_}))
+            jobs.add_job(writing, {**copied, "id": id_}, [])
             under_way.set()
             time.sleep(HELD_SECONDS)  # the other one has begun meanwhile
             return writing.get_one(Job, id_).number
 
     with ThreadPoolExecutor(2) as pool:
         second = pool.submit(add, "job_second")
-        under_way.wait()
+        assert under_way.wait(timeout=60)
         third = pool.submit(add, "job_third")
         assert (second.result(), third.result()) == (2, 3)
 
@@ -148,16 +148,20 @@ def test_while_the_database_is_gone_it_is_said_and_after_that_all_is_well(
 def test_who_does_not_hear_of_a_commit_keeps_the_files_that_its_row_may_name(
     alice: Caller, base: Base, services: Services
 ) -> None:
-    def lose(connection: Connection) -> None:
+    def lose_the_next_answer() -> None:
         """The commit happens, and the connection breaks before that is said."""
-        driver = connection.connection.driver_connection
-        driver.commit()
-        driver.close()
+
+        def lose(connection: Connection) -> None:
+            driver = connection.connection.driver_connection
+            driver.commit()
+            driver.close()
+
+        event.listen(services.database.engine, "commit", lose, once=True)
 
     dataset = upload(alice, prompt_rows(12))
-    event.listen(services.database.engine, "commit", lose, once=True)
+    lose_the_next_answer()
     assert alice.post("/jobs", json={"dataset": dataset}).status_code == 503
-    event.listen(services.database.engine, "commit", lose, once=True)
+    lose_the_next_answer()
     assert alice.post("/datasets", files={"file": ("a.jsonl", '{"text": "a"}')}).status_code == 503
     for noun, count in (("jobs", 1), ("datasets", 2)):
         kept = {f"{noun}/{found['id']}" for found in alice.get(f"/{noun}").json()["data"]}
