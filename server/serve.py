@@ -34,6 +34,8 @@ STEADY_SECONDS = 60.0
 SILENT_LEASES = 2
 """A daemon of which nothing is heard for so many leases is killed: stopped, it may hold a lock of the database."""
 POLL_SECONDS = 0.2
+OUTAGE_SECONDS = 2.0
+"""Until a database is asked again that did not answer."""
 YIELDING = 10
 """Added to the daemon's niceness: an answer takes milliseconds, and training whatever is left."""
 SWITCH_SECONDS = 0.0002
@@ -150,11 +152,19 @@ class Supervisor:
 
     def _wait_for_undrain(self) -> None:
         database = Database(self.settings.database)
-        while not self._stopping.wait(POLL_SECONDS):
-            with database.read() as session:
-                drain = drains.open_drain(session, self.settings.name_of_daemon)
+        pause = POLL_SECONDS
+        while not self._stopping.wait(pause):
+            try:
+                with database.read() as session:
+                    drain = drains.open_drain(session, self.settings.name_of_daemon)
+            except SQLAlchemyError as error:  # it may be what the operator has drained for
+                log.warning("drain_not_known", extra={"fields": {"reason": type(error).__name__}})
+                pause = OUTAGE_SECONDS
+                continue
             if drain is None or not drain.exit:
-                return
+                break
+            pause = POLL_SECONDS
+        database.close()
 
 
 def _let_give_way(pid: int) -> None:

@@ -98,6 +98,22 @@ def test_a_job_that_keeps_killing_the_daemon_is_tried_alone_and_fails_and_the_ot
 
 
 @pytest.mark.slow
+def test_undrain_brings_a_daemon_back_although_the_database_was_gone_meanwhile(
+    new_server: NewServer, postgresql: PostgreSQL
+) -> None:
+    server = new_server(name="drained", database_url=postgresql.new_database()).start()
+    server.admin.admin.drain(exit=True)
+    wait_for(lambda: server.daemon_pid is None)
+    postgresql.stop_at_once()
+    try:
+        wait_for(lambda: "drain_not_known" in server.log)
+    finally:
+        postgresql.start()
+    server.admin.admin.undrain()
+    server.wait_until_ready()
+
+
+@pytest.mark.slow
 def test_a_pass_that_hangs_is_ended_and_the_jobs_go_on(shared: Server, undisturbed: list[str]) -> None:
     before = len(shared.log)
     arm(shared.faults, Fault(point="pass.begin", kind="hang", after=8))
