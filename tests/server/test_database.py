@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import Connection, event, select
+from sqlalchemy import Connection, event, select, text
 from sqlalchemy.exc import DBAPIError
 
 from server.api.services import Services
@@ -64,6 +64,14 @@ def test_a_write_that_fails_half_way_leaves_nothing(services: Services) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert names(services) == set()
+
+
+@pytest.mark.databases("sqlite")
+def test_what_is_committed_is_on_the_disk(services: Services) -> None:
+    """So that it is there after the power has failed; a kill would not tell."""
+    full = 2
+    with services.database.write() as writing:
+        assert writing.scalar(text("PRAGMA synchronous")) == full
 
 
 def test_a_read_writes_nothing(services: Services) -> None:

@@ -1,8 +1,11 @@
 """The real daemon on the real API's database, in this process: lives that are driven turn by turn."""
 
 import functools
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +202,18 @@ def undisturbed(kept: dict[str, str], life: Life, alice: Caller, services: Servi
         kept["hash"] = final_hash(services, id_)
         alice.delete(f"/jobs/{id_}")
     return kept["hash"]
+
+
+@dataclass
+class OnDisk:
+    """A data directory as `benchmarks.oracle` reads it."""
+
+    data: Path
+
+    def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
+        with closing(sqlite3.connect(self.data / "mixloom.db", isolation_level=None)) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute(statement, values)]
 
 
 def break_rows(services: Services, job_id: str, *rows: int) -> None:

@@ -4,33 +4,18 @@ Each is made by hand in a data directory that was in order.
 """
 
 import shutil
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from benchmarks.oracle import Trace, anomalies
 from server.api.services import Services
 from tests.server.conftest import Caller
-from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, submit
+from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, OnDisk, submit
 
 pytestmark = pytest.mark.databases("sqlite")
-
-
-@dataclass
-class Copied:
-    """A data directory that no server works in."""
-
-    data: Path
-
-    def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
-        with closing(sqlite3.connect(self.data / "mixloom.db", isolation_level=None)) as connection:
-            connection.row_factory = sqlite3.Row
-            return [dict(row) for row in connection.execute(statement, values)]
 
 
 @dataclass(frozen=True)
@@ -68,22 +53,22 @@ def original(
 
 
 @pytest.fixture
-def copied(original: Original, tmp_path: Path) -> Copied:
-    return Copied(Path(shutil.copytree(original.data, tmp_path / "copied")))
+def copied(original: Original, tmp_path: Path) -> OnDisk:
+    return OnDisk(Path(shutil.copytree(original.data, tmp_path / "copied")))
 
 
-def statement(text: str) -> Callable[[Copied], object]:
+def statement(text: str) -> Callable[[OnDisk], object]:
     return lambda copied: copied.rows(text)
 
 
-def a_flipped_bit(copied: Copied) -> None:
+def a_flipped_bit(copied: OnDisk) -> None:
     file = next(copied.data.glob("adapters/*/adapter_model.safetensors"))
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
 
 
-def a_half_written_folder(copied: Copied) -> None:
+def a_half_written_folder(copied: OnDisk) -> None:
     (copied.data / "adapters" / "adp_half.1234.tmp").mkdir()
 
 
@@ -98,7 +83,7 @@ ANOMALIES = {
 
 
 @pytest.mark.parametrize("said", ANOMALIES)
-def test_what_must_never_be_is_seen(said: str, copied: Copied) -> None:
+def test_what_must_never_be_is_seen(said: str, copied: OnDisk) -> None:
     assert anomalies(copied) == []
     ANOMALIES[said](copied)
     found = anomalies(copied)
@@ -116,7 +101,7 @@ def test_what_must_never_be_is_seen(said: str, copied: Copied) -> None:
     ],
 )
 def test_a_job_that_ended_otherwise_is_told_by_what_it_left(
-    part: str, change: str, copied: Copied, original: Original
+    part: str, change: str, copied: OnDisk, original: Original
 ) -> None:
     before = Trace.of(copied, original.job)
     assert before.unlike(Trace.of(copied, original.job)) == []
