@@ -134,7 +134,7 @@ class Chaos:
 
     def _traces(self, jobs: list[str]) -> list[Trace]:
         """Of jobs, when they have ended and the daemon has cleared up after them."""
-        self.server.wait(lambda: self.server.is_ready() and not self._training(jobs), "The jobs were to end", 600)
+        self.server.wait(lambda: self.server.is_ready() and not self._training(jobs), "The jobs were to end")
         end = time.monotonic() + 30
         while (found := anomalies(self.server)) and time.monotonic() < end:
             time.sleep(0.2)

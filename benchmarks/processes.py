@@ -20,6 +20,8 @@ from mixloom.errors import MixloomError
 from server import children
 
 POLL_SECONDS = 0.02
+WAIT_SECONDS = 600.0
+"""A daemon gives way to all else: beside busy programs a start took four minutes that takes ten seconds."""
 
 
 class Processes:
@@ -79,7 +81,7 @@ class Processes:
         except (MixloomError, sqlite3.OperationalError):  # it starts
             return False
 
-    def wait(self, condition: Callable[[], Any], what: str, seconds: float = 180.0) -> Any:
+    def wait(self, condition: Callable[[], Any], what: str, seconds: float = WAIT_SECONDS) -> Any:
         """What `condition` returns, once that is true. Raises `BenchmarkError` when it is not in time."""
         end = time.monotonic() + seconds
         while not (value := condition()):

@@ -24,6 +24,8 @@ from server import children, faults
 ADMIN_KEY = "an-admin-key-of-more-than-32-characters"
 START_SECONDS = 300.0
 """Ten on a machine that does nothing else; 160 were seen beside eight busy processes on two cores."""
+END_SECONDS = START_SECONDS + 120.0
+"""For jobs to end: on the way the daemon may have to start anew."""
 STOP_SECONDS = 60.0
 POLL_SECONDS = 0.02
 START_POLL_SECONDS = 0.1  # to look costs processor time, which whoever starts has need of
@@ -230,7 +232,7 @@ class Server:
         assert hashlib.sha256(file.read_bytes()).hexdigest() == adapter["sha256"]
         return str(adapter["sha256"])
 
-    def finish(self, *job_ids: str, seconds: float = 120.0) -> list[str]:
+    def finish(self, *job_ids: str, seconds: float = END_SECONDS) -> list[str]:
         """Wait until the jobs have ended; their final hashes."""
         ended = ("succeeded", "failed", "cancelled")
         wait_for(
