@@ -1,6 +1,8 @@
 """Connections to SQLite or PostgreSQL: reads that see one moment, writes that commit all or nothing."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import RLock
@@ -16,6 +18,8 @@ from server.errors import MixloomError
 
 BUSY_SECONDS = 30
 """For a lock, or for one of a process's connections, nobody waits longer."""
+LOCKED_SECONDS = 0.001
+"""So long who wants SQLite's write lock sleeps before it asks again. SQLite itself would sleep for up to 0.1 s."""
 IDLE_SECONDS = 5
 """PostgreSQL ends a transaction whose owner says nothing for so long: a process that was stopped holds no lock."""
 SILENT_SECONDS = 60
@@ -52,9 +56,8 @@ class Database:
             self._writing: Engine = self.engine
             self._version = "SELECT pg_current_snapshot()::text"
         else:
-            self.engine = self._reading = self._glancing = _sqlite(url, "BEGIN")
-            # This takes the one write lock at once: no upgrade of a lock, no deadlock.
-            self._writing = _sqlite(url, "BEGIN IMMEDIATE")
+            self.engine = self._reading = self._glancing = _sqlite(url, _begin)
+            self._writing = _sqlite(url, _begin_writing)
             self._version = "PRAGMA data_version"
         self._watching: Connection | None = None
 
@@ -159,16 +162,31 @@ def _postgresql(url: URL, silent_seconds: float | None) -> Engine:
         ) from None
 
 
-def _sqlite(url: URL, begin: str) -> Engine:
+def _sqlite(url: URL, begin: Callable[[PoolProxiedConnection], None]) -> Engine:
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, pool_timeout=BUSY_SECONDS, hide_parameters=True)
     event.listen(engine, "connect", _configure_sqlite)
-
-    def do_begin(dbapi_connection: PoolProxiedConnection) -> None:
-        dbapi_connection.cursor().execute(begin)
-
     # In the place of a listener to "begin", with which SQLAlchemy goes a longer way through every statement.
-    engine.dialect.do_begin = do_begin  # type: ignore[method-assign]
+    engine.dialect.do_begin = begin  # type: ignore[method-assign]
     return engine
+
+
+def _begin(connection: PoolProxiedConnection) -> None:
+    connection.cursor().execute("BEGIN")
+
+
+def _begin_writing(connection: PoolProxiedConnection) -> None:
+    """Take the one write lock at once: no upgrade of a lock, no deadlock."""
+    cursor, began = connection.cursor(), time.monotonic()
+    cursor.execute("PRAGMA busy_timeout=0")
+    while True:
+        try:
+            cursor.execute("BEGIN IMMEDIATE")
+            break
+        except sqlite3.OperationalError as error:
+            is_locked = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the rest says what it is busy with
+            if not is_locked or time.monotonic() - began > BUSY_SECONDS:
+                raise
+        time.sleep(LOCKED_SECONDS)
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
