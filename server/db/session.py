@@ -166,7 +166,7 @@ def _sqlite(url: URL, begin: Callable[[PoolProxiedConnection], None]) -> Engine:
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, pool_timeout=BUSY_SECONDS, hide_parameters=True)
     event.listen(engine, "connect", _configure_sqlite)
     # In the place of a listener to "begin", with which SQLAlchemy goes a longer way through every statement.
-    engine.dialect.do_begin = begin  # type: ignore[method-assign]
+    engine.dialect.do_begin = begin  # type: ignore[assignment, method-assign]
     return engine
 
 
