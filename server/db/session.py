@@ -83,13 +83,15 @@ class Database:
     def read(self) -> Iterator[Session]:
         """A session for reading; nothing in it is written. What was read stays readable after it."""
         with self._turn, Session(self._reading, expire_on_commit=False) as session:
-            yield session  # closing rolls back, and does not expire what was read
+            yield session
+            session.commit()  # there is nothing to undo, and for a ROLLBACK psycopg forgets all prepared statements
 
     @contextmanager
     def look(self) -> Iterator[Connection]:
         """As `read`, for statements on columns: a session, which keeps entities, takes longer than a statement."""
         with self._turn, self._reading.connect() as connection:
             yield connection
+            connection.commit()
 
     @contextmanager
     def glance(self) -> Iterator[Session]:
