@@ -18,6 +18,11 @@ def create(url: URL, *, lock_seconds: float, idle_seconds: float, silent_seconds
     A network that loses all packets is noticed by TCP. Who only keeps quiet (a server that is stopped, or whose disk
     hangs; something between that swallows data) is given up after `silent_seconds`; None: never.
     """
+    settings = {
+        "idle_in_transaction_session_timeout": f"{idle_seconds}s",
+        "lock_timeout": f"{lock_seconds}s",
+        "plan_cache_mode": "force_generic_plan",  # to plan the snapshot anew takes longer than to carry it out
+    }
     engine = create_engine(
         url,
         hide_parameters=True,  # an error's text goes into the log, and the values are a tenant's
@@ -29,7 +34,7 @@ def create(url: URL, *, lock_seconds: float, idle_seconds: float, silent_seconds
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 20_000,
-            "options": f"-c idle_in_transaction_session_timeout={idle_seconds}s -c lock_timeout={lock_seconds}s",
+            "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
         },
     )
 

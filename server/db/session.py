@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, Executable, Select, create_engine, event, func, select
+from sqlalchemy import URL, Connection, Engine, Executable, Select, bindparam, create_engine, event, func, select
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import Session
@@ -24,7 +24,7 @@ IDLE_SECONDS = 5
 """PostgreSQL ends a transaction whose owner says nothing for so long: a process that was stopped holds no lock."""
 SILENT_SECONDS = 60
 """A PostgreSQL that says nothing for so long in the middle of a statement is given up: it has said before of a lock."""
-
+_PASS_ALONE = select(func.pg_advisory_xact_lock(func.hashtext(bindparam("noun"))))
 
 Entity = TypeVar("Entity")
 Reader = Session | Connection
@@ -144,8 +144,9 @@ def is_in_doubt(error: BaseException) -> bool:
 
 def one_at_a_time(session: Session, noun: str) -> None:
     """Until this transaction ends, no other that says the same passes here. Every write to SQLite is so anyway."""
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(noun))))
+    connection = session.connection()
+    if connection.dialect.name == "postgresql":
+        connection.execute(_PASS_ALONE, {"noun": noun})
 
 
 def _postgresql(url: URL, silent_seconds: float | None) -> Engine:
