@@ -3,11 +3,12 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Text, bindparam, case, cast, exists, null, select, union_all, update
+from sqlalchemy import BigInteger, Float, String, Text, bindparam, case, cast, exists, null, select, union_all, update
 from sqlalchemy.orm import Session
 
 from server.db import daemons
 from server.db.among import among
+from server.db.given import given
 from server.db.session import one_at_a_time, rows
 from server.db.tables import Job, Run, Tenant
 from server.states import RESIDENT, JobStatus
@@ -70,17 +71,19 @@ _RESIDENT = select(
     *(null(), null(), null(), null(), _RUNS.c.id, _RUNS.c.counter, null(), null()),
 ).where(among(_RUNS.c.id, "run_ids"))
 _READ = union_all(_NAMED, select(_OTHERS), _RESIDENT)
-_CHARGE_RUN = (
+_OF_RUNS = given("runs", id=String, rise=Float, cost=BigInteger).c
+_CHARGE_RUNS = (
     update(_RUNS)
-    .where(_RUNS.c.id == bindparam("id_"))
-    .values(counter=_RUNS.c.counter + bindparam("rise"), cost_charged=_RUNS.c.cost_charged + bindparam("cost"))
+    .where(_RUNS.c.id == _OF_RUNS.id)
+    .values(counter=_RUNS.c.counter + _OF_RUNS.rise, cost_charged=_RUNS.c.cost_charged + _OF_RUNS.cost)
 )
-_CHARGE_TENANT = (
+_OF_TENANTS = given("tenants", id=String, rise=Float, refund=Float, trained=BigInteger).c
+_CHARGE_TENANTS = (
     update(_TENANTS)
-    .where(_TENANTS.c.id == bindparam("id_"))
+    .where(_TENANTS.c.id == _OF_TENANTS.id)
     .values(
-        counter=_TENANTS.c.counter + bindparam("rise") - bindparam("refund") / _TENANTS.c.share,
-        trained_tokens=_TENANTS.c.trained_tokens + bindparam("trained"),
+        counter=_TENANTS.c.counter + _OF_TENANTS.rise - _OF_TENANTS.refund / _TENANTS.c.share,
+        trained_tokens=_TENANTS.c.trained_tokens + _OF_TENANTS.trained,
     )
 )
 _METER_SAMPLING = (
@@ -125,27 +128,25 @@ def charge(
     """Add a plan's increments to the counters, and to each run the token-equivalents that it was charged.
 
     `refunds` are token-equivalents to take off the counters of tenants, `trained` tokens to be metered. One daemon at a
-    time: daemons share tenants, and `set_backlogged` may follow, whose rows have no order.
+    time: daemons share tenants, and neither the rows here nor those of `set_backlogged` have an order. Runs need none:
+    who takes them from a life has its row first, which this transaction holds.
     """
     one_at_a_time(session, "accounts")
+    connection = session.connection()
     if run_ids := run_rises.keys() | costs.keys():
-        session.connection().execute(
-            _CHARGE_RUN,
-            [{"id_": id_, "rise": run_rises.get(id_, 0.0), "cost": costs.get(id_, 0)} for id_ in sorted(run_ids)],
-        )
+        of_runs = [{"id": id_, "rise": run_rises.get(id_, 0.0), "cost": costs.get(id_, 0)} for id_ in run_ids]
+        connection.execute(_CHARGE_RUNS, {"runs": of_runs})
     if tenant_ids := rises.keys() | refunds.keys() | trained.keys():
-        session.connection().execute(
-            _CHARGE_TENANT,
-            [
-                {
-                    "id_": id_,
-                    "rise": rises.get(id_, 0.0),
-                    "refund": refunds.get(id_, 0),
-                    "trained": trained.get(id_, 0),
-                }
-                for id_ in sorted(tenant_ids)
-            ],
-        )
+        of_tenants = [
+            {
+                "id": id_,
+                "rise": rises.get(id_, 0.0),
+                "refund": refunds.get(id_, 0),
+                "trained": trained.get(id_, 0),
+            }
+            for id_ in tenant_ids
+        ]
+        connection.execute(_CHARGE_TENANTS, {"tenants": of_tenants})
 
 
 def meter_sampling(session: Session, prompts: Mapping[str, int], sampled: Mapping[str, int]) -> None:

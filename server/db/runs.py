@@ -5,11 +5,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import BigInteger, String, bindparam, delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from server.db import accounts, events
 from server.db.among import among
+from server.db.given import given
 from server.db.session import rows
 from server.db.tables import Adapter, Event, ExpertLoads, Job, Metric, Run
 from server.states import RESIDENT, JobStatus, Reason, sources
@@ -162,8 +163,8 @@ def add_steps(session: Session, steps: Sequence[StepRow], epoch: int) -> None:
     if not (kept := [row for row in steps if row.job_id in held]):
         return
     now = time.time()
-    progress = [{"id_": row.job_id, "at": row.metric["step"], "sum": row.metric["tokens"]} for row in kept]
-    connection.execute(_PROGRESS, sorted(progress, key=lambda values: values["id_"]))
+    progress = [{"id": row.job_id, "step": row.metric["step"], "tokens": row.metric["tokens"]} for row in kept]
+    connection.execute(_PROGRESS, {"jobs": progress})
     connection.execute(_METRIC, [{"job_id": row.job_id, "created_at": now, **row.metric} for row in kept])
     loads = [
         {"job_id": row.job_id, "step": row.metric["step"], "loads": row.expert_loads}
@@ -190,7 +191,8 @@ _STILL_HELD = (
     .order_by(_JOBS.c.id)
     .with_for_update(of=_JOBS)
 )
-_PROGRESS = update(_JOBS).where(_JOBS.c.id == bindparam("id_")).values(step=bindparam("at"), tokens=bindparam("sum"))
+_OF_JOBS = given("jobs", id=String, step=BigInteger, tokens=BigInteger).c
+_PROGRESS = update(_JOBS).where(_JOBS.c.id == _OF_JOBS.id).values(step=_OF_JOBS.step, tokens=_OF_JOBS.tokens)
 
 
 def add_evaluation(

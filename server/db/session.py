@@ -82,16 +82,17 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session for reading; nothing in it is written. What was read stays readable after it."""
-        with self._turn, Session(self._reading, expire_on_commit=False) as session:
+        with self.look() as connection, Session(connection, expire_on_commit=False, autoflush=False) as session:
             yield session
-            session.commit()  # there is nothing to undo, and for a ROLLBACK psycopg forgets all prepared statements
 
     @contextmanager
     def look(self) -> Iterator[Connection]:
-        """As `read`, for statements on columns: a session, which keeps entities, takes longer than a statement."""
-        with self._turn, self._reading.connect() as connection:
+        """As `read`, for statements on columns: a session, which keeps entities, takes longer than a statement.
+
+        It ends with a COMMIT: when psycopg sees a ROLLBACK, it lets go of every statement that it has prepared.
+        """
+        with self._turn, self._reading.begin() as connection:
             yield connection
-            connection.commit()
 
     @contextmanager
     def glance(self) -> Iterator[Session]:
