@@ -157,14 +157,18 @@ def test_who_does_not_hear_of_a_commit_keeps_the_files_that_its_row_may_name(
     alice: Caller, base: Base, services: Services
 ) -> None:
     def lose_the_next_answer() -> None:
-        """The commit happens, and the connection breaks before that is said."""
+        """The commit of a write happens, and the connection breaks before that is said."""
+        lost = []
 
         def lose(connection: Connection) -> None:
+            if lost or connection.get_execution_options().get("postgresql_readonly"):
+                return
+            lost.append(connection)
             driver = connection.connection.driver_connection
             driver.commit()
             driver.close()
 
-        event.listen(services.database.engine, "commit", lose, once=True)
+        event.listen(services.database.engine, "commit", lose)
 
     dataset = upload(alice, prompt_rows(12))
     lose_the_next_answer()
@@ -175,6 +179,15 @@ def test_who_does_not_hear_of_a_commit_keeps_the_files_that_its_row_may_name(
         kept = {f"{noun}/{found['id']}" for found in alice.get(f"/{noun}").json()["data"]}
         assert len(kept) == count
         assert set(services.store.list(noun)) == kept
+
+
+@pytest.mark.databases("postgresql")
+def test_a_statement_that_is_read_by_often_stays_prepared(services: Services) -> None:
+    for _ in range(10):
+        names(services)
+    with services.database.read() as reading:
+        prepared = reading.scalars(text("SELECT statement FROM pg_prepared_statements")).all()
+    assert any("FROM tenants" in statement for statement in prepared)
 
 
 @pytest.mark.databases("postgresql")
