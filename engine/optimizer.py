@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 
 @dataclass
@@ -44,18 +45,23 @@ class AdamW:
             return norm
         if 0 < max_grad_norm < norm:
             gradient.mul_(max_grad_norm / (norm + 1e-6))
-        parts = _rates(len(flat), learning_rate, faster, ratio)
-        parameters = [flat[part] for part, _ in parts]
-        groups = [{"params": [p], "lr": rate} for p, (_, rate) in zip(parameters, parts, strict=True)]
-        optimizer = torch.optim.AdamW(groups, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
-        for parameter, (part, _) in zip(parameters, parts, strict=True):
-            parameter.grad = gradient[part]
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(self.step), device=flat.device),
-                "exp_avg": self.first[part],
-                "exp_avg_sq": self.second[part],
-            }
-        optimizer.step()
+        for part, rate in _rates(len(flat), learning_rate, faster, ratio):
+            adamw(
+                [flat[part]],
+                [gradient[part]],
+                [self.first[part]],
+                [self.second[part]],
+                max_exp_avg_sqs=[],
+                state_steps=[torch.full((), float(self.step), device=flat.device)],
+                fused=True,
+                amsgrad=False,
+                maximize=False,
+                lr=rate,
+                beta1=betas[0],
+                beta2=betas[1],
+                eps=eps,
+                weight_decay=weight_decay,
+            )
         self.step += 1
         return norm
 
