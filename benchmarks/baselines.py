@@ -53,8 +53,8 @@ class LoopedExperts(nn.Module):
         config = segment.weights.config
         assert config.top_k is not None
         assert config.router_aux_loss_coef is not None
-        routing, balance = route(x_nD, segment.parameter(self.layer, "router", "weight").leaf(), config.top_k)
-        segment.aux_losses[self.layer] = config.router_aux_loss_coef * balance
+        routing, balance_J = route(x_nD, segment.parameter(self.layer, "router", "weight").leaf(), config.top_k)
+        segment.aux_losses[self.layer] = config.router_aux_loss_coef * balance_J
         dropped_nD = segment.drop(x_nD, self.layer, self.gate.input_name).x
         y_nD = torch.zeros_like(x_nD)
         for expert, places in routing.whole.groups.shares:

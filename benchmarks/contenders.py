@@ -50,8 +50,8 @@ class PackedLimit:
         return next(loss for riders, loss in losses if riders[0] == 0)
 
     def _pass(self, step: Step) -> float:
-        sequences = [[torch.from_numpy(row.tokens) for row in rows] for rows in step]
-        batch = pack([Segment(rows) for rows in sequences], self.base.device)
+        segment = Segment([torch.from_numpy(row.tokens) for rows in step for row in rows])
+        batch = pack([segment], self.base.device)
         targets = packed_targets([row for rows in step for row in rows], self.base.device)
         with self.base.pass_.over(batch):
             hidden = self.base.hidden_states(batch)

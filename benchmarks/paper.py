@@ -29,6 +29,7 @@ from benchmarks.reports import Report, command, positive
 from engine import sources
 from engine.adapter import Weights
 from engine.base_model import BaseModel
+from engine.dropout import Places
 from engine.engine import Engine
 from engine.loss import LOSSES, target_logprobs
 from engine.run import Microbatch
@@ -93,7 +94,7 @@ class Contender:
             Segment(
                 [torch.from_numpy(row.tokens) for row in rows],
                 Weights.of(run.adapter, self.base.dtype, run.gradient),
-                run.dropout_key(run.microbatch),
+                Places(key) if (key := run.dropout_key(run.microbatch)) else None,
             )
             for rows, run in zip(step, self.runs, strict=True)
         ]
@@ -101,7 +102,7 @@ class Contender:
         with self._in_place(), self.base.pass_.over(batch):
             hidden = self.base.hidden_states(batch)
             loss, logprobs = target_logprobs(hidden, self.base.head, *targets, LOSSES["cross_entropy"])
-            auxiliary = [term for segment in segments if (term := segment.aux_loss) is not None]
+            auxiliary = [term for segment in segments if segment.aux_loss is not None for term in segment.aux_loss]
             forwarded = self._now()
             torch.autograd.backward([loss, *auxiliary])
             ended = self._now()

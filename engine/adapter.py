@@ -4,8 +4,9 @@ Legend: D input width, O output width, R rank, E experts.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ class Slot:
         return self.start + math.prod(self.shape)
 
     def view(self, flat: Tensor) -> Tensor:
-        return flat[self.start : self.stop].view(self.shape)
+        """Of one adapter's vector [size], or of several [J, size]: with J in front."""
+        return flat[..., self.start : self.stop].view(*flat.shape[:-1], *self.shape)
 
 
 class Layout:
@@ -71,6 +73,11 @@ class Layout:
         self.slots[layer, module, matrix] = slot
         self.size = slot.stop
 
+    @cached_property
+    def is_aligned(self) -> bool:
+        """Whether every matrix lies at whole 16 bytes in bfloat16, in each of several vectors end to end."""
+        return all(slot.start % 8 == 0 and all(n % 8 == 0 for n in slot.shape[-2:]) for slot in self.slots.values())
+
     def range_of(self, matrix: str) -> slice:
         """Where all matrices of one kind lie."""
         slots = [slot for slot in self.slots.values() if slot.matrix == matrix]
@@ -104,6 +111,13 @@ class Parameter:
         return Parameter(
             self.value[expert], self.precise[expert], None if self.gradient is None else self.gradient[expert]
         )
+
+    def of_groups(self) -> "Parameter":
+        """With a dimension for the groups that have one each, of which one adapter's LoRA is one: [1, R, O]."""
+        if self.value.dim() > 2:
+            return self
+        gradient = None if self.gradient is None else self.gradient[None]
+        return Parameter(self.value[None], self.precise[None], gradient)
 
     def leaf(self) -> Tensor:
         """The precise value for autograd, which adds to the gradient by itself."""
@@ -143,26 +157,51 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Weights:
-    """An adapter's parameters for one pass."""
+    """The parameters, for one pass, of one adapter, or of J of the same config that ride together (`stacked`).
+
+    Those have J in front of their shapes; but experts are numbered through, J·E of them.
+    """
 
     config: AdapterConfig
     layout: Layout
-    parameters: dict[tuple[int, str, str], Parameter]
+    precise: Tensor  # float32 [size], or [J, size]
+    value: Tensor  # the same in the base's dtype
+    gradient: Tensor | None  # float32, like `precise`; None where nothing is trained
     norms: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     """DoRA's, by layer and module, computed where they are first asked for."""
+    _parameters: dict[tuple[int, str, str], Parameter] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, adapter: Adapter, dtype: torch.dtype, gradient: Tensor | None = None) -> "Weights":
-        """Cast to the base's dtype in one go; `gradient` is float32 [size], or None where nothing is trained."""
-        cast = adapter.flat.to(dtype)
-        parameters = {
-            key: Parameter(slot.view(cast), slot.view(adapter.flat), None if gradient is None else slot.view(gradient))
-            for key, slot in adapter.layout.slots.items()
-        }
-        return cls(adapter.config, adapter.layout, parameters)
+        """Cast to the base's dtype in one go."""
+        return cls(adapter.config, adapter.layout, adapter.flat, adapter.flat.to(dtype), gradient)
+
+    @classmethod
+    def stacked(cls, parts: Sequence["Weights"]) -> "Weights":
+        """Copies of weights of the same layout, with a gradient of their own (`add_gradients`)."""
+        first = parts[0]
+        precise, value = (torch.stack([getattr(part, name) for part in parts]) for name in ("precise", "value"))
+        gradient = None if first.gradient is None else torch.zeros_like(precise)
+        return cls(first.config, first.layout, precise, value, gradient)
+
+    def add_gradients(self, parts: Sequence["Weights"]) -> None:
+        """To those that were stacked."""
+        if self.gradient is not None:
+            for part, gradient in zip(parts, self.gradient, strict=True):
+                assert part.gradient is not None
+                part.gradient.add_(gradient)
+
+    def parameter(self, layer: int, module: str, matrix: str) -> Parameter:
+        key = layer, module, matrix
+        if key not in self._parameters:
+            slot = self.layout.slots[key]
+            value, precise = slot.view(self.value), slot.view(self.precise)
+            if self.value.dim() > 1 and module in self.layout.expert_modules:
+                value = value.flatten(0, 1)
+            gradient = None if self.gradient is None else slot.view(self.gradient)
+            self._parameters[key] = Parameter(value, precise, gradient)
+        return self._parameters[key]
 
     def with_gradient(self, gradient: Tensor) -> "Weights":
-        """The same parameters, whose gradients are added elsewhere."""
-        slots = self.layout.slots
-        parameters = {key: replace(p, gradient=slots[key].view(gradient)) for key, p in self.parameters.items()}
-        return replace(self, parameters=parameters)
+        """The same weights, whose gradients are added elsewhere."""
+        return replace(self, gradient=gradient)

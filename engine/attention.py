@@ -25,8 +25,11 @@ from engine.segments import Batch
 _numbers = count()
 _WITHOUT_MEANING_HERE = {"position_ids", "use_cache", "cache_position"}
 """Arguments that models hand through: the pass already says what they would say."""
-_VARLEN_IS_COMPLETE = {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
-"""torch 2.10 has no scale and no window there, 2.11 no grouped heads."""
+_VARLEN_OPTIONS = set(inspect.signature(varlen_attn).parameters)
+_VARLEN_IS_COMPLETE = {"scale", "window_size"} <= _VARLEN_OPTIONS
+"""torch 2.10 has neither."""
+_GROUPED_HEADS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _VARLEN_OPTIONS else {}
+"""torch 2.11 takes them unasked."""
 
 
 def register(pass_: Pass) -> str:
@@ -105,7 +108,7 @@ def packed(
         max(batch.lengths),
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=True,
+        **_GROUPED_HEADS,
     )
     assert isinstance(y, Tensor)
     return y[None]

@@ -100,6 +100,13 @@ class BaseModel:
     def layout(self, config: AdapterConfig) -> Layout:
         return Layout(config, self.family, self.shapes, self.num_layers)
 
+    def input_widths(self, config: AdapterConfig) -> dict[str, int]:
+        """Of what a layer's modules read, by the input's name; each of K experts' down reads its own."""
+        widths = {self.family.input_of(module): width for module, (_, width) in self.shapes.items()}
+        if config.top_k is not None:
+            widths[self.family.input_of(self.family.down)] *= config.top_k
+        return widths
+
     def initialize_magnitudes(self, adapter: Adapter) -> None:
         """DoRA's m begins as the norm of the frozen weight's rows, so that the adapter begins as the base."""
         for slot in adapter.layout.slots.values():

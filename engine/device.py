@@ -25,6 +25,11 @@ def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return copies
 
 
+def may_look(device: torch.device) -> bool:
+    """Whether to read a value of a tensor there costs no wait; where it does, a pass takes the forms for a GPU."""
+    return device.type == "cpu"
+
+
 @cache
 def capability(device: torch.device) -> int:
     """CUDA's major compute capability (8 Ampere, 9 Hopper); of the `meta` device, where nothing runs, Hopper's."""

@@ -17,13 +17,15 @@ from engine.adapter import Adapter, Weights
 from engine.base_model import BaseModel
 from engine.config import AdapterConfig
 from engine.device import to_device
+from engine.dropout import Places
 from engine.errors import EngineError
 from engine.exactness import any_number_of_threads
 from engine.lanes import Riders, side_by_side, spread
 from engine.loss import LOSSES, Loss, target_logprobs
 from engine.random import DropoutKey
 from engine.run import Microbatch, Outcome, Run
-from engine.segments import FEWEST_ROWS, Batch, Segment, pack
+from engine.segments import FEWEST_ROWS, Segment, pack
+from engine.stacks import stacked
 
 T = TypeVar("T")
 
@@ -166,23 +168,41 @@ class Engine:
         return [outcomes[index] for index in range(len(microbatches))]
 
     def _pass(self, microbatches: Sequence[Microbatch], segments: Sequence[Segment]) -> list[Outcome]:
-        batch = pack(segments, self.base.device)
-        rows, targets, weights = _targets(microbatches, self.base.device)
+        riding = stacked(segments, self.base)
+        order = [index for indices, _ in riding for index in indices]
+        ordered = [microbatches[index] for index in order]
+        batch = pack([segment for _, segment in riding], self.base.device)
+        rows, targets, weights = _targets(ordered, self.base.device)
         with self.base.pass_.over(batch):
             hidden = self.base.hidden_states(batch)
             if torch.is_grad_enabled() and not hidden.requires_grad:
                 raise EngineError("no parameter of this pass can be trained")
             loss, logprobs = target_logprobs(hidden, self.base.head, rows, targets, weights, _loss(microbatches))
-            auxiliary = [segment.aux_loss for segment in segments]
+            auxiliary = [aux for indices, segment in riding for aux in _of_each(segment.aux_loss, indices)]
             if torch.is_grad_enabled():
-                terms = zip(microbatches, auxiliary, strict=True)
+                terms = zip(ordered, auxiliary, strict=True)
                 torch.autograd.backward([loss, *(a * m.auxiliary_weight for m, a in terms if a is not None)])
-        return _outcomes(batch, microbatches, logprobs, auxiliary)
+        for indices, segment in riding:
+            if segment.rows is not None and segment.weights is not None:
+                segment.weights.add_gradients([w for i in indices if (w := segments[i].weights) is not None])
+        loads = [_loads(segment) for _, segment in riding]
+        each = [load for (indices, _), of in zip(riding, loads, strict=True) for load in _of_each(of, indices)]
+        outcomes = dict(zip(order, _outcomes(ordered, logprobs, auxiliary, each), strict=True))
+        return [outcomes[index] for index in range(len(microbatches))]
 
 
 def _segment(microbatch: Microbatch, weights: Weights | None, dropout: DropoutKey | None = None) -> Segment:
     sequences = [torch.from_numpy(row.tokens.astype(np.int64)) for row in microbatch.rows]
-    return Segment(sequences, weights, dropout)
+    return Segment(sequences, weights, None if dropout is None else Places(dropout))
+
+
+def _loads(segment: Segment) -> Tensor | None:
+    """Of the experts of each microbatch: int64 [J, layers, E]."""
+    return torch.stack(list(segment.expert_loads.values()), 1) if segment.expert_loads else None
+
+
+def _of_each(values_J: Tensor | None, microbatches: Sequence[int]) -> Sequence[Tensor | None]:
+    return [None] * len(microbatches) if values_J is None else values_J.unbind()
 
 
 def _loss(microbatches: Sequence[Microbatch]) -> Loss:
@@ -210,17 +230,21 @@ def _targets(microbatches: Sequence[Microbatch], device: torch.device) -> tuple[
 
 
 def _outcomes(
-    batch: Batch, microbatches: Sequence[Microbatch], logprobs: Tensor, auxiliary: list[Tensor | None]
+    microbatches: Sequence[Microbatch],
+    logprobs: Tensor,
+    auxiliary: Sequence[Tensor | None],
+    loads: Sequence[Tensor | None],
 ) -> list[Outcome]:
     """What the pass came to: here, and not before, the CPU waits for a GPU."""
     counts = [len(row.targets) for m in microbatches for row in m.rows]
     by_row = iter(logprobs.cpu().split(counts))
     outcomes = []
-    for m, segment, aux in zip(microbatches, batch.segments, auxiliary, strict=True):
+    for m, aux, load in zip(microbatches, auxiliary, loads, strict=True):
         mine = [next(by_row) for _ in m.rows]
         loss = sum(
             float(LOSSES[m.loss](lp, torch.from_numpy(row.weights)).sum()) for lp, row in zip(mine, m.rows, strict=True)
         )
-        loads = torch.stack(list(segment.expert_loads.values())).cpu() if segment.expert_loads else None
-        outcomes.append(Outcome(mine, loss, None if aux is None else float(aux.detach()), loads))
+        outcomes.append(
+            Outcome(mine, loss, None if aux is None else float(aux.detach()), None if load is None else load.cpu())
+        )
     return outcomes

@@ -10,20 +10,18 @@ Legend: n a segment's tokens, N their slots sorted by expert, m those of a block
 R rank, E experts, X = E·R.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from engine import activation
 from engine.adapter import Parameter
 from engine.dora import Magnitude
+from engine.dropout import Dropped
 from engine.router import Block, Routing
-from engine.segments import Dropped, Segment
-
-Activation = Callable[[Tensor], Tensor]
+from engine.segments import Segment
 
 
 @dataclass
@@ -39,8 +37,7 @@ class ExpertLora:
 
     def project(self, x_nD: Tensor) -> None:
         """s·Ax, kept for `add_` and its backward."""
-        dense_nX = F.linear(x_nD, self.a.value.flatten(0, 1))
-        self.low_NR = self.routing.from_cells(dense_nX).mul_(self.scaling)
+        self.low_NR = self.routing.narrow(x_nD, self.a).mul_(self.scaling)
         self.g_low_NR = torch.empty_like(self.low_NR)
 
     def add_(self, y_mF: Tensor, block: Block) -> Tensor | None:
@@ -63,9 +60,7 @@ class ExpertLora:
 
     def project_backward(self, x_nD: Tensor, g_x_nD: Tensor) -> None:
         """Adds the gradient at x, once all blocks went through `add_backward_`."""
-        dense_nX = self.routing.to_cells(self.g_low_NR.mul_(self.scaling))
-        self.a.accumulate(dense_nX.t() @ x_nD)
-        g_x_nD.addmm_(dense_nX, self.a.value.flatten(0, 1))
+        self.routing.narrow_backward(self.g_low_NR.mul_(self.scaling), x_nD, self.a, g_x_nD)
 
 
 @dataclass
@@ -80,7 +75,7 @@ class DownLora:
 
     def begin(self) -> None:
         """Before the first block."""
-        self.low_NR = self.a.value.new_empty(len(self.routing.token_N), self.a.value.shape[1])
+        self.low_NR = self.a.value.new_empty(len(self.routing.slot_N), self.a.value.shape[1])
         self.places: dict[int, Tensor | None] = {}  # first row of a block -> the dropped elements of its h
 
     def project(self, h_mF: Tensor, block: Block) -> None:
@@ -91,12 +86,12 @@ class DownLora:
         low_mR.mul_(self.segment.scaling)
 
     def output(self) -> Tensor:
-        """r·s·A dropout(h) of each slot, in the cells of its expert: [n, X]."""
-        return self.routing.to_cells(self.low_NR * self._weights_N1())
+        """r·s·A dropout(h) of each slot, as B takes it (`Routing.gather`)."""
+        return self.routing.gather(self.low_NR * self._weights_N1())
 
-    def output_backward(self, g_nX: Tensor) -> Tensor:
+    def output_backward(self, g_gathered: Tensor) -> Tensor:
         """The gradient at the routing weights, by place [N]."""
-        g_low_NR = self.routing.from_cells(g_nX)
+        g_low_NR = self.routing.gather_backward(g_gathered)
         g_r_N = (g_low_NR * self.low_NR).sum(-1, dtype=self.routing.weights_N.dtype)
         self.g_low_NR = g_low_NR.mul_(self._weights_N1()).mul_(self.segment.scaling)
         return g_r_N
@@ -117,11 +112,7 @@ class DownLora:
         dropout = self.segment.dropout
         if dropout is None:
             return None
-
-        def draw(expert: int, size: int) -> Tensor:
-            return dropout.dropped(self.layer, f"{self.input_name}.{expert}", size)
-
-        return block.groups.dropped(draw, h_mF.shape[1])
+        return dropout.of_experts(self.layer, self.input_name, h_mF, block.groups, self.routing.slot_N[block.rows])
 
 
 class SplitDown(torch.autograd.Function):
@@ -176,7 +167,7 @@ class Experts:
     """h_k = act(W1x + …)·(W3x + …) for each slot, and what the frozen W2 and the B of down take of it."""
 
     routing: Routing
-    activation: Activation
+    activation: nn.Module
     input: Dropped  # x after dropout
     gate: ExpertLora | None
     up: ExpertLora | None
@@ -184,7 +175,7 @@ class Experts:
     splits_down: bool
 
     def forward(self, gate_nF: Tensor, up_nF: Tensor, hidden_nF: Tensor) -> Tensor:
-        """Writes Σ_k r_k h_k, which goes through W2; returns what goes through the B of down [n, X].
+        """Writes Σ_k r_k h_k, which goes through W2; returns what goes through the B of down (`Routing.gather`).
 
         Where the experts have a W2 each (`splits_down`) 0 is written, and h [N, F] returned.
         """
@@ -194,7 +185,7 @@ class Experts:
                 lora.project(self.input.x)
         if self.down is not None:
             self.down.begin()
-        h_NF = gate_nF.new_empty(len(self.routing.token_N), gate_nF.shape[1])
+        h_NF = gate_nF.new_empty(len(self.routing.slot_N), gate_nF.shape[1])
         for block in self.routing.blocks:
             (gate_mF, _), (up_mF, _) = self._states(block)
             h_mF = torch.mul(self.activation(gate_mF), up_mF, out=h_NF[block.rows])
@@ -215,9 +206,7 @@ class Experts:
         g_gate_NF, g_up_NF = (self.gate_nF.new_empty(len(g_r_N), self.gate_nF.shape[1]) for _ in range(2))
         for block in self.routing.blocks:
             (gate_mF, gate_z_mF), (up_mF, up_z_mF) = self._states(block)
-            with torch.enable_grad():
-                activated_mF = self.activation(gate_mF.requires_grad_())
-            a_mF = activated_mF.detach()
+            a_mF = self.activation(gate_mF)
             if self.splits_down:
                 assert g_extra is not None
                 g_h_mF = g_extra[block.rows]
@@ -228,7 +217,7 @@ class Experts:
                 if self.down is not None:
                     g_h_mF += self.down.project_backward(h_mF, block)
             torch.mul(g_h_mF, a_mF, out=g_up_NF[block.rows])
-            g_gate_NF[block.rows] = torch.autograd.grad(activated_mF, gate_mF, up_mF.mul_(g_h_mF))[0]
+            activation.backward(self.activation, gate_mF, up_mF.mul_(g_h_mF), out=g_gate_NF[block.rows])
             for lora, g_NF, z_mF in ((self.gate, g_gate_NF, gate_z_mF), (self.up, g_up_NF, up_z_mF)):
                 if lora is not None:
                     lora.add_backward_(g_NF[block.rows], z_mF, block)

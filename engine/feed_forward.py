@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine import activation
 from engine.adapter import Parameter
-from engine.experts import Activation, DownLora, ExpertLora, Experts, InputGradients, SplitDown
+from engine.experts import DownLora, ExpertLora, Experts, InputGradients, SplitDown
 from engine.families import Family
 from engine.lanes import take_share
 from engine.lora import LoraLinear
@@ -79,9 +80,9 @@ class PackedFeedForward(nn.Module):
         assert config.top_k is not None
         assert config.router_aux_loss_coef is not None
         router = segment.parameter(self.layer, "router", "weight").leaf()
-        routing, balance = route(x_nD, router, config.top_k)
-        segment.aux_losses[self.layer] = config.router_aux_loss_coef * balance
-        segment.expert_loads[self.layer] = routing.loads_E
+        routing, balance_J = route(x_nD, router, config.top_k, segment.rows)
+        segment.aux_losses[self.layer] = config.router_aux_loss_coef * balance_J
+        segment.expert_loads[self.layer] = routing.loads_E.view(len(balance_J), -1)
         down = None
         if segment.has_experts(self.down.module) and not config.dora:
             a = segment.parameter(self.layer, self.down.module, "A")
@@ -112,7 +113,7 @@ class PackedFeedForward(nn.Module):
                 split[part.start] = self._split_down(part.segment, part.experts, extra)
             elif part.experts.down is not None:
                 b = part.segment.parameter(self.layer, self.down.module, "B")
-                shared.append((part.rows, b, extra))
+                shared.append((part.rows, b, part.experts.routing, extra))
         if shared:
             y_TD = _AddDown.apply(self.pass_.anchor, y_TD, shared, *(extra for *_, extra in shared))
         if not split:
@@ -142,7 +143,7 @@ class _GatedUnit(torch.autograd.Function):
         x_TD: Tensor,
         gate_TF: Tensor,
         up_TF: Tensor,
-        activation: Activation,
+        act: nn.Module,
         parts: Sequence[Part],
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
@@ -151,10 +152,10 @@ class _GatedUnit(torch.autograd.Function):
         for part in parts:
             gate_nF, up_nF, hidden_nF = (tensor[part.rows] for tensor in (gate_TF, up_TF, hidden_TF))
             if part.experts is None:
-                torch.mul(activation(gate_nF), up_nF, out=hidden_nF)
+                torch.mul(act(gate_nF), up_nF, out=hidden_nF)
             else:
                 extras.append(part.experts.forward(gate_nF, up_nF, hidden_nF))
-        ctx.input_shape, ctx.activation, ctx.parts = x_TD.shape, activation, parts
+        ctx.input_shape, ctx.activation, ctx.parts = x_TD.shape, act, parts
         ctx.save_for_backward(gate_TF, up_TF)
         ctx.set_materialize_grads(False)
         return hidden_TF, *extras
@@ -174,23 +175,25 @@ class _GatedUnit(torch.autograd.Function):
                 out = InputGradients(g_x_TD[part.rows], g_gate_nF, g_up_nF)
                 g_weights.append(part.experts.backward(g_hidden_nF, g_extras[len(g_weights)], out))
                 continue
-            with torch.enable_grad():
-                leaf_nF = gate_TF[part.rows].detach().requires_grad_()
-                activated_nF = ctx.activation(leaf_nF)
-            torch.mul(g_hidden_nF, activated_nF.detach(), out=g_up_nF)
-            g_gate_nF.copy_(torch.autograd.grad(activated_nF, leaf_nF, g_hidden_nF * up_TF[part.rows])[0])
+            gate_nF = gate_TF[part.rows]
+            torch.mul(g_hidden_nF, ctx.activation(gate_nF), out=g_up_nF)
+            activation.backward(ctx.activation, gate_nF, g_hidden_nF * up_TF[part.rows], out=g_gate_nF)
         return None, g_x_TD, g_gate_TF, g_up_TF, None, None, *g_weights
 
 
 class _AddDown(torch.autograd.Function):
-    """y[rows] += what `DownLora.forward` gave, through the experts' B [X, D], in place."""
+    """y[rows] += what `DownLora.output` gave, through the experts' B, in place."""
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, y_TD: Tensor, places: Sequence[tuple[slice, Parameter, Tensor]], *lows: Tensor
+        ctx: Any,
+        anchor: Tensor,
+        y_TD: Tensor,
+        places: Sequence[tuple[slice, Parameter, Routing, Tensor]],
+        *lows: Tensor,
     ) -> Tensor:
-        for rows, b, low_nX in places:
-            y_TD[rows].addmm_(low_nX, b.value.flatten(0, 1))
+        for rows, b, routing, low in places:
+            routing.widen_(y_TD[rows], low, b)
         ctx.places = places
         ctx.mark_dirty(y_TD)
         return y_TD
@@ -199,9 +202,8 @@ class _AddDown(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (g_TD,) = gradients
         g_lows = []
-        for rows, b, low_nX in ctx.places:
-            b.accumulate(low_nX.t() @ g_TD[rows])
-            g_lows.append(g_TD[rows] @ b.value.flatten(0, 1).t())
+        for rows, b, routing, low in ctx.places:
+            g_lows.append(routing.widen_backward(g_TD[rows], low, b))
         return None, g_TD, None, *g_lows
 
 

@@ -7,21 +7,17 @@ R columns of a place lie among E·R, with 0 in those of the other experts: E tim
 Legend: N places, m those of a block, n tokens, R rank, O another width, E experts, X = E·R.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import grouped_mm
 
 from engine.adapter import Parameter
-from engine.device import capability, to_device
+from engine.device import capability
 from engine.dora import Magnitude
-
-Draw = Callable[[int, int], Tensor]
-"""(expert, number of elements) -> which are dropped, ascending; of more elements the same ones, and more."""
 
 
 class Groups(Protocol):
@@ -34,10 +30,10 @@ class Groups(Protocol):
     def add_(self, y_mO: Tensor, low_mR: Tensor, w_ERO: Tensor) -> None:
         """y += low W, each place with its expert's W."""
 
-    def widen(self, low_mR: Tensor, w_ERO: Tensor, out: Tensor) -> None:
+    def widen(self, low_mR: Tensor, w_ERO: Tensor, out: Tensor | None = None) -> Tensor:
         """low W [m, O]."""
 
-    def narrow(self, x_mO: Tensor, w_ERO: Tensor, out: Tensor) -> None:
+    def narrow(self, x_mO: Tensor, w_ERO: Tensor, out: Tensor | None = None) -> Tensor:
         """x W' [m, R]."""
 
     def accumulate(self, parameter: Parameter, low_mR: Tensor, x_mO: Tensor) -> None:
@@ -48,9 +44,6 @@ class Groups(Protocol):
 
     def scale_backward_(self, g_mO: Tensor, z_mO: Tensor, magnitudes: list[Magnitude]) -> None:
         """`Magnitude.backward`, in place of g."""
-
-    def dropped(self, draw: Draw, width: int) -> Tensor:
-        """The dropped elements of [m, width], as `Dropped` has them; each expert's are drawn by themselves."""
 
 
 class Share(NamedTuple):
@@ -70,13 +63,17 @@ class Slices:
         for expert, rows in self.shares:
             y_mO[rows].addmm_(low_mR[rows], w_ERO[expert])
 
-    def widen(self, low_mR: Tensor, w_ERO: Tensor, out: Tensor) -> None:
+    def widen(self, low_mR: Tensor, w_ERO: Tensor, out: Tensor | None = None) -> Tensor:
+        out = low_mR.new_empty(len(low_mR), w_ERO.shape[2]) if out is None else out
         for expert, rows in self.shares:
             torch.mm(low_mR[rows], w_ERO[expert], out=out[rows])
+        return out
 
-    def narrow(self, x_mO: Tensor, w_ERO: Tensor, out: Tensor) -> None:
+    def narrow(self, x_mO: Tensor, w_ERO: Tensor, out: Tensor | None = None) -> Tensor:
+        out = x_mO.new_empty(len(x_mO), w_ERO.shape[1]) if out is None else out
         for expert, rows in self.shares:
             torch.mm(x_mO[rows], w_ERO[expert].t(), out=out[rows])
+        return out
 
     def accumulate(self, parameter: Parameter, low_mR: Tensor, x_mO: Tensor) -> None:
         for expert, rows in self.shares:
@@ -90,10 +87,6 @@ class Slices:
         for expert, rows in self.shares:
             g_mO[rows] = magnitudes[expert].backward(g_mO[rows], z_mO[rows])
 
-    def dropped(self, draw: Draw, width: int) -> Tensor:
-        drawn = [draw(e, (rows.stop - rows.start) * width) + rows.start * width for e, rows in self.shares]
-        return torch.cat(drawn)
-
 
 @dataclass(frozen=True)
 class Together:
@@ -101,7 +94,6 @@ class Together:
 
     expert_N: Tensor
     loads_E: Tensor
-    num_tokens: int
 
     @property
     def shares(self) -> list[Share]:
@@ -111,21 +103,22 @@ class Together:
     def add_(self, y_mO: Tensor, low_mR: Tensor, w_ERO: Tensor) -> None:
         y_mO.add_(self._product(low_mR, w_ERO))
 
-    def widen(self, low_mR: Tensor, w_ERO: Tensor, out: Tensor) -> None:
-        out.copy_(self._product(low_mR, w_ERO))
+    def widen(self, low_mR: Tensor, w_ERO: Tensor, out: Tensor | None = None) -> Tensor:
+        y_mO = self._product(low_mR, w_ERO)
+        return y_mO if out is None else out.copy_(y_mO)
 
-    def narrow(self, x_mO: Tensor, w_ERO: Tensor, out: Tensor) -> None:
+    def narrow(self, x_mO: Tensor, w_ERO: Tensor, out: Tensor | None = None) -> Tensor:
         if has_kernel(x_mO, w_ERO):
-            out.copy_(F.grouped_mm(x_mO, w_ERO.mT, offs=self._ends_E))
+            low_mR = grouped_mm(x_mO, w_ERO.mT, offs=self._ends_E)
         else:
             wide_NER = (x_mO @ w_ERO.flatten(0, 1).t()).view(len(x_mO), *w_ERO.shape[:2])
-            out.copy_(wide_NER.gather(1, self._columns(w_ERO.shape[1])).squeeze(1))
+            low_mR = wide_NER.gather(1, self._columns(w_ERO.shape[1])).squeeze(1)
+        return low_mR if out is None else out.copy_(low_mR)
 
     def accumulate(self, parameter: Parameter, low_mR: Tensor, x_mO: Tensor) -> None:
         if has_kernel(x_mO, parameter.value):
-            gradient_ERO = F.grouped_mm(low_mR.t(), x_mO, offs=self._ends_E)
-            nothing = self.loads_E[:, None, None] == 0  # a sum over no places is left unwritten
-            parameter.accumulate(gradient_ERO.masked_fill(nothing, 0))
+            gradient_ERO = grouped_mm(low_mR.t(), x_mO, offs=self._ends_E)
+            parameter.accumulate(gradient_ERO.masked_fill_(self._are_empty_E11, 0))
         else:
             parameter.accumulate(self._wide(low_mR).t() @ x_mO)
 
@@ -141,22 +134,9 @@ class Together:
             magnitude.parameter.accumulate(sum_O / magnitude.norm_O)
         self.scale(g_mO, magnitudes, out=g_mO)
 
-    def dropped(self, draw: Draw, width: int) -> Tensor:
-        """Drawn for as many places as an expert may have, of which those that it has are kept: a mask [N, width]."""
-        num_places, most = len(self.expert_N), self.num_tokens
-        drawn = [draw(expert, most * width) + expert * most * width for expert in range(len(self.loads_E))]
-        element = to_device(torch.cat(drawn), self.expert_N.device)
-        row, expert = element // width % most, element // (width * most)
-        before_E = self._ends_E - self.loads_E
-        place = (before_E[expert] + row) * width + element % width
-        nowhere = num_places * width
-        mask = torch.zeros(nowhere + 1, dtype=torch.bool, device=element.device)
-        mask.index_fill_(0, torch.where(row < self.loads_E[expert], place, nowhere), True)
-        return mask[:-1].view(num_places, width)
-
     def _product(self, low_NR: Tensor, w_ERO: Tensor) -> Tensor:
         if has_kernel(low_NR, w_ERO):
-            return F.grouped_mm(low_NR, w_ERO, offs=self._ends_E)
+            return grouped_mm(low_NR, w_ERO, offs=self._ends_E)
         return self._wide(low_NR) @ w_ERO.flatten(0, 1)
 
     def _wide(self, low_NR: Tensor) -> Tensor:
@@ -172,11 +152,20 @@ class Together:
     def _ends_E(self) -> Tensor:
         return self.loads_E.cumsum(0, dtype=torch.int32)
 
+    @cached_property
+    def _are_empty_E11(self) -> Tensor:
+        """torch's kernel leaves a sum over no places unwritten."""
+        return self.loads_E[:, None, None] == 0
+
 
 def has_kernel(x: Tensor, w_ERO: Tensor) -> bool:
     """Whether torch multiplies groups on the device alone: without a kernel it would copy their sizes to the host.
 
     There is one for bfloat16 on Hopper and Blackwell (9 and 10), whose matrices must lie at whole 16 bytes.
     """
-    aligned = all(width % 8 == 0 for width in w_ERO.shape[1:]) and w_ERO.data_ptr() % 16 == 0
-    return x.dtype is torch.bfloat16 and aligned and capability(x.device) in (9, 10)
+    aligned = all(width % 8 == 0 for width in (*w_ERO.shape[1:], w_ERO.stride(0))) and w_ERO.data_ptr() % 16 == 0
+    return aligned and kernel_for(x.dtype, x.device)
+
+
+def kernel_for(dtype: torch.dtype, device: torch.device) -> bool:
+    return dtype is torch.bfloat16 and capability(device) in (9, 10)

@@ -9,22 +9,24 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import dora
 from engine.adapter import Parameter
+from engine.dropout import Dropped
+from engine.grouped import Groups
 from engine.passes import Pass
-from engine.segments import Dropped, Segment
+from engine.segments import Segment
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows `start` to `stop` of a pack that share one pair A [R, D], B [R, O]."""
+    """Rows `start` to `stop` of a pack, a segment's: those of each microbatch share a pair A [J, R, D], B [J, R, O]."""
 
     start: int
     stop: int
     input: Dropped  # those rows of the input, without gradient
+    groups: Groups
     a: Parameter
     b: Parameter
     scaling: float
@@ -44,8 +46,8 @@ class _AddLora(torch.autograd.Function):
     def forward(ctx: Any, anchor: Tensor, y_TO: Tensor, x_TD: Tensor, groups: Sequence[Group]) -> Tensor:
         lows = []
         for group in groups:
-            low_nR = F.linear(group.input.x, group.a.value).mul_(group.scaling)
-            y_TO[group.start : group.stop].addmm_(low_nR, group.b.value)
+            low_nR = group.groups.narrow(group.input.x, group.a.value).mul_(group.scaling)
+            group.groups.add_(y_TO[group.start : group.stop], low_nR, group.b.value)
             lows.append(low_nR)
         ctx.groups, ctx.lows, ctx.input_shape = groups, lows, x_TD.shape
         ctx.mark_dirty(y_TO)
@@ -58,12 +60,12 @@ class _AddLora(torch.autograd.Function):
         kept, ctx.groups, ctx.lows = zip(ctx.groups, ctx.lows, strict=True), None, None
         for group, low_nR in kept:
             g_nO = g_TO[group.start : group.stop]
-            g_low_nR = (g_nO @ group.b.value.t()).mul_(group.scaling)
-            group.b.accumulate(low_nR.t() @ g_nO)
-            group.a.accumulate(g_low_nR.t() @ group.input.x)
+            g_low_nR = group.groups.narrow(g_nO, group.b.value).mul_(group.scaling)
+            group.groups.accumulate(group.b, low_nR, g_nO)
+            group.groups.accumulate(group.a, g_low_nR, group.input.x)
             if g_x_TD is not None:
                 rows_nD = g_x_TD[group.start : group.stop]
-                group.input.backward_(torch.mm(g_low_nR, group.a.value, out=rows_nD))
+                group.input.backward_(group.groups.widen(g_low_nR, group.a.value, out=rows_nD))
         return None, g_TO, g_x_TD, None
 
 
@@ -87,8 +89,8 @@ class LoraLinear(nn.Module):
                 continue
             stop = start + len(x_nD)
             input_ = self.pass_.dropped(x_nD, segment, self.layer, self.input_name)
-            a, b = (segment.parameter(self.layer, self.module, matrix) for matrix in "AB")
-            groups.append(Group(start, stop, input_, a, b, segment.scaling))
+            a, b = (segment.parameter(self.layer, self.module, matrix).of_groups() for matrix in "AB")
+            groups.append(Group(start, stop, input_, segment.groups, a, b, segment.scaling))
             scales += [dora.Group(start, stop, magnitude) for magnitude in self.magnitudes(segment)]
         y = add_lora(self.pass_.anchor, self.frozen(x_TD), x_TD, groups)
         return dora.scale(self.pass_.anchor, y, self.frozen.bias, scales)[None]

@@ -7,7 +7,8 @@ from threading import local
 import torch
 from torch import Tensor
 
-from engine.segments import Batch, Dropped, Segment
+from engine.dropout import Dropped
+from engine.segments import Batch, Segment
 
 
 class Pass(local):
@@ -39,6 +40,17 @@ class Pass(local):
             for segment in batch.segments:  # else a cycle through autograd's nodes keeps the pass in memory for ever
                 segment.aux_losses.clear()
             self._batch = None
+            self._dropped.clear()
+
+    @contextmanager
+    def resumed(self, batch: Batch) -> Iterator[None]:
+        """A pass that another thread began: a GPU's backward has a thread of its own."""
+        before = self._batch, self.anchor
+        self._batch, self.anchor = batch, torch.zeros((), requires_grad=True)
+        try:
+            yield
+        finally:
+            self._batch, self.anchor = before
             self._dropped.clear()
 
     def dropped(self, x: Tensor, segment: Segment, layer: int, input_name: str) -> Dropped:

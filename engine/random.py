@@ -1,6 +1,6 @@
 """Random numbers as pure functions of a key: nothing depends on what else was drawn, so nothing must be kept.
 
-Draws are made on the CPU and are the same on every device.
+Draws are made on the CPU and are the same on every device; but for dropout a GPU draws by itself.
 """
 
 import hashlib
@@ -29,6 +29,15 @@ class DropoutKey:
     step: int
     microbatch: int
     probability: float
+
+    def fill_(self, mask: Tensor, layer: int) -> None:
+        """Draws which elements of all inputs of a layer are dropped, on a GPU: bool [n, W].
+
+        On the device, since the CPU's draws take longer than all that a GPU does with them.
+        """
+        device = mask.device if mask.device.type == "cuda" else "cpu"
+        draw = torch.Generator(device).manual_seed(_seed((self.seed, self.step, self.microbatch, layer)))
+        mask.bernoulli_(self.probability, generator=draw)
 
     def dropped(self, layer: int, input_name: str, size: int) -> Tensor:
         """Which of an input's `size` elements are dropped, each with the probability p: int64, ascending.

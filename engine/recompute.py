@@ -44,13 +44,14 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, x: Tensor, layer: Recompute, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x)
-        ctx.layer, ctx.arguments = layer, arguments
+        ctx.layer, ctx.arguments, ctx.batch = layer, arguments, layer.pass_.batch
         return layer.outputs(x, arguments)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x = ctx.saved_tensors[0].detach().requires_grad_(ctx.needs_input_grad[1])
-        with torch.enable_grad():
-            outputs = ctx.layer.outputs(x, ctx.arguments)
-        torch.autograd.backward(outputs, gradients)
+        with ctx.layer.pass_.resumed(ctx.batch):
+            with torch.enable_grad():
+                outputs = ctx.layer.outputs(x, ctx.arguments)
+            torch.autograd.backward(outputs, gradients)
         return None, x.grad, None, None

@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine import device
+from engine.adapter import Parameter
 from engine.grouped import Groups, Share, Slices, Together
+from engine.rows import Rows
 from engine.segments import ROW_MULTIPLE
 
 BLOCK_ROWS = 256
@@ -37,20 +40,25 @@ class Routing:
     """
 
     weights_nK: Tensor  # renormalized to sum 1
-    cell_nK: Tensor  # slot -> token · E + expert
+    expert_nK: Tensor  # slot -> expert
     place_nK: Tensor  # slot -> place
-    token_N: Tensor  # place -> token
+    slot_N: Tensor  # place -> slot
     blocks: list[Block]  # every place is in one
     whole: Block  # all places as one block
     loads_E: Tensor  # slots of each expert
+
+    @cached_property
+    def token_N(self) -> Tensor:
+        """place -> token."""
+        return self.slot_N // self.place_nK.shape[1]
 
     def dispatch(self, x_nD: Tensor, block: Block) -> Tensor:
         """The token's row of each place of a block: [n, D] -> [m, D]."""
         return x_nD.index_select(0, self.token_N[block.rows])
 
-    def collect(self, x_ND: Tensor, out: Tensor) -> Tensor:
+    def collect(self, x_ND: Tensor, out: Tensor | None = None) -> Tensor:
         """The backward of `dispatch`: Σ_k x_k for each token, [N, D] -> [n, D]."""
-        torch.index_select(x_ND, 0, self.place_nK[:, 0], out=out)
+        out = torch.index_select(x_ND, 0, self.place_nK[:, 0], out=out)
         for place_n in self.place_nK.unbind(1)[1:]:
             out += x_ND.index_select(0, place_n)
         return out
@@ -78,56 +86,139 @@ class Routing:
         zeros_N = self.weights_nK.new_zeros(len(self.token_N))
         return zeros_N.index_copy_(0, self.place_nK.flatten(), self.weights_nK.flatten())
 
-    def from_cells(self, dense_nX: Tensor) -> Tensor:
-        """Each slot's own R of a token's [n, E·R], by place: [N, R]."""
+    def narrow(self, x_nD: Tensor, a: Parameter) -> Tensor:
+        """A x of each place: [N, R]."""
+        raise NotImplementedError
+
+    def narrow_backward(self, g_low_NR: Tensor, x_nD: Tensor, a: Parameter, g_x_nD: Tensor) -> None:
+        """Adds to the gradients of A and, in place, at x."""
+        raise NotImplementedError
+
+    def gather(self, low_NR: Tensor) -> Tensor:
+        """What `widen_` takes."""
+        raise NotImplementedError
+
+    def gather_backward(self, g_gathered: Tensor) -> Tensor:
+        """[N, R]."""
+        raise NotImplementedError
+
+    def widen_(self, y_nD: Tensor, gathered: Tensor, b: Parameter) -> None:
+        """y += Σ_k B low_k, in place."""
+        raise NotImplementedError
+
+    def widen_backward(self, g_nD: Tensor, gathered: Tensor, b: Parameter) -> Tensor:
+        """Adds to the gradient of B; returns that of what was gathered."""
+        raise NotImplementedError
+
+
+class CellRouting(Routing):
+    """On a CPU: A and B of all experts are one matmul over all tokens; a token has a cell of R columns for each expert.
+
+    The cells of experts that a token does not have are multiplied too, which costs less than a matmul for each expert.
+    """
+
+    def narrow(self, x_nD: Tensor, a: Parameter) -> Tensor:
+        return self._from_cells(F.linear(x_nD, a.value.flatten(0, 1)))
+
+    def narrow_backward(self, g_low_NR: Tensor, x_nD: Tensor, a: Parameter, g_x_nD: Tensor) -> None:
+        dense_nX = self.gather(g_low_NR)
+        a.accumulate(dense_nX.t() @ x_nD)
+        g_x_nD.addmm_(dense_nX, a.value.flatten(0, 1))
+
+    def gather(self, low_NR: Tensor) -> Tensor:
+        """In the cells, with 0 for the experts that a token does not have: [n, X]."""
+        num_tokens, num_experts, rank = len(self.expert_nK), len(self.loads_E), low_NR.shape[1]
+        slots = low_NR.index_select(0, self.place_nK.flatten())
+        dense = low_NR.new_zeros(num_tokens * num_experts, rank).index_copy_(0, self._cell_nK.flatten(), slots)
+        return dense.view(num_tokens, num_experts * rank)
+
+    def gather_backward(self, g_gathered: Tensor) -> Tensor:
+        return self._from_cells(g_gathered)
+
+    def widen_(self, y_nD: Tensor, gathered: Tensor, b: Parameter) -> None:
+        y_nD.addmm_(gathered, b.value.flatten(0, 1))
+
+    def widen_backward(self, g_nD: Tensor, gathered: Tensor, b: Parameter) -> Tensor:
+        b.accumulate(gathered.t() @ g_nD)
+        return g_nD @ b.value.flatten(0, 1).t()
+
+    def _from_cells(self, dense_nX: Tensor) -> Tensor:
+        """Each slot's own R of a token's, by place: [N, R]."""
         num_cells = len(dense_nX) * len(self.loads_E)
         return dense_nX.view(num_cells, -1).index_select(0, self._cell_N)
 
     @cached_property
+    def _cell_nK(self) -> Tensor:
+        tokens_n1 = torch.arange(len(self.expert_nK), device=self.expert_nK.device)[:, None]
+        return tokens_n1 * len(self.loads_E) + self.expert_nK
+
+    @cached_property
     def _cell_N(self) -> Tensor:
         """place -> cell; the padding has any."""
-        zeros_N = self.cell_nK.new_zeros(len(self.token_N))
-        return zeros_N.index_copy_(0, self.place_nK.flatten(), self.cell_nK.flatten())
-
-    def to_cells(self, x_NR: Tensor) -> Tensor:
-        """The inverse of `from_cells`, with 0 for the experts that a token does not have: [n, E·R]."""
-        num_tokens, num_experts, rank = len(self.cell_nK), len(self.loads_E), x_NR.shape[1]
-        slots = x_NR.index_select(0, self.place_nK.flatten())
-        dense = x_NR.new_zeros(num_tokens * num_experts, rank).index_copy_(0, self.cell_nK.flatten(), slots)
-        return dense.view(num_tokens, num_experts * rank)
+        zeros_N = self._cell_nK.new_zeros(len(self.slot_N))
+        return zeros_N.index_copy_(0, self.place_nK.flatten(), self._cell_nK.flatten())
 
 
-def route(x_nD: Tensor, router_ED: Tensor, top_k: int) -> tuple[Routing, Tensor]:
-    """Softmax in float32, keep the top K, renormalize.
+class PlaceRouting(Routing):
+    """On a GPU: A and B work on places, so that no expert's rows touch another's (`engine.rows`)."""
 
-    Returns the routing and E·Σ_e F_e·P_e with F_e = slots of e / tokens and P_e the mean probability: all K
-    slots count, as in the authors' code, so a balanced router gives K (the paper's eq. 9 writes argmax).
+    def narrow(self, x_nD: Tensor, a: Parameter) -> Tensor:
+        return self.whole.groups.narrow(self.dispatch(x_nD, self.whole), a.value)
+
+    def narrow_backward(self, g_low_NR: Tensor, x_nD: Tensor, a: Parameter, g_x_nD: Tensor) -> None:
+        self.whole.groups.accumulate(a, g_low_NR, self.dispatch(x_nD, self.whole))
+        g_x_ND = self.whole.groups.widen(g_low_NR, a.value)
+        g_x_nD += self.collect(g_x_ND)
+
+    def gather(self, low_NR: Tensor) -> Tensor:
+        return low_NR
+
+    def gather_backward(self, g_gathered: Tensor) -> Tensor:
+        return g_gathered.clone()
+
+    def widen_(self, y_nD: Tensor, gathered: Tensor, b: Parameter) -> None:
+        y_nD += self.collect(self.whole.groups.widen(gathered, b.value))
+
+    def widen_backward(self, g_nD: Tensor, gathered: Tensor, b: Parameter) -> Tensor:
+        g_ND = self.dispatch(g_nD, self.whole)
+        self.whole.groups.accumulate(b, gathered, g_ND)
+        return self.whole.groups.narrow(g_ND, b.value)
+
+
+def route(x_nD: Tensor, router: Tensor, top_k: int, rows: Rows | None = None) -> tuple[Routing, Tensor]:
+    """Softmax in float32, keep the top K, renormalize; `router`: [E, D], or of each microbatch of `rows` [J, E, D].
+
+    Returns the routing, with the experts of all microbatches numbered through, and of each microbatch [J]
+    E·Σ_e F_e·P_e with F_e = slots of e / tokens and P_e the mean probability: all K slots count, as in the authors'
+    code, so a balanced router gives K (the paper's eq. 9 writes argmax).
     """
     precise = torch.promote_types(x_nD.dtype, torch.float32)
-    num_tokens, num_experts = len(x_nD), len(router_ED)
-    probability_nE = F.linear(x_nD.to(precise), router_ED.to(precise)).softmax(-1)
-    top_nK, expert_nK = probability_nE.topk(top_k, dim=-1)
+    num_tokens, num_experts = len(x_nD), router.shape[-2]
+    if rows is None:
+        probability_nE = F.linear(x_nD.to(precise), router.to(precise)).softmax(-1)
+        mean_JE = probability_nE.mean(0, keepdim=True)
+        top_nK, expert_nK = probability_nE.topk(top_k, dim=-1)
+    else:
+        probability_JME = torch.bmm(rows.padded(x_nD).to(precise), router.to(precise).mT).softmax(-1)
+        mean_JE = rows.mean(probability_JME)
+        top_nK, expert_nK = rows.unpadded(probability_JME).topk(top_k, dim=-1)
+        expert_nK = expert_nK + rows.microbatch_n[:, None] * num_experts
     slot_expert = expert_nK.flatten()
     order = slot_expert.argsort(stable=True)  # slots by expert, within one by token
-    place = _place if may_look(x_nD.device) else _place_unseen
-    places, blocks, whole, loads_E = place(slot_expert[order], num_experts, num_tokens)
-    tokens_n1 = torch.arange(num_tokens, device=order.device)[:, None]
-    routing = Routing(
+    place, kind = (_place, CellRouting) if device.may_look(x_nD.device) else (_place_unseen, PlaceRouting)
+    places, blocks, whole, loads_E = place(slot_expert[order], mean_JE.numel())
+    routing = kind(
         weights_nK=top_nK / top_nK.sum(-1, keepdim=True),
-        cell_nK=tokens_n1 * num_experts + expert_nK,
+        expert_nK=expert_nK,
         place_nK=torch.empty_like(order).index_copy_(0, order, places).view_as(expert_nK),
-        token_N=order.new_zeros(whole.rows.stop).index_copy_(0, places, order // top_k),
+        slot_N=order.new_zeros(whole.rows.stop).index_copy_(0, places, order),
         blocks=blocks,
         whole=whole,
         loads_E=loads_E,
     )
-    balance = num_experts * (loads_E.to(precise) / num_tokens * probability_nE.mean(0)).sum()
-    return routing, balance
-
-
-def may_look(device: torch.device) -> bool:
-    """Whether to read a value of a tensor there costs no wait."""
-    return device.type == "cpu"
+    counts_J1 = num_tokens if rows is None else rows.counts_J[:, None]
+    balance_J = num_experts * (loads_E.view_as(mean_JE).to(precise) / counts_J1 * mean_JE).sum(-1)
+    return routing, balance_J
 
 
 class _Places(NamedTuple):
@@ -139,7 +230,7 @@ class _Places(NamedTuple):
     loads_E: Tensor
 
 
-def _place(experts: Tensor, num_experts: int, num_tokens: int) -> _Places:
+def _place(experts: Tensor, num_experts: int) -> _Places:
     """Each expert's padded, in blocks; `experts`: of each slot, sorted."""
     loads_E = torch.bincount(experts, minlength=num_experts)
     sizes_E = (loads_E + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
@@ -151,10 +242,10 @@ def _place(experts: Tensor, num_experts: int, num_tokens: int) -> _Places:
     return _Places(places, list(_blocks(sizes)), Block(slice(0, ends[-1]), Slices(shares)), loads_E)
 
 
-def _place_unseen(experts: Tensor, num_experts: int, num_tokens: int) -> _Places:
+def _place_unseen(experts: Tensor, num_experts: int) -> _Places:
     """One after the other, in one block: what is read on the host does not depend on how many an expert has."""
     loads_E = (experts == torch.arange(num_experts, device=experts.device)[:, None]).sum(1)
-    whole = Block(slice(0, len(experts)), Together(experts, loads_E, num_tokens))
+    whole = Block(slice(0, len(experts)), Together(experts, loads_E))
     return _Places(torch.arange(len(experts), device=experts.device), [whole], whole, loads_E)
 
 

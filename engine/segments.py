@@ -14,7 +14,9 @@ from torch import Tensor
 from engine.adapter import Parameter, Weights
 from engine.cache import KeyValueCache
 from engine.device import to_device
-from engine.random import DropoutKey
+from engine.dropout import Dropout, Dropped
+from engine.grouped import Groups, Share, Slices
+from engine.rows import Rows
 
 ROW_MULTIPLE = 16
 """A matmul's rows do not depend on the other rows when their number is a multiple of this (docs/design.md §3)."""
@@ -24,40 +26,20 @@ MAX_PACKED_TOKENS = 8192
 """The bitwise facts were measured up to here; larger packs are refused on the CPU."""
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """An input of an adapter after dropout, not yet scaled by 1 / (1 - p): that is a factor of the output."""
-
-    x: Tensor
-    places: Tensor | None  # the elements of x that are 0: int64, or a mask of x's shape; None: there is no dropout
-
-    @classmethod
-    def of(cls, x: Tensor, places: Tensor | None) -> "Dropped":
-        """A copy of `x` without those elements; `x` itself where there is no dropout."""
-        return cls(x if places is None else _zero_(x.clone(memory_format=torch.contiguous_format), places), places)
-
-    def backward_(self, gradient: Tensor) -> Tensor:
-        """The gradient at the input, in place of the one at `x`."""
-        return gradient if self.places is None else _zero_(gradient, self.places)
-
-
-def _zero_(x: Tensor, places: Tensor) -> Tensor:
-    if places.dtype is torch.bool:
-        return x.masked_fill_(places, 0)
-    x.view(-1).index_fill_(0, places, 0)
-    return x
-
-
 @dataclass
 class Segment:
-    """One microbatch of one run in a pass: its sequences, its adapter, and what the layers leave for it."""
+    """One microbatch of one run in a pass: its sequences, its adapter, and what the layers leave for it.
+
+    On a GPU, several microbatches whose adapters have one config (`engine.stacks`): J of them.
+    """
 
     sequences: list[Tensor]  # int64 token ids
-    weights: Weights | None = None  # its adapter's; None: the base alone
-    dropout: DropoutKey | None = None  # None: no dropout
+    weights: Weights | None = None  # its adapter's, or those of J; None: the base alone
+    dropout: Dropout | None = None
     caches: list[KeyValueCache] | None = None  # one a sequence, while sampling
-    aux_losses: dict[int, Tensor] = field(default_factory=dict)  # layer -> scalar
-    expert_loads: dict[int, Tensor] = field(default_factory=dict)  # layer -> int64 [E]
+    rows: Rows | None = None  # which rows are whose; None: all are one microbatch's
+    aux_losses: dict[int, Tensor] = field(default_factory=dict)  # layer -> [J]
+    expert_loads: dict[int, Tensor] = field(default_factory=dict)  # layer -> int64 [J, E]
 
     @property
     def num_tokens(self) -> int:
@@ -65,8 +47,13 @@ class Segment:
 
     @property
     def aux_loss(self) -> Tensor | None:
-        """The routers' auxiliary loss, averaged over layers, while the pass is under way; None without a router."""
-        return torch.stack(list(self.aux_losses.values())).mean() if self.aux_losses else None
+        """The routers' auxiliary losses [J], averaged over layers, while the pass is under way; None without any."""
+        return torch.stack(list(self.aux_losses.values())).mean(0) if self.aux_losses else None
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The rows of each microbatch, for the LoRA that each has."""
+        return Slices([Share(0, slice(0, self.num_tokens))]) if self.rows is None else self.rows.groups
 
     def sequence_caches(self) -> Sequence[KeyValueCache | None]:
         """One entry a sequence."""
@@ -93,12 +80,11 @@ class Segment:
 
     def parameter(self, layer: int, module: str, matrix: str) -> Parameter:
         assert self.weights is not None
-        return self.weights.parameters[layer, module, matrix]
+        return self.weights.parameter(layer, module, matrix)
 
-    def drop(self, x: Tensor, layer: int, input_name: str) -> Dropped:
-        """This segment's own rows [n, D] with its dropout applied."""
-        places = None if self.dropout is None else self.dropout.dropped(layer, input_name, x.numel())
-        return Dropped.of(x, None if places is None else to_device(places, x.device))
+    def drop(self, x_nD: Tensor, layer: int, input_name: str) -> Dropped:
+        """This segment's own rows with its dropout applied."""
+        return Dropped.of(x_nD, None if self.dropout is None else self.dropout.of_input(layer, input_name, x_nD))
 
 
 @dataclass

@@ -51,6 +51,10 @@ LOADS = {
         [mixlora(), mixlora(8, 8, 3), lora(), mixlora(2, 3, 1)],
         [(0, [9]), (1, [5, 6]), (2, [11]), (3, [4, 4, 4])],
     ),
+    "some of one config": Load(
+        [mixlora(8), lora(8), mixlora(8), mixlora(), lora(8), mixlora(8)],
+        [(0, [9]), (1, [5, 6]), (2, [11, 3]), (3, [6]), (4, [4, 4, 4]), (5, [20]), (1, [7])],
+    ),
     "skewed sizes": Load([mixlora(), lora(), mixlora()], [(0, [60, 50]), (1, [2]), (2, [3])]),
     "mixed ranks, alphas and dropouts": Load(
         [lora(1, alpha=16), lora(16, dropout=0.0), mixlora(2, alpha=1, dropout=0.5), mixlora(13, alpha=7.5)],

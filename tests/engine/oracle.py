@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.adapter import Adapter
+from engine.dropout import Masks
 from engine.random import DropoutKey
 from engine.run import Microbatch
 from tests.models import tiny_model
@@ -68,13 +69,12 @@ class PlainExperts(nn.Module):
         for token, (row, chosen) in enumerate(zip(x, slots, strict=True)):
             dropped = row if input_mask is None else row * input_mask[token]
             output = torch.zeros_like(row)
-            for expert, weight in chosen:
+            for k, (expert, weight) in enumerate(chosen):
                 gate = self.linear("gate_proj", expert, row, dropped)
                 up = self.linear("up_proj", expert, row, dropped)
                 hidden = self.mlp.act_fn(gate) * up
-                shape = hidden.new_empty(len(rows_of[expert]), len(hidden))
-                mask = oracle.mask(self.layer, f"down_input.{expert}", shape)
-                inner = hidden if mask is None else hidden * mask[rows_of[expert].index(token)]
+                mask = oracle.mask_of_expert(self.layer, expert, rows_of[expert], token, k, hidden)
+                inner = hidden if mask is None else hidden * mask
                 output = output + weight * self.linear("down_proj", expert, hidden, inner)
             outputs.append(output)
         return torch.stack(outputs)[None]
@@ -83,7 +83,8 @@ class PlainExperts(nn.Module):
 class Oracle:
     """One job's microbatch, forward and gradients, by itself."""
 
-    def __init__(self, adapter: Adapter, dropout: DropoutKey | None, model_type: str = "llama"):
+    def __init__(self, adapter: Adapter, dropout: DropoutKey | Masks | None, model_type: str = "llama"):
+        """`dropout`: as a CPU draws it, or as a GPU does."""
         self.config = adapter.config
         self.dropout = dropout
         self.parameters = {n: p.detach().clone().requires_grad_() for n, p in adapter.named()}
@@ -94,9 +95,23 @@ class Oracle:
     def mask(self, layer: int, input_name: str, like: Tensor) -> Tensor | None:
         if self.dropout is None:
             return None
-        places = self.dropout.dropped(layer, input_name, like.numel())
-        kept = torch.ones(like.numel(), dtype=torch.float64).index_fill(0, places, 0)
+        if isinstance(self.dropout, Masks):
+            kept = 1 - self.dropout.of_input(layer, input_name, like).double()
+        else:
+            places = self.dropout.dropped(layer, input_name, like.numel())
+            kept = torch.ones(like.numel(), dtype=torch.float64).index_fill(0, places, 0)
         return kept.view(like.shape) / (1 - self.dropout.probability)
+
+    def mask_of_expert(
+        self, layer: int, expert: int, tokens: list[int], token: int, k: int, hidden: Tensor
+    ) -> Tensor | None:
+        """Of the input of an expert's down, the token's k-th; `tokens` are all that the expert has."""
+        if isinstance(self.dropout, Masks):
+            like = hidden.new_empty(self.dropout.sizes[0], self.config.top_k * len(hidden))
+            mask = self.mask(layer, "down_input", like)
+            return mask.view(len(mask), self.config.top_k, -1)[token, k]
+        mask = self.mask(layer, f"down_input.{expert}", hidden.new_empty(len(tokens), len(hidden)))
+        return None if mask is None else mask[tokens.index(token)]
 
     def of(self, place: str) -> dict[str, Tensor]:
         """The parameters A, B and, with DoRA, m of `layer.module[.expert]`."""

@@ -4,6 +4,8 @@ That no layer waits for the GPU is in `test_no_waiting`, that the benchmark runs
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +21,14 @@ from engine.engine import Engine
 from engine.families import FAMILIES
 from engine.grouped import Together
 from engine.probe import fewest_rows, probe
+from engine.random import DropoutKey
 from engine.run import Microbatch, Run
 from engine.sampling import Sample, advance, scoring
 from engine.segments import Segment, pack
 from tests.base_folder import write_tiny_base
 from tests.engine.loads import LOADS, build, lora, mixlora, random_row, shake
 from tests.engine.others import publish
-from tests.engine.test_grouped import EXPERTS, LIKE, PRODUCTS, SLICES, TOKENS
+from tests.engine.test_grouped import EXPERTS, LIKE, PRODUCTS, SLICES
 from tests.engine.test_grouped import LOADS as PLACED
 from tests.models import tiny_model
 
@@ -34,9 +37,25 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU that torch can see"),
 ]
 DEVICE = "cuda"
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 0.2}
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-3, torch.bfloat16: 0.2}
 """Relative, of log-probs and of a gradient's length; transformers' norms compute in float32 even in float64."""
+TINY = 1e-4
+"""A length: what should be 0 is not quite, in bfloat16."""
+DRAW = DropoutKey.fill_
 ADAPTERS = {"LoRA": lora(), "DoRA": lora(dora=True), "MixLoRA": mixlora(), "MixDoRA": mixlora(dora=True)}
+
+
+@pytest.fixture(autouse=True)
+def _the_masks_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes on the CPU take the forms of a GPU, and the GPU has the masks that are drawn for them there."""
+    monkeypatch.setattr("engine.device.may_look", lambda device: False)
+
+    def fill_(key: DropoutKey, mask: Tensor, layer: int) -> None:
+        drawn = torch.empty(mask.shape, dtype=torch.bool)
+        DRAW(key, drawn, layer)
+        mask.copy_(drawn)
+
+    monkeypatch.setattr(DropoutKey, "fill_", fill_)
 
 
 def engine_on(device: str, dtype: torch.dtype, model_type: str = "llama", *, recompute: bool = False) -> Engine:
@@ -61,16 +80,23 @@ def runs_of(microbatches: list[Microbatch]) -> list[Run]:
 def assert_near(got: Tensor, expected: Tensor, tolerance: float) -> None:
     """By the length of the difference."""
     difference = torch.linalg.vector_norm(got.cpu().double() - expected.double())
-    assert float(difference) <= tolerance * float(torch.linalg.vector_norm(expected.double()))
+    assert float(difference) <= tolerance * float(torch.linalg.vector_norm(expected.double())) + TINY
 
 
 def assert_same_pass(expected: Engine, got: Engine, name: str, tolerance: float) -> None:
+    """In bfloat16 a router's near ties may fall the other way: a gradient is compared where they fell the same."""
     theirs, ours = build(LOADS[name], expected), build(LOADS[name], got)
-    for wanted, outcome in zip(expected.forward_backward(theirs), got.forward_backward(ours), strict=True):
+    fell_otherwise: set[int] = set()
+    outcomes = zip(expected.forward_backward(theirs), got.forward_backward(ours), strict=True)
+    for microbatch, (wanted, outcome) in zip(ours, outcomes, strict=True):
         for row, own in zip(wanted.logprobs, outcome.logprobs, strict=True):
             torch.testing.assert_close(own.double(), row.double(), rtol=tolerance, atol=tolerance)
+        if wanted.expert_loads is not None and not torch.equal(wanted.expert_loads, outcome.expert_loads):
+            assert got.base.dtype is torch.bfloat16
+            fell_otherwise.add(id(microbatch.run))
     for wanted_run, run in zip(runs_of(theirs), runs_of(ours), strict=True):
-        assert_near(run.gradient, wanted_run.gradient, tolerance)
+        if id(run) not in fell_otherwise:
+            assert_near(run.gradient, wanted_run.gradient, tolerance)
 
 
 @pytest.mark.parametrize("name", LOADS)
@@ -104,6 +130,36 @@ def test_every_family_is_that_of_the_cpu(model_type: str, dtype: torch.dtype) ->
     """Windows (mistral, gemma2), soft-caps (gemma2), grouped heads (all)."""
     on_cpu, on_gpu = engine_on("cpu", torch.float64, model_type), engine_on(DEVICE, dtype, model_type)
     assert_same_pass(on_cpu, on_gpu, "LoRA beside MixLoRA", TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("config", [lora(8), mixlora(8)], ids=["LoRA", "MixLoRA"])
+def test_what_is_not_a_number_in_one_job_reaches_no_other(config: AdapterConfig) -> None:
+    """Though they ride as one segment."""
+    engine = engine_on(DEVICE, torch.bfloat16)
+    gradients = []
+    for broken in (False, True):
+        runs = [engine.create_run(config, seed) for seed in range(3)]
+        for seed, run in enumerate(runs):
+            shake(run, seed)
+        if broken:
+            runs[1].adapter.flat.fill_(torch.nan)
+        rows = [random_row(20, np.random.default_rng(seed)) for seed in range(3)]
+        engine.forward_backward([Microbatch(rows=[row], run=run) for row, run in zip(rows, runs, strict=True)])
+        gradients.append([run.gradient for run in runs])
+    assert gradients[1][1].isnan().any()
+    for index in (0, 2):
+        assert_near(gradients[1][index], gradients[0][index].cpu(), 0.02)
+
+
+def test_a_gpu_draws_the_masks_that_a_key_says() -> None:
+    key = DropoutKey(seed=1, step=2, microbatch=3, probability=0.2)
+    masks = [torch.empty(400, 300, dtype=torch.bool, device=DEVICE) for _ in range(4)]
+    for mask, mine, layer in zip(masks, (key, key, key, replace(key, step=3)), (0, 0, 1, 0), strict=True):
+        DRAW(mine, mask, layer)
+    assert torch.equal(masks[0], masks[1])
+    for first, second in combinations([masks[0], *masks[2:]], 2):
+        assert float((first & second).float().mean()) == pytest.approx(0.04, abs=0.005)
+    assert all(float(mask.float().mean()) == pytest.approx(0.2, abs=0.01) for mask in masks)
 
 
 def test_a_run_rides_in_company_as_it_does_alone() -> None:
@@ -245,7 +301,7 @@ def test_products_of_experts_are_those_of_the_cpu(
     """Where torch has no kernel it takes the sizes to the host itself."""
     monkeypatch.setattr(grouped, "has_kernel", lambda x, w: kernel)
     loads_E = torch.tensor(PLACED, device=DEVICE)
-    together = Together(torch.arange(EXPERTS, device=DEVICE).repeat_interleave(loads_E), loads_E, TOKENS)
+    together = Together(torch.arange(EXPERTS, device=DEVICE).repeat_interleave(loads_E), loads_E)
     got = product(together, torch.empty(0, device=DEVICE, dtype=dtype))
     assert_near(got, product(SLICES, LIKE), 1e-3 if dtype is torch.float32 else 0.02)
 

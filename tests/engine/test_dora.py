@@ -25,7 +25,7 @@ def test_the_norm_from_products_is_the_norm_of_the_matrix(config: AdapterConfig)
     shake(run, 0)
     weights = Weights.of(run.adapter, torch.float64)
     for (layer, module), linear in engine.base.linears.items():
-        a, b = (weights.parameters[layer, module, matrix] for matrix in "AB")
+        a, b = (weights.parameter(layer, module, matrix) for matrix in "AB")
         got = dora.norm(linear.frozen, linear.frozen_norm_O, a, b, config.scaling)
         direct = (linear.frozen.weight + config.scaling * b.value.mT @ a.value).norm(dim=-1)
         torch.testing.assert_close(got, direct, rtol=1e-12, atol=1e-12)

@@ -11,9 +11,8 @@ from engine import grouped
 from engine.adapter import Parameter
 from engine.dora import Magnitude
 from engine.grouped import Groups, Share, Slices, Together
-from engine.random import DropoutKey
 
-TOKENS, RANK, WIDTH = 9, 8, 24
+RANK, WIDTH = 8, 24
 LOADS = [5, 0, 9, 2, 0]
 PLACES, EXPERTS = sum(LOADS), len(LOADS)
 SLICES = Slices(
@@ -26,7 +25,7 @@ def together(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """torch's has no kernel on a CPU, but the same results."""
     monkeypatch.setattr(grouped, "has_kernel", lambda x, w: request.param)
     loads_E = torch.tensor(LOADS)
-    return Together(torch.arange(EXPERTS).repeat_interleave(loads_E), loads_E, TOKENS)
+    return Together(torch.arange(EXPERTS).repeat_interleave(loads_E), loads_E)
 
 
 LIKE = torch.empty(0)
@@ -55,11 +54,13 @@ def added(groups: Groups, like: Tensor) -> Tensor:
 
 def widened(groups: Groups, like: Tensor) -> Tensor:
     groups.widen(random(like, PLACES, RANK), weights(like).value, out := like.new_empty(PLACES, WIDTH))
+    assert torch.equal(groups.widen(random(like, PLACES, RANK), weights(like).value), out)
     return out
 
 
 def narrowed(groups: Groups, like: Tensor) -> Tensor:
     groups.narrow(random(like, PLACES, WIDTH), weights(like).value, out := like.new_empty(PLACES, RANK))
+    assert torch.equal(groups.narrow(random(like, PLACES, WIDTH), weights(like).value), out)
     return out
 
 
@@ -87,15 +88,6 @@ PRODUCTS = [added, widened, narrowed, accumulated, scaled, scaled_backward]
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_products_are_those_of_the_loop(together: Together, product: Callable[[Groups, Tensor], Tensor]) -> None:
     torch.testing.assert_close(product(together, LIKE), product(SLICES, LIKE), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("probability", [0.001, 0.05, 0.6])
-def test_the_same_elements_are_dropped(together: Together, probability: float) -> None:
-    def draw(expert: int, size: int) -> Tensor:
-        return DropoutKey(1, 2, expert, probability).dropped(0, "h", size)
-
-    expected = torch.zeros(PLACES * WIDTH, dtype=torch.bool).index_fill_(0, SLICES.dropped(draw, WIDTH), True)
-    assert torch.equal(together.dropped(draw, WIDTH).flatten(), expected)
 
 
 def test_a_place_belongs_to_the_same_expert(together: Together) -> None:

@@ -47,6 +47,8 @@ def first_wait(
         torch.cuda.set_sync_debug_mode("error")
     with pytest.raises((NotImplementedError, RuntimeError), match=r"(?i)meta|synchronizing") as waited:
         engine.forward_backward(microbatches)
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("default")
     return [frame.name for frame in traceback.extract_tb(waited.tb) if "/engine/" in frame.filename][-1]
 
 
@@ -57,7 +59,7 @@ def test_a_pass_is_queued_as_a_whole(device: str, load: str, dtype: torch.dtype)
 
 
 def test_a_router_that_looks_is_found(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.router.may_look", lambda device: True)
+    monkeypatch.setattr("engine.device.may_look", lambda device: True)
     assert first_wait(device, "one job", torch.float32) == "_place"
 
 

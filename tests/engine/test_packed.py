@@ -1,9 +1,13 @@
 """Every packed operation equals the plain loop in float64, over the named loads; placed as on a CPU and as on a GPU."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from torch import Tensor
 
 from engine import router
+from engine.dropout import Masks
 from engine.engine import Engine
 from tests import models
 from tests.engine.loads import LOADS, build
@@ -16,9 +20,24 @@ def engine() -> Engine:
     return Engine(tiny_base(dtype=torch.float64))
 
 
-@pytest.fixture(params=[True, False], ids=["CPU's places", "GPU's places"])
-def _places(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router, "may_look", lambda device: request.param)
+@pytest.fixture(params=["as on a CPU", "as on a GPU", "as on a GPU that multiplies groups"])
+def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """The forms that passes take there: places that nobody looks at, masks, and stacks."""
+    on_gpu = request.param != "as on a CPU"
+    monkeypatch.setattr("engine.device.may_look", lambda device: not on_gpu)
+    if request.param.endswith("groups"):
+        monkeypatch.setattr("engine.grouped.kernel_for", lambda dtype, device: True)
+        monkeypatch.setattr("engine.grouped.grouped_mm", grouped_mm)
+    return on_gpu
+
+
+def grouped_mm(x: Tensor, w: Tensor, *, offs: Tensor) -> Tensor:
+    """torch's, which takes no float64."""
+    ends = offs.tolist()
+    parts = [slice(start, end) for start, end in pairwise([0, *ends])]
+    if w.dim() == 2:
+        return torch.stack([x[:, part] @ w[part] for part in parts])
+    return torch.cat([x[part] @ matrix for part, matrix in zip(parts, w, strict=True)])
 
 
 @pytest.fixture(autouse=True)
@@ -27,14 +46,17 @@ def _blocks_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(router, "BLOCK_ROWS", 32)
 
 
-@pytest.mark.usefixtures("_places")
 @pytest.mark.parametrize("name", LOADS)
-def test_a_packed_pass_equals_the_plain_loop_with_real_dropout(engine: Engine, name: str) -> None:
+def test_a_packed_pass_equals_the_plain_loop_with_real_dropout(engine: Engine, on_gpu: bool, name: str) -> None:
     microbatches = build(LOADS[name], engine)
     expected_gradients = {id(m.run): {} for m in microbatches}
     expected_logprobs, seen = [], {id(m.run): 0 for m in microbatches}
     for m in microbatches:
-        logprobs, gradients = Oracle(m.run.adapter, m.run.dropout_key(seen[id(m.run)])).run(m)
+        dropout = m.run.dropout_key(seen[id(m.run)])
+        if on_gpu and dropout:
+            widths = engine.base.input_widths(m.run.adapter.config)
+            dropout = Masks([dropout], [m.num_tokens], widths, engine.base.device)
+        logprobs, gradients = Oracle(m.run.adapter, dropout).run(m)
         seen[id(m.run)] += 1
         expected_logprobs.append(logprobs)
         total = expected_gradients[id(m.run)]

@@ -91,3 +91,13 @@ def test_a_generator_depends_on_its_whole_key() -> None:
     draws = [int(torch.randint(2**60, (), generator=generator(*key))) for key in keys]
     assert len(set(draws)) == len(keys)
     assert draws[2] == int(torch.randint(2**60, (), generator=generator("a", 1)))
+
+
+def test_a_gpus_mask_is_drawn_again_from_its_key_and_from_no_other() -> None:
+    masks = [torch.empty(300, 200, dtype=torch.bool) for _ in range(4)]
+    for mask, key, layer in zip(masks, (KEY, KEY, KEY, replace(KEY, step=9)), (0, 0, 1, 0), strict=True):
+        key.fill_(mask, layer)
+    assert torch.equal(masks[0], masks[1])
+    for mask in masks[2:]:
+        assert float((masks[0] & mask).float().mean()) == pytest.approx(KEY.probability**2, abs=0.003)
+    assert all(float(mask.float().mean()) == pytest.approx(KEY.probability, abs=0.005) for mask in masks)

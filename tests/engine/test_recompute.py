@@ -1,6 +1,7 @@
 """With `recompute` a pass keeps less and gives the same bits (docs/design.md §3)."""
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -50,3 +51,18 @@ def test_every_family_can_recompute(model_type: str) -> None:
     )
     assert said == again
     assert all(map(torch.equal, gradients, recomputed))
+
+
+def test_a_backward_may_have_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU."""
+    expected = train(engine_of(torch.float32, True), "LoRA beside MixLoRA")
+    backward = torch.autograd.backward
+
+    def elsewhere(*arguments: object) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(backward, *arguments).result()
+
+    monkeypatch.setattr(torch.autograd, "backward", elsewhere)
+    said, gradients = train(engine_of(torch.float32, True), "LoRA beside MixLoRA")
+    assert said == expected[0]
+    assert all(map(torch.equal, gradients, expected[1]))

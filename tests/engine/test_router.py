@@ -23,9 +23,10 @@ def test_every_place_is_in_one_block_beside_its_own_expert(monkeypatch: pytest.M
             for place in range(block.rows.start + rows.start, block.rows.start + rows.stop):
                 assert expert_of_place.setdefault(place, expert) == expert
     assert sorted(expert_of_place) == list(range(len(routing.token_N)))
-    for cell, place in zip(routing.cell_nK.flatten().tolist(), routing.place_nK.flatten().tolist(), strict=True):
-        assert expert_of_place[place] == cell % EXPERTS
-        assert routing.token_N[place] == cell // EXPERTS
+    places = routing.place_nK.flatten().tolist()
+    for slot, (expert, place) in enumerate(zip(routing.expert_nK.flatten().tolist(), places, strict=True)):
+        assert expert_of_place[place] == expert
+        assert (routing.slot_N[place], routing.token_N[place]) == (slot, slot // TOP_K)
 
 
 def test_an_expert_without_a_token_has_no_share() -> None:
