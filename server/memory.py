@@ -59,7 +59,7 @@ def token_bytes(adapter: dict[str, Any], base: Base) -> int:
     """Of each token of a pass in which the run has one microbatch after another, each as large as it may be."""
     size = base.microbatch_tokens
     segment = _Segment(adapter, base, size)
-    beside = sum(_beside([segment], base)) + _gradient(adapter, base)
+    beside = sum(_beside([segment], base)) + _gradient(adapter, base) + _stacked(adapter, base)
     return _measured(base)["kept_per_token"] + math.ceil(beside / size)
 
 
@@ -73,6 +73,7 @@ def pass_bytes(parts: Sequence[Part], base: Base) -> int:
     kept, backward = _beside(segments, base)
     kept += _measured(base)["kept_per_token"] * _num_tokens(segments)
     gradients = sum(_gradient(part.adapter, base) * (len(part.microbatches) - 1) for part in parts)
+    gradients += sum(_stacked(part.adapter, base) * len(part.microbatches) for part in parts)
     head = head_bytes(base) * min(CHUNK_ROWS, _num_tokens(segments)) // CHUNK_ROWS
     return kept + gradients + max(head, backward)
 
@@ -193,6 +194,13 @@ def _num_tokens(segments: Sequence[_Segment]) -> int:
 
 def _gradient(adapter: dict[str, Any], base: Base) -> int:
     return FLOAT32 * num_parameters(adapter, base)
+
+
+def _stacked(adapter: dict[str, Any], base: Base) -> int:
+    """On CUDA, the copies of a microbatch's weights, and the gradient, that ride in a stack (`engine.stacks`)."""
+    if base.fingerprint["device"] != "cuda" or adapter["dora"]:
+        return 0
+    return (2 * FLOAT32 + _BYTES[base.dtype]) * num_parameters(adapter, base)
 
 
 def _measured(base: Base) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from server.daemon.publish import base_row
 from server.daemon.snapshot import MOST_TOKENS, take_snapshot
 from server.db.tables import Base
 from server.memory import recovery_bytes, resident_bytes, token_bytes
+from server.resolve import num_parameters
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, final_hash, job, memory_of, submit
 
@@ -54,6 +55,18 @@ def test_a_run_that_does_not_fit_beside_the_others_waits_for_memory(
     life.finish()
     assert final_hash(services, first) == final_hash(services, second)
     assert queue(alice, second)["reason"] is None
+
+
+@pytest.mark.parametrize(("dora", "copies"), [(False, 3), (True, 0)])
+def test_on_a_gpu_a_pass_has_the_copies_of_those_that_share_its_launches(
+    life: Life, alice: Caller, services: Services, base: Base, dora: bool, copies: int
+) -> None:
+    """In float32 three of a parameter: two of the weight, one of its gradient."""
+    adapter = job(services, submit(alice, {**MIXTURE, "dora": dora})).adapter
+    on_cpu = token_bytes(adapter, base)
+    base.fingerprint = {**base.fingerprint, "device": "cuda"}
+    more = (token_bytes(adapter, base) - on_cpu) * base.microbatch_tokens
+    assert more == pytest.approx(copies * 4 * num_parameters(adapter, base), abs=base.microbatch_tokens)
 
 
 def test_with_memory_for_both_neither_waits(life: Life, with_room: Callable[..., Life], alice: Caller) -> None:
