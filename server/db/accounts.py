@@ -165,6 +165,7 @@ def give_back(session: Session, *, tenant_id: str, run_id: str, weight: int, cos
     """
     if not cost and not tokens:
         return
+    one_at_a_time(session, "accounts")  # of several tenants, in whatever order
     session.execute(
         update(Run)
         .where(Run.id == run_id)
