@@ -75,8 +75,9 @@ class Layout:
 
     @cached_property
     def is_aligned(self) -> bool:
-        """Whether every matrix lies at whole 16 bytes in bfloat16, in each of several vectors end to end."""
-        return all(slot.start % 8 == 0 and all(n % 8 == 0 for n in slot.shape[-2:]) for slot in self.slots.values())
+        """Whether every A and B lies at whole 16 bytes in bfloat16, in each of several vectors end to end."""
+        pairs = [slot for slot in self.slots.values() if slot.matrix in ("A", "B")]
+        return self.size % 8 == 0 and all(n % 8 == 0 for slot in pairs for n in (slot.start, *slot.shape[-2:]))
 
     def range_of(self, matrix: str) -> slice:
         """Where all matrices of one kind lie."""

@@ -2,15 +2,21 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from engine import router
+from engine.adapter import Weights
+from engine.config import AdapterConfig
 from engine.dropout import Masks
 from engine.engine import Engine
+from engine.run import Microbatch
+from engine.segments import Segment
+from engine.stacks import stacked
 from tests import models
-from tests.engine.loads import LOADS, build
+from tests.engine.loads import LOADS, build, lora, mixlora, random_row, shake
 from tests.engine.oracle import Oracle
 from tests.models import tiny_base
 
@@ -20,12 +26,16 @@ def engine() -> Engine:
     return Engine(tiny_base(dtype=torch.float64))
 
 
-@pytest.fixture(params=["as on a CPU", "as on a GPU", "as on a GPU that multiplies groups"])
+GROUPS = "as on a GPU that multiplies groups"
+CASES = [(form, name) for form in ("as on a CPU", "as on a GPU") for name in LOADS] + [(GROUPS, "some of one config")]
+
+
+@pytest.fixture
 def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """The forms that passes take there: places that nobody looks at, masks, and stacks."""
     on_gpu = request.param != "as on a CPU"
     monkeypatch.setattr("engine.device.may_look", lambda device: not on_gpu)
-    if request.param.endswith("groups"):
+    if request.param == GROUPS:
         monkeypatch.setattr("engine.grouped.kernel_for", lambda dtype, device: True)
         monkeypatch.setattr("engine.grouped.grouped_mm", grouped_mm)
     return on_gpu
@@ -46,7 +56,7 @@ def _blocks_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(router, "BLOCK_ROWS", 32)
 
 
-@pytest.mark.parametrize("name", LOADS)
+@pytest.mark.parametrize(("on_gpu", "name"), CASES, indirect=["on_gpu"])
 def test_a_packed_pass_equals_the_plain_loop_with_real_dropout(engine: Engine, on_gpu: bool, name: str) -> None:
     microbatches = build(LOADS[name], engine)
     expected_gradients = {id(m.run): {} for m in microbatches}
@@ -87,3 +97,32 @@ def test_a_packed_forward_equals_the_plain_loop_without_dropout(engine: Engine, 
     for m, outcome in zip(microbatches, engine.forward(microbatches), strict=True):
         logprobs, _ = Oracle(m.run.adapter, None).run(m)
         torch.testing.assert_close(torch.cat(outcome.logprobs), torch.cat(logprobs), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("on_gpu", [GROUPS], indirect=True)
+@pytest.mark.parametrize("config", [lora(8), mixlora(8)], ids=["LoRA", "MixLoRA"])
+def test_what_is_not_a_number_in_one_job_of_a_stack_reaches_no_other(
+    engine: Engine, on_gpu: bool, config: AdapterConfig
+) -> None:
+    gradients = []
+    for broken in (False, True):
+        runs = [engine.create_run(config, seed) for seed in range(3)]
+        for seed, run in enumerate(runs):
+            shake(run, seed)
+        if broken:
+            runs[1].adapter.flat.fill_(torch.nan)
+        rows = [random_row(20, np.random.default_rng(seed)) for seed in range(3)]
+        engine.forward_backward([Microbatch(rows=[row], run=run) for row, run in zip(rows, runs, strict=True)])
+        gradients.append([run.gradient for run in runs])
+    assert gradients[1][1].isnan().any()
+    for index in (0, 2):
+        torch.testing.assert_close(gradients[1][index], gradients[0][index], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("on_gpu", [GROUPS], indirect=True)
+def test_microbatches_of_one_config_ride_as_one_but_for_dora(engine: Engine, on_gpu: bool) -> None:
+    configs = [mixlora(8), lora(8), mixlora(8), lora(8, dora=True), lora(8, dora=True), lora(8)]
+    runs = [engine.create_run(config, seed=0) for config in configs]
+    segments = [Segment([torch.arange(5)], Weights.of(run.adapter, engine.base.dtype)) for run in runs]
+    riding = stacked([*segments, Segment([torch.arange(5)])], engine.base)
+    assert [indices for indices, _ in riding] == [[0, 2], [1, 5], [3], [4], [6]]
