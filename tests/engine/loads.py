@@ -116,3 +116,20 @@ def build(load: Load, engine: Engine, seed: int = 0) -> list[Microbatch]:
         rows = [random_row(length, draw) for length in lengths]
         microbatches.append(Microbatch(rows=rows, run=runs[index], auxiliary_weight=float(draw.random())))
     return microbatches
+
+
+def beside_one_that_is_broken(engine: Engine, config: AdapterConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Gradients of two jobs of one config: of each (beside a third, beside that one broken by weights of NaN)."""
+    gradients = []
+    for broken in (False, True):
+        runs = [engine.create_run(config, seed) for seed in range(3)]
+        for seed, run in enumerate(runs):
+            shake(run, seed)
+        if broken:
+            runs[1].adapter.flat.fill_(torch.nan)
+        rows = [random_row(20, np.random.default_rng(seed)) for seed in range(3)]
+        engine.forward_backward([Microbatch(rows=[row], run=run) for row, run in zip(rows, runs, strict=True)])
+        gradients.append([run.gradient for run in runs])
+    whole, beside = gradients
+    assert beside[1].isnan().any()
+    return [(whole[index], beside[index]) for index in (0, 2)]

@@ -26,7 +26,7 @@ from engine.run import Microbatch, Run
 from engine.sampling import Sample, advance, scoring
 from engine.segments import Segment, pack
 from tests.base_folder import write_tiny_base
-from tests.engine.loads import LOADS, build, lora, mixlora, random_row, shake
+from tests.engine.loads import LOADS, beside_one_that_is_broken, build, lora, mixlora, random_row, shake
 from tests.engine.others import publish
 from tests.engine.test_grouped import EXPERTS, LIKE, PRODUCTS, SLICES
 from tests.engine.test_grouped import LOADS as PLACED
@@ -39,8 +39,6 @@ pytestmark = [
 DEVICE = "cuda"
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-3, torch.bfloat16: 0.2}
 """Relative, of log-probs and of a gradient's length; transformers' norms compute in float32 even in float64."""
-TINY = 1e-4
-"""A length: what should be 0 is not quite, in bfloat16."""
 DRAW = DropoutKey.fill_
 ADAPTERS = {"LoRA": lora(), "DoRA": lora(dora=True), "MixLoRA": mixlora(), "MixDoRA": mixlora(dora=True)}
 
@@ -80,7 +78,7 @@ def runs_of(microbatches: list[Microbatch]) -> list[Run]:
 def assert_near(got: Tensor, expected: Tensor, tolerance: float) -> None:
     """By the length of the difference."""
     difference = torch.linalg.vector_norm(got.cpu().double() - expected.double())
-    assert float(difference) <= tolerance * float(torch.linalg.vector_norm(expected.double())) + TINY
+    assert float(difference) <= tolerance * float(torch.linalg.vector_norm(expected.double()))
 
 
 def assert_same_pass(expected: Engine, got: Engine, name: str, tolerance: float) -> None:
@@ -136,19 +134,8 @@ def test_every_family_is_that_of_the_cpu(model_type: str, dtype: torch.dtype) ->
 def test_what_is_not_a_number_in_one_job_reaches_no_other(config: AdapterConfig) -> None:
     """Though they ride as one segment."""
     engine = engine_on(DEVICE, torch.bfloat16)
-    gradients = []
-    for broken in (False, True):
-        runs = [engine.create_run(config, seed) for seed in range(3)]
-        for seed, run in enumerate(runs):
-            shake(run, seed)
-        if broken:
-            runs[1].adapter.flat.fill_(torch.nan)
-        rows = [random_row(20, np.random.default_rng(seed)) for seed in range(3)]
-        engine.forward_backward([Microbatch(rows=[row], run=run) for row, run in zip(rows, runs, strict=True)])
-        gradients.append([run.gradient for run in runs])
-    assert gradients[1][1].isnan().any()
-    for index in (0, 2):
-        assert_near(gradients[1][index], gradients[0][index].cpu(), 0.02)
+    for whole, beside in beside_one_that_is_broken(engine, config):
+        assert_near(beside, whole.cpu(), 0.02)
 
 
 def test_a_gpu_draws_the_masks_that_a_key_says() -> None:
@@ -289,7 +276,10 @@ def test_one_kernel_attends_within_each_sequence(window: int | None, heads: tupl
     expected = torch.cat([one_sequence(*part, 0.3, window) for part in parts], 2).transpose(1, 2)
     assert_near(y.detach(), expected.detach(), 0.02)
     for ours, theirs in zip(got, torch.autograd.grad(expected, precise, g.double()), strict=True):
-        assert_near(ours, theirs, 0.02)
+        if theirs.any():
+            assert_near(ours, theirs, 0.02)
+        else:  # at q and k of a window of one
+            assert float(ours.abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
