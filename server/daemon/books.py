@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from server.db import daemons, leases
@@ -90,10 +91,10 @@ class Books:
             yield session
 
     @contextmanager
-    def glance(self) -> Iterator[Session]:
-        """For a single statement."""
-        with self.database.glance() as session:
-            yield session
+    def glance(self) -> Iterator[Connection]:
+        """For a single statement on columns."""
+        with self.database.glance() as connection:
+            yield connection
 
     def check(self) -> None:
         """Raises `Fenced` when the lease was not renewed for half of its time."""

@@ -89,8 +89,8 @@ class Points:
 
     def forget_ended(self) -> None:
         """Erase the points of jobs that have ended, whoever ended them."""
-        with self.books.glance() as session:
-            ended = recovery_points.runs_ended(session, self.books.epoch)
+        with self.books.glance() as connection:
+            ended = recovery_points.runs_ended(connection, self.books.epoch)
         if not ended:
             return
         with self.books.write() as session:

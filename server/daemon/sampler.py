@@ -117,8 +117,8 @@ class Sampler:
         return True
 
     def _admit(self) -> None:
-        with self.books.glance() as session:
-            if not operations.any_pending(session, self.engine.base.hash):
+        with self.books.glance() as connection:
+            if not operations.any_pending(connection, self.engine.base.hash):
                 return
         with self.books.write() as session:
             new = operations.start_pending(session, self.engine.base.hash, self.books.epoch)

@@ -56,9 +56,9 @@ def take_snapshot(
     No plan lets more runs in, or asks more to give way, than there are places; so no more tenants need to be seen.
     """
     named = {resident.job.tenant_id for resident in residents} | sampled.keys()
-    with books.glance() as session:
+    with books.glance() as connection:
         accounts_, counters = accounts.read_accounts(
-            session,
+            connection,
             base_hash,
             named=named,
             num_others=settings.max_resident_runs,

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from server.db import daemons
 from server.db.among import among
 from server.db.given import given
-from server.db.session import one_at_a_time, rows
+from server.db.session import Reader, one_at_a_time, rows
 from server.db.tables import Job, Run, Tenant
 from server.states import RESIDENT, JobStatus
 
@@ -97,7 +97,7 @@ _METER_SAMPLING = (
 
 
 def read_accounts(
-    session: Session, base_hash: str, *, named: Collection[str], num_others: int, run_ids: Collection[str] = ()
+    reader: Reader, base_hash: str, *, named: Collection[str], num_others: int, run_ids: Collection[str] = ()
 ) -> tuple[list[Account], dict[str, float]]:
     """(the tenants named, and of the others with a queued job of this base those of smallest counter;
     the counter of each of these runs among its tenant's own).
@@ -107,7 +107,7 @@ def read_accounts(
     """
     wanted = {"base_hash": base_hash, "named": named, "num_others": num_others, "run_ids": run_ids}
     found, counters = [], {}
-    for tenant_id, share, counter, backlogged, run_id, run_counter, *next_ in rows(session, _READ, wanted):
+    for tenant_id, share, counter, backlogged, run_id, run_counter, *next_ in rows(reader, _READ, wanted):
         if tenant_id is None:
             counters[run_id] = run_counter
         else:

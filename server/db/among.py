@@ -1,10 +1,11 @@
-"""`column IN (ids)` with one parameter, however many ids: the statement is the same text, compiled and planned once."""
+"""`column IN (...)` in a statement that is the same text at each execution, compiled and planned once."""
 
 import json
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, Dialect, String, TypeDecorator, bindparam
+from sqlalchemy import ARRAY, ColumnElement, Dialect, String, TypeDecorator, bindparam, literal
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
@@ -31,8 +32,13 @@ class _Among(FunctionElement[bool]):
 
 
 def among(column: ColumnElement[str], name: str) -> ColumnElement[bool]:
-    """Whether a column is one of the ids in the parameter of that name."""
+    """Whether a column is one of the ids in the parameter of that name, however many there are."""
     return _Among(column, bindparam(name, type_=_Ids()))
+
+
+def is_one_of(column: ColumnElement[str], values: Iterable[StrEnum]) -> ColumnElement[bool]:
+    """Whether a column has one of these values, always the same ones; with plain values `in_` is written out anew."""
+    return column.in_([literal(value.value) for value in values])
 
 
 @compiles(_Among, "postgresql")

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from server.db.session import rows
+from server.db.session import Reader, rows
 from server.db.tables import Operation
 
 PENDING, RUNNING, DONE, FAILED = "pending", "running", "done", "failed"
@@ -86,9 +86,9 @@ def all_keys(session: Session) -> set[str]:
     return set(session.scalars(select(Operation.key)))
 
 
-def any_pending(session: Session, base_hash: str) -> bool:
+def any_pending(reader: Reader, base_hash: str) -> bool:
     """Whether an operation on this base waits."""
-    return bool(rows(session, _ANY_PENDING, {"base_hash": base_hash}))
+    return bool(rows(reader, _ANY_PENDING, {"base_hash": base_hash}))
 
 
 def start_pending(session: Session, base_hash: str, epoch: int) -> list[Operation]:

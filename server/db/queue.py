@@ -5,8 +5,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Float, bindparam, case, cast, func, literal, or_, select
+from sqlalchemy import Float, bindparam, case, cast, func, or_, select
 
+from server.db.among import is_one_of
 from server.db.bases import NEWEST
 from server.db.daemons import IS_LIVE, tokens_per_second
 from server.db.drains import IS_IN_FORCE, first_for, open_drains
@@ -15,14 +16,9 @@ from server.db.tables import Base, Daemon, Drain, Job, Tenant
 from server.outlook import OpenDrain, Outlook, QueuedJob, Service
 from server.states import RESIDENT, JobStatus
 
-
-def _is_one_of(statuses: Sequence[JobStatus]) -> ColumnElement[bool]:
-    """In a statement that is written out once; with plain values `in_` is so at each execution."""
-    return Job.status.in_([literal(status.value) for status in statuses])
-
-
-_IS_RESIDENT = _is_one_of(RESIDENT)
-_IS_ACTIVE = _is_one_of((JobStatus.QUEUED, *RESIDENT))
+_STATUS = Job.metadata.tables["jobs"].c.status
+_IS_RESIDENT = is_one_of(_STATUS, RESIDENT)
+_IS_ACTIVE = is_one_of(_STATUS, (JobStatus.QUEUED, *RESIDENT))
 _BUSY = select(Tenant.share).where(select(Job.id).where(Job.tenant_id == Tenant.id, _IS_ACTIVE).exists()).subquery()
 _STATE = select(
     NEWEST.with_only_columns(Base.hash).scalar_subquery().label("newest_hash"),

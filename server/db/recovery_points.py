@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from sqlalchemy import bindparam, delete, exists, select
 from sqlalchemy.orm import Session
 
+from server.db.among import is_one_of
 from server.db.daemons import IS_OPEN
-from server.db.session import rows
+from server.db.session import Reader, rows
 from server.db.tables import Daemon, Job, RecoveryPoint, Run
 from server.states import ENDED
 
@@ -16,7 +17,7 @@ _RUNS_ENDED = (
     select(RecoveryPoint.run_id)
     .join(Run, Run.id == RecoveryPoint.run_id)
     .join(Job, Job.id == Run.job_id)
-    .where(Job.status.in_(ENDED), ~_OF_OTHERS)
+    .where(is_one_of(Job.metadata.tables["jobs"].c.status, ENDED), ~_OF_OTHERS)
     .distinct()
 )
 
@@ -44,9 +45,9 @@ def remove(session: Session, id_: str) -> None:
     session.execute(delete(RecoveryPoint).where(RecoveryPoint.id == id_))
 
 
-def runs_ended(session: Session, epoch: int) -> list[str]:
+def runs_ended(reader: Reader, epoch: int) -> list[str]:
     """The runs that have points although their job has ended; none that another daemon may still be saving."""
-    return [row.run_id for row in rows(session, _RUNS_ENDED, {"epoch": epoch})]
+    return [row.run_id for row in rows(reader, _RUNS_ENDED, {"epoch": epoch})]
 
 
 def forget(session: Session, run_ids: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, String, bindparam, delete, exists, func, inse
 from sqlalchemy.orm import Session
 
 from server.db import accounts, events
-from server.db.among import among
+from server.db.among import among, is_one_of
 from server.db.given import given
 from server.db.session import rows
 from server.db.tables import Adapter, Event, ExpertLoads, Job, Metric, Run
@@ -157,15 +157,16 @@ class StepRow:
 
 def add_steps(session: Session, steps: Sequence[StepRow], epoch: int) -> None:
     """The rows of steps, and their jobs' progress; nothing for a job that has ended, or is another daemon's by now."""
-    ids = [row.job_id for row in steps]
+    if not steps:
+        return
     connection = session.connection()
-    held = set(connection.scalars(_STILL_HELD, {"ids": ids, "epoch": epoch}))
+    progress = [{"id": row.job_id, "step": row.metric["step"], "tokens": row.metric["tokens"]} for row in steps]
+    held = set(connection.scalars(_PROGRESS, {"jobs": progress, "epoch": epoch}))
     if not (kept := [row for row in steps if row.job_id in held]):
         return
     now = time.time()
-    progress = [{"id": row.job_id, "step": row.metric["step"], "tokens": row.metric["tokens"]} for row in kept]
-    connection.execute(_PROGRESS, {"jobs": progress})
-    connection.execute(_METRIC, [{"job_id": row.job_id, "created_at": now, **row.metric} for row in kept])
+    metrics = [{"job_id": row.job_id, "created_at": now, **row.metric} for row in kept]
+    connection.execute(_ADD_METRICS, {"metrics": metrics})
     loads = [
         {"job_id": row.job_id, "step": row.metric["step"], "loads": row.expert_loads}
         for row in kept
@@ -176,23 +177,36 @@ def add_steps(session: Session, steps: Sequence[StepRow], epoch: int) -> None:
 
 
 _JOBS, _RUNS = (Job.metadata.tables[name] for name in ("jobs", "runs"))
-_METRIC, _LOADS = (insert(Job.metadata.tables[name]) for name in ("metrics", "expert_loads"))
+_METRICS, _EXPERT_LOADS = (Job.metadata.tables[name] for name in ("metrics", "expert_loads"))
+_OF_STEPS = given(
+    "metrics",
+    **{column.name: type(column.type) for column in _METRICS.c if column.name not in ("valid_loss", "valid_losses")},
+).c
+_ADD_METRICS = insert(_METRICS).from_select(_OF_STEPS.keys(), select(*_OF_STEPS))
+_LOADS = insert(_EXPERT_LOADS)
 _WISHES = (
     select(_JOBS.c.id, _JOBS.c.status, _JOBS.c.requested, _RUNS.c.lease_epoch)
     .join(_RUNS, _RUNS.c.job_id == _JOBS.c.id)
     .where(among(_JOBS.c.id, "ids"))
 )
 _SUSPECTS = select(_RUNS.c.job_id).where(_RUNS.c.crashes >= SUSPECT_CRASHES)
-_STILL_HELD = (
-    select(_JOBS.c.id)
-    .join(_RUNS, _RUNS.c.job_id == _JOBS.c.id)
-    .where(among(_JOBS.c.id, "ids"), _JOBS.c.status.in_(RESIDENT))
-    .where(_RUNS.c.lease_epoch == bindparam("epoch"))
-    .order_by(_JOBS.c.id)
-    .with_for_update(of=_JOBS)
+_LOCKED = _JOBS.alias("locked")
+_HELD = (
+    select(_LOCKED.c.id)
+    .join(_RUNS, _RUNS.c.job_id == _LOCKED.c.id)
+    .where(is_one_of(_LOCKED.c.status, RESIDENT), _RUNS.c.lease_epoch == bindparam("epoch"))
+    .order_by(_LOCKED.c.id)
+    .with_for_update(of=_LOCKED)
 )
+_STILL_HELD = _HELD.where(among(_LOCKED.c.id, "ids"))
 _OF_JOBS = given("jobs", id=String, step=BigInteger, tokens=BigInteger).c
-_PROGRESS = update(_JOBS).where(_JOBS.c.id == _OF_JOBS.id).values(step=_OF_JOBS.step, tokens=_OF_JOBS.tokens)
+_STEPPED = _HELD.add_columns(_OF_JOBS.step, _OF_JOBS.tokens).where(_LOCKED.c.id == _OF_JOBS.id).subquery()
+_PROGRESS = (
+    update(_JOBS)
+    .where(_JOBS.c.id == _STEPPED.c.id)
+    .values(step=_STEPPED.c.step, tokens=_STEPPED.c.tokens)
+    .returning(_JOBS.c.id)
+)
 
 
 def add_evaluation(

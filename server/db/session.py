@@ -95,10 +95,10 @@ class Database:
             yield connection
 
     @contextmanager
-    def glance(self) -> Iterator[Session]:
-        """A session for a single statement that reads: that is a moment of its own, without a transaction around it."""
-        with self._turn, Session(self._glancing, expire_on_commit=False) as session:
-            yield session
+    def glance(self) -> Iterator[Connection]:
+        """For a single statement on columns: that is a moment of its own, without a transaction around it."""
+        with self._turn, self._glancing.connect() as connection:
+            yield connection
 
     def version(self) -> object:
         """Another value than before when anybody has written since. It is for one thread, and cheap.
