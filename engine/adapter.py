@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -46,10 +47,7 @@ class Layout:
         """`shapes`: module -> (O, D) of the frozen weight."""
         self.slots: dict[tuple[int, str, str], Slot] = {}
         self.size = 0
-        self.lora_modules: set[str] = set()
-        self.expert_modules: set[str] = set()
-        for module in config.target_modules:
-            (self.expert_modules if config.is_mixture and module in family.mlp else self.lora_modules).add(module)
+        self.expert_modules = set(config.target_modules) & set(family.mlp) if config.is_mixture else set()
         for matrix in ("A", "B"):
             for layer in range(num_layers):
                 for module in config.target_modules:
@@ -64,6 +62,18 @@ class Layout:
             for layer in range(num_layers):
                 for module in config.target_modules:
                     self._add(layer, module, "m", *self._experts(config, module), shapes[module][0])
+        self.narrowings: dict[tuple[int, str], dict[tuple[str, ...], Slot]] = {}
+        """(layer, input) -> modules without experts that read it -> their A, one above the other [M·R, D]."""
+        for layer in range(num_layers):
+            for (input_name, has_experts), neighbours in groupby(
+                config.target_modules, lambda module: (family.input_of(module), module in self.expert_modules)
+            ):
+                if not has_experts:
+                    modules = tuple(neighbours)
+                    first = self.slots[layer, modules[0], "A"]
+                    shape = len(modules) * config.rank, first.shape[1]
+                    slot = Slot(layer, "+".join(modules), "A", first.start, shape)
+                    self.narrowings.setdefault((layer, input_name), {})[modules] = slot
 
     def _experts(self, config: AdapterConfig, module: str) -> list[int]:
         return [config.num_experts] if module in self.expert_modules and config.num_experts else []
@@ -170,7 +180,7 @@ class Weights:
     gradient: Tensor | None  # float32, like `precise`; None where nothing is trained
     norms: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     """DoRA's, by layer and module, computed where they are first asked for."""
-    _parameters: dict[tuple[int, str, str], Parameter] = field(default_factory=dict, init=False)
+    _parameters: dict[Slot, Parameter] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, adapter: Adapter, dtype: torch.dtype, gradient: Tensor | None = None) -> "Weights":
@@ -193,15 +203,17 @@ class Weights:
                 part.gradient.add_(gradient)
 
     def parameter(self, layer: int, module: str, matrix: str) -> Parameter:
-        key = layer, module, matrix
-        if key not in self._parameters:
-            slot = self.layout.slots[key]
+        return self.of_slot(self.layout.slots[layer, module, matrix])
+
+    def of_slot(self, slot: Slot) -> Parameter:
+        """One of the layout's."""
+        if slot not in self._parameters:
             value, precise = slot.view(self.value), slot.view(self.precise)
-            if self.value.dim() > 1 and module in self.layout.expert_modules:
+            if self.value.dim() > 1 and slot.module in self.layout.expert_modules:
                 value = value.flatten(0, 1)
             gradient = None if self.gradient is None else slot.view(self.gradient)
-            self._parameters[key] = Parameter(value, precise, gradient)
-        return self._parameters[key]
+            self._parameters[slot] = Parameter(value, precise, gradient)
+        return self._parameters[slot]
 
     def with_gradient(self, gradient: Tensor) -> "Weights":
         """The same weights, whose gradients are added elsewhere."""

@@ -1,6 +1,6 @@
 """LoRA beside a frozen linear module: y = xW' + s·dropout(x)A'B' (docs/design.md §3).
 
-Legend: T packed tokens, n rows of a group, D input width, O output width, R rank.
+Legend: T packed tokens, n rows of a segment, D input width, O output width, R rank, J microbatches of a segment.
 """
 
 from collections.abc import Sequence
@@ -14,59 +14,109 @@ from torch import Tensor, nn
 from engine import dora
 from engine.adapter import Parameter
 from engine.dropout import Dropped
-from engine.grouped import Groups
 from engine.passes import Pass
 from engine.segments import Segment
 
 
-@dataclass(frozen=True)
-class Group:
-    """Rows `start` to `stop` of a pack, a segment's: those of each microbatch share a pair A [J, R, D], B [J, R, O]."""
+@dataclass
+class Narrowed:
+    """Rows `start` to `stop` of a pack, a segment's, after the A of modules that read one input, M of them at once."""
 
     start: int
     stop: int
+    segment: Segment
+    modules: tuple[str, ...]
     input: Dropped  # those rows of the input, without gradient
-    groups: Groups
-    a: Parameter
-    b: Parameter
-    scaling: float
+    a: Parameter  # [J, M·R, D]: a pair for each of J microbatches
+    low_nX: Tensor  # s·A dropout(x), X = M·R
+
+    @classmethod
+    def of(cls, start: int, segment: Segment, modules: tuple[str, ...], input_: Dropped, a: Parameter) -> "Narrowed":
+        low_nX = segment.groups.narrow(input_.x, a.value).mul_(segment.scaling)
+        return cls(start, start + len(low_nX), segment, modules, input_, a, low_nX)
+
+    @cached_property
+    def g_low_nX(self) -> Tensor:
+        """Where the modules' B write the gradient."""
+        return torch.empty_like(self.low_nX)
+
+    def backward(self, g_x_TD: Tensor | None) -> None:
+        """Once they have: adds to the gradients of A and, in place, at x, which is 0 where elements are dropped."""
+        groups, g_low_nX = self.segment.groups, self.g_low_nX.mul_(self.segment.scaling)
+        groups.accumulate(self.a, g_low_nX, self.input.x)
+        if g_x_TD is not None:
+            rows_nD = g_x_TD[self.start : self.stop]
+            groups.add_(rows_nD, g_low_nX, self.a.value)
+            self.input.backward_(rows_nD)
+
+    def columns(self, module: str) -> slice:
+        """A module's own R of the X."""
+        rank, place = self.a.value.shape[1] // len(self.modules), self.modules.index(module)
+        return slice(place * rank, (place + 1) * rank)
 
 
-def add_lora(anchor: Tensor, y_TO: Tensor, x_TD: Tensor, groups: Sequence[Group]) -> Tensor:
+@dataclass(frozen=True)
+class Group:
+    """What was narrowed for one module, and the B that widens it."""
+
+    narrowed: Narrowed
+    columns: slice
+    b: Parameter  # [J, R, O]
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.narrowed.start, self.narrowed.stop)
+
+    def add_(self, y_TO: Tensor) -> None:
+        """y[rows] += s·xA'B."""
+        groups, low_nR = self.narrowed.segment.groups, self.narrowed.low_nX[:, self.columns]
+        groups.add_(y_TO[self.rows], low_nR, self.b.value)
+
+    def backward(self, g_TO: Tensor) -> None:
+        """Adds to B's gradient; writes that at what was narrowed."""
+        groups, g_nO = self.narrowed.segment.groups, g_TO[self.rows]
+        groups.narrow(g_nO, self.b.value, out=self.narrowed.g_low_nX[:, self.columns])
+        groups.accumulate(self.b, self.narrowed.low_nX[:, self.columns], g_nO)
+
+
+class _Narrow(torch.autograd.Function):
+    """The A of all modules that read x. What it gives is empty: the modules' B take it, so that they go back first."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, x_TD: Tensor, narrowed: list[Narrowed]) -> Tensor:
+        ctx.narrowed, ctx.input_shape = narrowed, x_TD.shape
+        return x_TD.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        g_x_TD = gradients[0].new_zeros(ctx.input_shape) if ctx.needs_input_grad[1] else None
+        kept, ctx.narrowed = ctx.narrowed, None
+        for narrowed in kept:
+            narrowed.backward(g_x_TD)
+        return None, g_x_TD, None
+
+
+class _AddLora(torch.autograd.Function):
     """y[rows] += s·xA'B for each group, in place; the other rows keep their bits.
 
     The gradients of A and B are added to the parameters' own. A slice, never a mask: what is not a number in one
     group reaches no other.
     """
-    return _AddLora.apply(anchor, y_TO, x_TD, groups) if groups else y_TO
 
-
-class _AddLora(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, y_TO: Tensor, x_TD: Tensor, groups: Sequence[Group]) -> Tensor:
-        lows = []
+    def forward(ctx: Any, narrow: Tensor, y_TO: Tensor, groups: Sequence[Group]) -> Tensor:
         for group in groups:
-            low_nR = group.groups.narrow(group.input.x, group.a.value).mul_(group.scaling)
-            group.groups.add_(y_TO[group.start : group.stop], low_nR, group.b.value)
-            lows.append(low_nR)
-        ctx.groups, ctx.lows, ctx.input_shape = groups, lows, x_TD.shape
+            group.add_(y_TO)
+        ctx.groups = groups
         ctx.mark_dirty(y_TO)
         return y_TO
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (g_TO,) = gradients
-        g_x_TD = g_TO.new_zeros(ctx.input_shape) if ctx.needs_input_grad[2] else None
-        kept, ctx.groups, ctx.lows = zip(ctx.groups, ctx.lows, strict=True), None, None
-        for group, low_nR in kept:
-            g_nO = g_TO[group.start : group.stop]
-            g_low_nR = group.groups.narrow(g_nO, group.b.value).mul_(group.scaling)
-            group.groups.accumulate(group.b, low_nR, g_nO)
-            group.groups.accumulate(group.a, g_low_nR, group.input.x)
-            if g_x_TD is not None:
-                rows_nD = g_x_TD[group.start : group.stop]
-                group.input.backward_(group.groups.widen(g_low_nR, group.a.value, out=rows_nD))
-        return None, g_TO, g_x_TD, None
+        kept, ctx.groups = ctx.groups, None
+        for group in kept:
+            group.backward(gradients[0])
+        return None, gradients[0], None
 
 
 class LoraLinear(nn.Module):
@@ -82,18 +132,30 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[1, T, D] -> [1, T, O]."""
-        groups, scales = [], []
         x_TD = x.squeeze(0)  # not x[0], whose backward fills a tensor with zeros first
-        for start, segment, x_nD in self.pass_.batch.split(x_TD.detach()):
-            if segment is None or not segment.has_lora(self.module):
+        narrow, narrowed = self.pass_.shared((self.layer, self.input_name), lambda: self._narrow(x_TD))
+        groups, scales = [], []
+        for part in narrowed:
+            if self.module not in part.modules:
                 continue
-            stop = start + len(x_nD)
-            input_ = self.pass_.dropped(x_nD, segment, self.layer, self.input_name)
-            a, b = (segment.parameter(self.layer, self.module, matrix).of_groups() for matrix in "AB")
-            groups.append(Group(start, stop, input_, segment.groups, a, b, segment.scaling))
-            scales += [dora.Group(start, stop, magnitude) for magnitude in self.magnitudes(segment)]
-        y = add_lora(self.pass_.anchor, self.frozen(x_TD), x_TD, groups)
+            b = part.segment.parameter(self.layer, self.module, "B").of_groups()
+            groups.append(Group(part, part.columns(self.module), b))
+            scales += [dora.Group(part.start, part.stop, magnitude) for magnitude in self.magnitudes(part.segment)]
+        y = self.frozen(x_TD)
+        if groups:
+            y = _AddLora.apply(narrow, y, groups)
         return dora.scale(self.pass_.anchor, y, self.frozen.bias, scales)[None]
+
+    def _narrow(self, x_TD: Tensor) -> tuple[Tensor, list[Narrowed]]:
+        """For all modules that read x, of which the first asks."""
+        narrowed = []
+        for start, segment, x_nD in self.pass_.batch.split(x_TD.detach()):
+            narrowings = segment.narrowings(self.layer, self.input_name) if segment is not None else []
+            if segment is None or not narrowings:
+                continue
+            input_ = segment.drop(x_nD, self.layer, self.input_name)
+            narrowed += [Narrowed.of(start, segment, modules, input_, a) for modules, a in narrowings]
+        return _Narrow.apply(self.pass_.anchor, x_TD, narrowed), narrowed
 
     def magnitudes(self, segment: Segment) -> list[dora.Magnitude]:
         """Of each expert of the segment's adapter, or of its one LoRA; none without DoRA."""

@@ -1,14 +1,15 @@
 """The pass under way: what every replaced module looks at, instead of a module global."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import local
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from engine.dropout import Dropped
-from engine.segments import Batch, Segment
+from engine.segments import Batch
+
+T = TypeVar("T")
 
 
 class Pass(local):
@@ -19,7 +20,7 @@ class Pass(local):
 
     def __init__(self) -> None:
         self._batch: Batch | None = None
-        self._dropped: dict[tuple[int, int, str], Dropped] = {}
+        self._shared: tuple[tuple[int, str], Any] | None = None
         self.anchor = torch.zeros(())
 
     @property
@@ -39,8 +40,7 @@ class Pass(local):
         finally:
             for segment in batch.segments:  # else a cycle through autograd's nodes keeps the pass in memory for ever
                 segment.aux_losses.clear()
-            self._batch = None
-            self._dropped.clear()
+            self._batch = self._shared = None
 
     @contextmanager
     def resumed(self, batch: Batch) -> Iterator[None]:
@@ -51,13 +51,11 @@ class Pass(local):
             yield
         finally:
             self._batch, self.anchor = before
-            self._dropped.clear()
+            self._shared = None
 
-    def dropped(self, x: Tensor, segment: Segment, layer: int, input_name: str) -> Dropped:
-        """A segment's rows of an input after dropout: q, k and v of a layer ask for the same tensor."""
-        key = (id(segment), layer, input_name)
-        if key not in self._dropped:
-            if any(other[1:] != key[1:] for other in self._dropped):
-                self._dropped.clear()  # another layer or input: the last one's tensors are not asked for again
-            self._dropped[key] = segment.drop(x, layer, input_name)
-        return self._dropped[key]
+    def shared(self, input_: tuple[int, str], make: Callable[[], T]) -> T:
+        """What the modules that read an input, (layer, name), have in common: made for the first that asks."""
+        if self._shared is None or self._shared[0] != input_:
+            self._shared = input_, make()  # those of the input before are not asked for again
+        made: T = self._shared[1]
+        return made

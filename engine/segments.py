@@ -59,9 +59,12 @@ class Segment:
         """One entry a sequence."""
         return self.caches or [None] * len(self.sequences)
 
-    def has_lora(self, module: str) -> bool:
-        """Whether one LoRA of this segment's adapter sits beside `module`."""
-        return self.weights is not None and module in self.weights.layout.lora_modules
+    def narrowings(self, layer: int, input_name: str) -> list[tuple[tuple[str, ...], Parameter]]:
+        """Modules that read an input and have one LoRA each, and their A [J, M·R, D]: all whose A are neighbours."""
+        if self.weights is None:
+            return []
+        slots = self.weights.layout.narrowings.get((layer, input_name), {})
+        return [(modules, self.weights.of_slot(slot).of_groups()) for modules, slot in slots.items()]
 
     def has_experts(self, module: str) -> bool:
         """Whether each expert of this segment's adapter has a LoRA beside `module`."""

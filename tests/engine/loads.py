@@ -72,8 +72,9 @@ LOADS = {
             mixlora(target_modules=("gate_proj", "up_proj", "down_proj")),
             mixlora(target_modules=("down_proj",)),
             mixlora(target_modules=("q_proj", "up_proj")),
+            lora(target_modules=("v_proj", "o_proj", "k_proj", "q_proj", "gate_proj", "down_proj", "up_proj")),
         ],
-        [(0, [9]), (1, [8]), (2, [7]), (3, [6])],
+        [(0, [9]), (1, [8]), (2, [7]), (3, [6]), (4, [5])],
     ),
     "DoRA beside MixDoRA and MixLoRA": Load(
         [lora(dora=True), mixlora(dora=True), mixlora(), mixlora(2, 8, 3, dora=True, rslora=True)],
