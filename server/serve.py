@@ -199,7 +199,8 @@ def serve(settings: Settings, flags: list[str], *, with_daemon: bool) -> int:
     app = create_app(settings)
     if written:
         print(f"The operator's key is in {written}", flush=True)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    # Of uvicorn's parsers this one bounds a request's head; left to choose, it takes httptools where that is installed.
+    config = uvicorn.Config(app, http="h11", log_config=None, access_log=False, timeout_graceful_shutdown=5)
     server = _Server(config)
     supervisor = Supervisor(settings, flags) if with_daemon else None
 
