@@ -239,9 +239,10 @@ class Loop:
                 self.longest_wait = max(longest_waits(snapshot).values(), default=0)
                 return decision
             wanted = decision.admit[: 1 if self.has_company else None]  # who has company leaves the others some
-            claimed = [run_id for run_id in wanted if self.roster.attach(run_id)]
+            lifts = decision.run_lifts
+            claimed = [run_id for run_id in wanted if self.roster.attach(run_id, rise=lifts.get(run_id, 0.0))]
             may_admit = bool(claimed) and not self.has_company
-            self.recorder.lift({run_id: rise for run_id, rise in decision.run_lifts.items() if run_id in claimed})
+            self.recorder.forget_backlogged()
 
     def _tell_who_waits(self, snapshot: Snapshot, decision: Plan) -> None:
         """Who waits for bytes is in the books; who could never have them ends, unless another daemon may."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from sqlalchemy.orm import Session
 
 from engine import formats
 from engine.adapter import Adapter
@@ -15,7 +16,6 @@ from server.daemon.model_card import model_card
 from server.daemon.points import tell_of_failure
 from server.daemon.writer import Writer
 from server.db import events, runs
-from server.db.tables import Adapter as AdapterRow
 from server.db.tables import Job
 from server.ids import new_id
 from server.states import JobStatus
@@ -71,8 +71,8 @@ class Publisher:
 
         def add(files: Manifest) -> None:
             row = _row(state, key, files[formats.WEIGHTS], final=_is_success(ending))
-            for old_key in self._add(job, row, ending):
-                self.writer.delete(old_key)
+            for unwanted in self._add(job, row, ending):
+                self.writer.delete(unwanted)
             then()
 
         self.writer.put(
@@ -82,48 +82,49 @@ class Publisher:
             lambda error: tell_of_failure(self.books, job, f"The adapter of step {state.step}", error),
         )
 
-    def _add(self, job: Job, row: AdapterRow, ending: Ending | None) -> list[str]:
+    def _add(self, job: Job, row: dict[str, Any], ending: Ending | None) -> list[str]:
         """Insert the adapter and end the job; the keys to delete from the store."""
-        data = {"step": row.step, "adapter_id": row.id, "sha256": row.sha256}
+        data = {"step": row["step"], "adapter_id": row["id"], "sha256": row["sha256"]}
         with self.books.write() as session:
-            exists = runs.lock_job(session, job.id) is not None
+            if not self._is_wanted(session, job, row, ending):
+                return [row["key"]]
+            unwanted = runs.add_adapter(session, row, keep=job.training["keep_checkpoints"])
+            if row["key"] not in unwanted and not row["final"]:
+                events.record(session, job, "checkpoint", f"Checkpoint of step {row['step']}.", data)
             if ending is not None:
-                values = {"adapter_id": row.id, "finished_at": time.time(), "requested": None, "error": ending.error}
-                exists = runs.move(session, job.id, ending.status, held_by=self.books.epoch, **values)
-            added = exists and runs.add_adapter(session, row)
-            if added and not row.final:
-                events.record(session, job, "checkpoint", f"Checkpoint of step {row.step}.", data)
-            if exists and ending is not None:
                 code = {"code": ending.error["code"]} if ending.error else {}
                 events.record(session, job, ending.status, ending.message, {**data, **code})
-            session.flush()
-            surplus = runs.surplus_checkpoints(session, job.id, job.training["keep_checkpoints"])
-            for old in surplus:
-                session.delete(old)
-        return [old.key for old in surplus] + ([] if added else [row.key])
+        return unwanted
+
+    def _is_wanted(self, session: Session, job: Job, row: dict[str, Any], ending: Ending | None) -> bool:
+        """Whether the job is still there, and now ends if that is to be so."""
+        if ending is None:
+            return runs.lock_job(session, job.id) is not None
+        ended = {"adapter_id": row["id"], "finished_at": row["created_at"], "requested": None, "error": ending.error}
+        return runs.move(session, job.id, ending.status, held_by=self.books.epoch, **ended)
 
 
 def _is_success(ending: Ending | None) -> bool:
     return ending is not None and ending.status is JobStatus.SUCCEEDED
 
 
-def _row(state: State, key: str, weights: dict[str, Any], *, final: bool) -> AdapterRow:
+def _row(state: State, key: str, weights: dict[str, Any], *, final: bool) -> dict[str, Any]:
     job = state.job
-    return AdapterRow(
-        id=state.id,
-        tenant_id=job.tenant_id,
-        name=job.name if final else f"{job.name}, step {state.step}",
-        job_id=job.id,
-        step=state.step,
-        final=final,
-        base_name=job.base_name,
-        base_hash=job.base_hash,
-        method=job.adapter["method"],
-        config=job.adapter,
-        valid_loss=state.valid_loss,
-        exact=job.exact,
-        key=key,
-        sha256=weights["sha256"],
-        bytes=weights["bytes"],
-        created_at=time.time(),
-    )
+    return {
+        "id": state.id,
+        "tenant_id": job.tenant_id,
+        "name": job.name if final else f"{job.name}, step {state.step}",
+        "job_id": job.id,
+        "step": state.step,
+        "final": final,
+        "base_name": job.base_name,
+        "base_hash": job.base_hash,
+        "method": job.adapter["method"],
+        "config": job.adapter,
+        "valid_loss": state.valid_loss,
+        "exact": job.exact,
+        "key": key,
+        "sha256": weights["sha256"],
+        "bytes": weights["bytes"],
+        "created_at": time.time(),
+    }

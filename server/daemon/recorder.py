@@ -60,11 +60,9 @@ class Recorder:
         fault("record.end")
         self.floor, self._backlogged = decision.floor, decision.backlogged
 
-    def lift(self, rises: Mapping[str, float]) -> None:
-        """Raise the counters of runs that came into memory to where their tenant's others stand."""
-        with self.books.write() as session:
-            accounts.charge(session, rises={}, run_rises=rises, costs={}, refunds={}, trained={})
-        self._backlogged = None  # a run that lost work has marked its tenant
+    def forget_backlogged(self) -> None:
+        """Runs came into memory: one that lost work has marked its tenant."""
+        self._backlogged = None
 
     def _charge(self, session: Session, decision: Plan, ended: Ended) -> None:
         """Write the plan's increments, and give back what others have made fail; meter the steps that are taken."""

@@ -26,7 +26,7 @@ from server.daemon.prices import prices_of
 from server.daemon.program import Cursor, Evaluation, JobProgram, Work
 from server.daemon.publisher import Ending, Publisher, State
 from server.daemon.writer import Writer
-from server.db import events, recovery_points, runs
+from server.db import accounts, events, recovery_points, runs
 from server.db.tables import Job, RecoveryPoint
 from server.db.tables import Run as RunRow
 from server.faults import fault
@@ -96,21 +96,26 @@ class Roster:
         self.publisher = Publisher(engine.base, books, store, writer)
         self.residents: dict[str, Resident] = {}
 
-    def attach(self, run_id: str, *, alone: bool = False) -> bool:
+    def attach(self, run_id: str, *, rise: float = 0.0, alone: bool = False) -> bool:
         """Claim a queued run and bring it into memory, from its recovery point if it has one; whether it was to be had.
 
-        `alone`: nobody else is in memory, so it may be one that is suspected of the death of a daemon.
+        `rise` is of its counter, to where its tenant's others stand. `alone`: nobody else is in memory, so it may be
+        one that is suspected of the death of a daemon.
         """
         fingerprint = vars(self.publisher.fingerprint)
         with self.books.write() as session:
-            claimed = runs.claim(session, run_id, self.books.epoch, fingerprint, alone=alone)
-            points = list(recovery_points.of_run(session, run_id))
-        if claimed is None:
+            is_ours = runs.claim(session, run_id, self.books.epoch, fingerprint, alone=alone)
+        if not is_ours:
             return False
-        self._bring_in(*claimed, points)
+        with self.books.read() as session:  # it is ours: nobody has to be kept from writing meanwhile
+            found = runs.read_run(session, run_id)
+            points = recovery_points.of_run(session, run_id)
+        if found is None:  # its job was cancelled and deleted
+            return False
+        self._bring_in(*found, points, rise)
         return True
 
-    def _bring_in(self, job: Job, row: RunRow, points: list[RecoveryPoint]) -> None:
+    def _bring_in(self, job: Job, row: RunRow, points: Sequence[RecoveryPoint], rise: float) -> None:
         fault("claim.done", [job.name])
         try:
             resident = self._load(job, row, points)
@@ -127,12 +132,15 @@ class Roster:
             num_bytes = TRAINING_BYTES_PER_PARAMETER * self.engine.base.layout(_config(job)).size
             self._fail(job, "out_of_memory", _TOO_LARGE.format(bytes=num_bytes))
             return
-        step = resident.program.cursor.step
-        message = f"Training goes on after step {step}." if step else "Training begins."
+        cursor = resident.program.cursor
+        message = f"Training goes on after step {cursor.step}." if cursor.step else "Training begins."
         with self.books.write() as session:
+            charged = resident.cost_charged
+            runs.rewind(session, job, row, step=cursor.step, tokens=cursor.tokens, cost_charged=charged)
+            accounts.lift(session, row.id, rise)
             moved = runs.move(session, job.id, JobStatus.RUNNING, held_by=self.books.epoch)
             if moved:
-                events.record(session, job, "running", message, {"step": step})
+                events.record(session, job, "running", message, {"step": cursor.step})
         if moved:
             self.residents[row.id] = resident
 
@@ -254,7 +262,7 @@ class Roster:
         example, _ = resident.program.train.row(0)
         return State(job=resident.job, adapter=adapter, step=step, valid_loss=valid_loss, example=example)
 
-    def _load(self, job: Job, row: RunRow, points: list[RecoveryPoint]) -> Resident:
+    def _load(self, job: Job, row: RunRow, points: Sequence[RecoveryPoint]) -> Resident:
         folder = self.store.path(job.tokens_key)
         if job.tokens_manifest is not None and not is_whole(folder, job.tokens_manifest):
             raise Damaged("the job's files are not those that were kept at its submission")
@@ -267,8 +275,6 @@ class Roster:
         else:
             run, cursor = self.engine.load(self.store.path(point.key)), Cursor(**point.cursor)
             cost_charged = point.cost_charged
-        with self.books.write() as session:
-            runs.rewind(session, job, row, step=cursor.step, tokens=cursor.tokens, cost_charged=cost_charged)
         return Resident(
             job=job,
             adapter=json.dumps(job.adapter),

@@ -10,7 +10,7 @@ from server.db import daemons
 from server.db.among import among
 from server.db.given import given
 from server.db.session import Reader, one_at_a_time, rows
-from server.db.tables import Job, Run, Tenant
+from server.db.tables import Run, Tenant
 from server.states import RESIDENT, JobStatus
 
 
@@ -86,6 +86,17 @@ _CHARGE_TENANTS = (
         trained_tokens=_TENANTS.c.trained_tokens + _OF_TENANTS.trained,
     )
 )
+_BY_OTHERS = exists().where(
+    _JOBS.c.id == _RUNS.c.job_id,
+    _JOBS.c.status.in_(RESIDENT),
+    _RUNS.c.lease_epoch != bindparam("life"),
+    _RUNS.c.tenant_id == _TENANTS.c.id,
+)
+_NAMED_TENANT = among(_TENANTS.c.id, "named")
+_IS_BACKLOGGED = update(_TENANTS).where(_TENANTS.c.backlogged.is_(False), _NAMED_TENANT).values(backlogged=True)
+_IS_NOT_BACKLOGGED = (
+    update(_TENANTS).where(_TENANTS.c.backlogged.is_(True), ~_NAMED_TENANT, ~_BY_OTHERS).values(backlogged=False)
+)
 _METER_SAMPLING = (
     update(_TENANTS)
     .where(_TENANTS.c.id == bindparam("id_"))
@@ -149,6 +160,12 @@ def charge(
         connection.execute(_CHARGE_TENANTS, {"tenants": of_tenants})
 
 
+def lift(session: Session, run_id: str, rise: float) -> None:
+    """Raise the counter of a run that comes into memory to where its tenant's others stand."""
+    if rise:
+        session.connection().execute(_CHARGE_RUNS, {"runs": [{"id": run_id, "rise": rise, "cost": 0}]})
+
+
 def meter_sampling(session: Session, prompts: Mapping[str, int], sampled: Mapping[str, int]) -> None:
     """Add the tokens of prompts and of answers to what tenants have used."""
     one_at_a_time(session, "accounts")
@@ -186,7 +203,6 @@ def give_back(session: Session, *, tenant_id: str, run_id: str, weight: int, cos
 
 def set_backlogged(session: Session, tenant_ids: frozenset[str], epoch: int) -> None:
     """Keep which tenants the last plan counted as backlogged; those whose runs others hold are theirs to say."""
-    others = exists().where(Job.id == Run.job_id, Job.status.in_(RESIDENT), Run.lease_epoch != epoch)
-    is_others = others.where(Run.tenant_id == Tenant.id)
-    for flag, changed in ((True, Tenant.id.in_(tenant_ids)), (False, Tenant.id.not_in(tenant_ids) & ~is_others)):
-        session.execute(update(Tenant).where(Tenant.backlogged.is_(not flag), changed).values(backlogged=flag))
+    connection = session.connection()
+    connection.execute(_IS_BACKLOGGED, {"named": tenant_ids})
+    connection.execute(_IS_NOT_BACKLOGGED, {"named": tenant_ids, "life": epoch})

@@ -20,7 +20,7 @@ _OF_JOB = Listing(
 
 def record(session: Session, job: Job, kind: str, message: str, data: dict[str, Any] | None = None) -> None:
     """Add an event to a job's history, in the caller's transaction. `kind` is a stable word for programs."""
-    session.add(Event(tenant_id=job.tenant_id, job_id=job.id, **fields(kind, message, data)))
+    session.execute(ADD, {"tenant_id": job.tenant_id, "job_id": job.id, **fields(kind, message, data)})
 
 
 def fields(kind: str, message: str, data: dict[str, Any] | None = None) -> dict[str, Any]:

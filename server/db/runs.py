@@ -12,7 +12,7 @@ from server.db import accounts, events
 from server.db.among import among, is_one_of
 from server.db.given import given
 from server.db.session import rows
-from server.db.tables import Adapter, Event, ExpertLoads, Job, Metric, Run
+from server.db.tables import Adapter, Event, Job, Metric, Run
 from server.states import RESIDENT, JobStatus, Reason, sources
 
 SUSPECT_CRASHES = 3
@@ -93,38 +93,37 @@ def acquit(session: Session, run_ids: Collection[str]) -> None:
         session.execute(update(Run).where(Run.id.in_(run_ids)).values(crashes=0, crash_step=None))
 
 
-def claim(
-    session: Session, run_id: str, epoch: int, fingerprint: Mapping[str, Any], *, alone: bool = False
-) -> tuple[Job, Run] | None:
-    """Lease a queued run and show its job as preparing; None if it is not queued, or not there, any more.
+def claim(session: Session, run_id: str, epoch: int, fingerprint: Mapping[str, Any], *, alone: bool = False) -> bool:
+    """Lease a queued run and show its job as preparing; False if it is not queued, or not there, any more.
 
-    None as well while another daemon is about to claim it, and for a suspect unless it would be `alone`.
+    False as well while another daemon is about to claim it, and for a suspect unless it would be `alone`.
     """
-    queued = select(Job.id).join(Run, Run.job_id == Job.id).where(Run.id == run_id, Job.status == JobStatus.QUEUED)
-    if not alone:
-        queued = queued.where(Run.crashes < SUSPECT_CRASHES)
-    job_id = session.scalar(queued.with_for_update(skip_locked=True))
-    if job_id is None or not move(session, job_id, JobStatus.PREPARING):
-        return None
-    run = session.get_one(Run, run_id, populate_existing=True)
-    run.lease_epoch = epoch
-    run.attempts += 1
-    job = session.get_one(Job, job_id, populate_existing=True)
-    if run.fingerprint is None:
-        run.fingerprint = dict(fingerprint)
-    elif run.fingerprint != dict(fingerprint) and job.exact:
-        job.exact = False
+    found = rows(session, _QUEUED if alone else _QUEUED_AND_TRUSTED, {"run_id": run_id})
+    if not found or not move(session, found[0].id, JobStatus.PREPARING):
+        return False
+    (job,), connection = found, session.connection()
+    before, now = job.fingerprint or dict(fingerprint), dict(fingerprint)
+    connection.execute(_LEASE, {"run_id": run_id, "epoch": epoch, "began_on": before})
+    if before != now and job.exact:
+        connection.execute(_IS_NOT_EXACT, {"job_id": job.id})
         message = "The job goes on on a machine whose arithmetic differs: its bits are not those of one machine."
-        events.record(session, job, "not_bit_exact", message, {"before": run.fingerprint, "now": dict(fingerprint)})
-    return job, run
+        events.record(session, job, "not_bit_exact", message, {"before": before, "now": now})
+    return True
+
+
+def read_run(session: Session, run_id: str) -> tuple[Job, Run] | None:
+    """A run and its job; None if they do not exist any more."""
+    found = session.execute(select(Job, Run).join(Run, Run.job_id == Job.id).where(Run.id == run_id)).one_or_none()
+    return None if found is None else (found.Job, found.Run)
 
 
 def rewind(session: Session, job: Job, run: Run, *, step: int, tokens: int, cost_charged: int) -> None:
     """Go back to a recovery point: later metrics go, and what was charged since is given back (docs/design.md §5)."""
-    session.execute(delete(Metric).where(Metric.job_id == job.id, Metric.step > step))
-    session.execute(delete(ExpertLoads).where(ExpertLoads.job_id == job.id, ExpertLoads.step > step))
+    connection = session.connection()
+    connection.execute(_GO_BACK, {"of_job": job.id, "to_step": step, "to_tokens": tokens})
+    for forget in _FORGET:
+        connection.execute(forget, {"of_job": job.id, "after": step})
     lost, lost_tokens = run.cost_charged - cost_charged, job.tokens - tokens
-    session.execute(update(Job).where(Job.id == job.id).values(step=step, tokens=tokens))
     accounts.give_back(
         session, tenant_id=run.tenant_id, run_id=run.id, weight=job.weight, cost=lost, tokens=lost_tokens
     )
@@ -133,17 +132,11 @@ def rewind(session: Session, job: Job, run: Run, *, step: int, tokens: int, cost
 def move(session: Session, job_id: str, target: JobStatus, *, held_by: int | None = None, **values: object) -> bool:
     """Set a job's status where the table of transitions allows it; whether it did. `held_by`: our epoch."""
     if target is JobStatus.RUNNING:
-        values.setdefault("started_at", func.coalesce(Job.started_at, time.time()))
-    statement = (
-        update(Job)
-        .where(Job.id == job_id, Job.status.in_(sources(target)))
-        .values(status=target, **values)
-        .execution_options(synchronize_session=False)
-    )
+        values.setdefault("started_at", func.coalesce(_JOBS.c.started_at, time.time()))
+    statement = update(_JOBS).where(_JOBS.c.id == job_id, _JOBS.c.status.in_(sources(target)))
     if held_by is not None:
-        statement = statement.where(exists().where(Run.job_id == Job.id, Run.lease_epoch == held_by))
-    changed: int = session.execute(statement).rowcount  # type: ignore[attr-defined]
-    return changed == 1
+        statement = statement.where(exists().where(_RUNS.c.job_id == _JOBS.c.id, _RUNS.c.lease_epoch == held_by))
+    return session.connection().execute(statement.values(status=target, **values)).rowcount == 1
 
 
 @dataclass(frozen=True)
@@ -176,8 +169,31 @@ def add_steps(session: Session, steps: Sequence[StepRow], epoch: int) -> None:
         connection.execute(_LOADS, loads)
 
 
-_JOBS, _RUNS = (Job.metadata.tables[name] for name in ("jobs", "runs"))
-_METRICS, _EXPERT_LOADS = (Job.metadata.tables[name] for name in ("metrics", "expert_loads"))
+_JOBS, _RUNS, _ADAPTERS, _METRICS, _EXPERT_LOADS = (
+    Job.metadata.tables[name] for name in ("jobs", "runs", "adapters", "metrics", "expert_loads")
+)
+_QUEUED = (
+    select(*_JOBS.c["id", "tenant_id", "exact"], _RUNS.c.fingerprint)
+    .join(_RUNS, _RUNS.c.job_id == _JOBS.c.id)
+    .where(_RUNS.c.id == bindparam("run_id"), _JOBS.c.status == JobStatus.QUEUED)
+    .with_for_update(skip_locked=True)
+)
+_QUEUED_AND_TRUSTED = _QUEUED.where(_RUNS.c.crashes < SUSPECT_CRASHES)
+_LEASE = (
+    update(_RUNS)
+    .where(_RUNS.c.id == bindparam("run_id"))
+    .values(lease_epoch=bindparam("epoch"), attempts=_RUNS.c.attempts + 1, fingerprint=bindparam("began_on"))
+)
+_IS_NOT_EXACT = update(_JOBS).where(_JOBS.c.id == bindparam("job_id")).values(exact=False)
+_GO_BACK = (
+    update(_JOBS)
+    .where(_JOBS.c.id == bindparam("of_job"))
+    .values(step=bindparam("to_step"), tokens=bindparam("to_tokens"))
+)
+_FORGET = [
+    delete(table).where(table.c.job_id == bindparam("of_job"), table.c.step > bindparam("after"))
+    for table in (_METRICS, _EXPERT_LOADS)
+]
 _OF_STEPS = given(
     "metrics",
     **{column.name: type(column.type) for column in _METRICS.c if column.name not in ("valid_loss", "valid_losses")},
@@ -231,13 +247,31 @@ def add_evaluation(
     events.record(session, job, "evaluated", message, data)
 
 
-def add_adapter(session: Session, adapter: Adapter) -> bool:
-    """Publish an adapter; False if its job has one of this step already (it was rewound, and that one stays)."""
-    same = select(Adapter.id).where(Adapter.job_id == adapter.job_id, Adapter.step == adapter.step)
-    if session.scalar(same) is not None:
-        return False
-    session.add(adapter)
-    return True
+def add_adapter(session: Session, adapter: Mapping[str, Any], *, keep: int) -> list[str]:
+    """Publish an adapter of a job, given by its columns, and forget the checkpoints beyond the newest `keep`.
+
+    The best one by validation loss and a final adapter stay. The keys to delete from the store after the commit: the
+    new one's is among them if the job has one of its step already (it was rewound, and that one stays).
+    """
+    connection = session.connection()
+    old = [dict(one) for one in connection.execute(_MADE, {"of_job": adapter["job_id"]}).mappings()]
+    if any(one["step"] == adapter["step"] for one in old):
+        return [adapter["key"]]
+    connection.execute(_ADD_ADAPTER, adapter)
+    made: list[Mapping[str, Any]] = sorted([adapter, *old], key=lambda one: one["step"], reverse=True)
+    scored = [one for one in made if one["valid_loss"] is not None]
+    best = min(scored, key=lambda one: (one["valid_loss"], one["step"]), default=None)
+    surplus = [one for one in made[keep:] if one is not best and not one["final"]]
+    if surplus:
+        connection.execute(_FORGET_ADAPTERS, {"ids": [one["id"] for one in surplus]})
+    return [one["key"] for one in surplus]
+
+
+_MADE = select(*_ADAPTERS.c["id", "step", "key", "valid_loss", "final"]).where(
+    _ADAPTERS.c.job_id == bindparam("of_job")
+)
+_ADD_ADAPTER = insert(_ADAPTERS)
+_FORGET_ADAPTERS = delete(_ADAPTERS).where(among(_ADAPTERS.c.id, "ids"))
 
 
 def adapters_of(session: Session, job_id: str) -> Sequence[Adapter]:
@@ -248,16 +282,6 @@ def adapters_of(session: Session, job_id: str) -> Sequence[Adapter]:
 def adapter_key(session: Session, adapter_id: str) -> str | None:
     """Where the store has an adapter's files; None if it was deleted."""
     return session.scalar(select(Adapter.key).where(Adapter.id == adapter_id))
-
-
-def surplus_checkpoints(session: Session, job_id: str, keep: int) -> list[Adapter]:
-    """Checkpoints beyond the newest `keep`; the best one by validation loss and a final adapter stay."""
-    made: Sequence[Adapter] = session.scalars(
-        select(Adapter).where(Adapter.job_id == job_id).order_by(Adapter.step.desc())
-    ).all()
-    scored = [row for row in made if row.valid_loss is not None]
-    best = min(scored, key=lambda row: (row.valid_loss or 0.0, row.step), default=None)
-    return [row for row in made[keep:] if row is not best and not row.final]
 
 
 def lock_queued_job(session: Session, run_id: str) -> Job | None:

@@ -169,12 +169,12 @@ class Claims(RuleBasedStateMachine):
     @rule(data=st.data())
     def claim(self, data: st.DataObject) -> None:
         books, run_id = data.draw(st.sampled_from(self.lives)), data.draw(st.sampled_from(self.run_ids))
-        claimed = None
+        claimed = False
         with suppress(Fenced), books.write() as writing:
             claimed = runs.claim(writing, run_id, books.epoch, {}, alone=True)
         is_free = run_id not in self.holder and self.status(run_id) != "failed"
-        assert (claimed is not None) == (books.epoch not in self.over and is_free)
-        if claimed is not None:
+        assert claimed == (books.epoch not in self.over and is_free)
+        if claimed:
             self.holder[run_id] = books.epoch
 
     @precondition(lambda self: self.lives)

@@ -198,4 +198,4 @@ def test_a_job_that_vanishes_before_it_is_claimed_is_no_error(life: Life, alice:
     life.roster.attach(run_id)
     assert not life.roster.residents
     with services.database.write() as session:
-        assert runs.claim(session, run_id, life.books.epoch, {}) is None
+        assert not runs.claim(session, run_id, life.books.epoch, {})
