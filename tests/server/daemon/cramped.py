@@ -1,4 +1,4 @@
-"""A process of `test_memory`: a pass of eight microbatches with less memory than it takes, then eight small passes.
+"""A process of `test_memory`: a pass of a microbatch of eight rows with less memory than it takes, then eight of one.
 
 Prints what the large one came to, and whether the small ones give what they gave with all the memory that there is.
 """
@@ -20,7 +20,7 @@ from tests.engine.gangs import fingerprint
 from tests.engine.loads import lora, mixlora
 
 ROOM = 200 * 2**20
-"""Bytes: more than a pass of a microbatch takes, less than one of eight."""
+"""Bytes: more than a pass of one row takes, less than one of eight."""
 
 
 def build() -> Engine:
@@ -38,17 +38,16 @@ def build() -> Engine:
     return Engine(BaseModel(model, name="middling", hash_="middling", microbatch_tokens=512))
 
 
-def microbatch(run: Run, seed: int) -> Microbatch:
-    tokens = np.random.default_rng(seed).integers(0, 500, 512)
-    return Microbatch(rows=[Row(tokens, np.arange(1, 512), np.full(511, 1 / 511))], run=run)
+def microbatch(run: Run, num_rows: int) -> Microbatch:
+    tokens = np.random.default_rng(run.seed).integers(0, 500, 512)
+    return Microbatch(rows=[Row(tokens, np.arange(1, 512), np.full(511, 1 / 511))] * num_rows, run=run)
 
 
-def train(engine: Engine, size: int) -> str:
-    """The hash of eight adapters after a step in passes of so many microbatches."""
+def train(engine: Engine) -> str:
+    """The hash of eight adapters after a step of one row each."""
     runs = [engine.create_run(mixlora(8, 8, 2) if seed % 2 else lora(8), seed) for seed in range(8)]
-    for start in range(0, 8, size):
-        engine.forward_backward([microbatch(run, run.seed) for run in runs[start : start + size]])
     for run in runs:
+        engine.forward_backward([microbatch(run, 1)])
         engine.optim_step(run, learning_rate=0.01)
     return hashlib.sha256("".join(map(fingerprint, runs)).encode()).hexdigest()
 
@@ -56,16 +55,16 @@ def train(engine: Engine, size: int) -> str:
 def main() -> None:
     torch.set_num_threads(1)
     engine = build()
-    alone = train(engine, 1)
+    before = train(engine)
     taken = re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())
     assert taken is not None
     resource.setrlimit(resource.RLIMIT_AS, (int(taken[1]) * 1024 + ROOM, resource.RLIM_INFINITY))
     try:
-        train(engine, 8)
+        engine.forward_backward([microbatch(engine.create_run(mixlora(8, 8, 2), 0), 8)])
         print("fitted")
     except Exception as error:
         print("out of memory" if is_out_of_memory(error) and (bytes_asked(error) or 0) > 0 else repr(error))
-    print(alone == train(engine, 1))
+    print(before == train(engine))
 
 
 if __name__ == "__main__":
