@@ -121,7 +121,7 @@ class Chaos:
         daemon, api = self.server.wait(lambda: self.server.daemon, "A daemon was to start"), self.server.api
         assert api is not None
         if victim == "stopped":
-            with_signal(daemon, signal.SIGSTOP)
+            self.server.stop(daemon)
         if victim in ("daemon", "both"):
             with_signal(daemon, signal.SIGKILL)
         if victim != "daemon":

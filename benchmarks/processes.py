@@ -38,6 +38,7 @@ class Processes:
         self._log = folder / "server.log"
         self.operator = Client(f"http://127.0.0.1:{port}", self._key)
         self.api: subprocess.Popen[bytes] | None = None
+        self._stopped: list[psutil.Process] = []
 
     def spawn(self) -> None:
         """Start them, and do not wait."""
@@ -99,15 +100,21 @@ class Processes:
     def log_tail(self) -> str:
         return f"Its log ends so:\n{self._log.read_text(errors='replace')[-3000:]}"
 
+    def stop(self, process: psutil.Process) -> None:
+        """SIGSTOP. One that does not hold the lock yet nobody ends until `end` does."""
+        self._stopped.append(process)
+        with_signal(process, signal.SIGSTOP)
+
     def end(self) -> None:
         """Leave no process behind, whatever state they are in."""
         if self.api is None:
             return
-        daemon = self.daemon
+        left = [*self._stopped, self.daemon]
         self.api.kill()
         self.api.wait()
-        if daemon is not None:
-            with_signal(daemon, signal.SIGKILL)
+        for process in left:
+            if process is not None and process.is_running():  # not one that has its number by now
+                with_signal(process, signal.SIGKILL)
 
 
 @contextmanager
