@@ -307,6 +307,21 @@ def test_a_copy_of_one_run_counts_whoever_is_saved():
     assert admitted(3) == ()
 
 
+def test_for_a_run_that_needs_the_bytes_of_two_a_second_gives_way_while_the_first_leaves():
+    def evicted(gib: int) -> tuple[str, ...]:
+        return plan(
+            snapshot(
+                tenant("a", resident("a1", 100, gib=4, leaving=True), resident("a2", 100, gib=4)),
+                tenant("b", resident("b1", 100, gib=2)),
+                tenant("c", next_run=waiting("c1", gib=gib)),
+                **MEMORY,
+            )
+        ).evict
+
+    assert evicted(4) == ()
+    assert len(evicted(5)) == 1
+
+
 def test_where_the_budget_follows_memory_only_the_least_pass_must_fit():
     def decision(least: int) -> Plan:
         a = tenant("a", resident("a1", 100, gib=4, per_token=4 * MIB))

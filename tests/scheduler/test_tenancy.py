@@ -1,6 +1,7 @@
 """What holds of every single plan, while tenants, the operator and the machine do what they like."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
@@ -128,8 +129,11 @@ class Tenancy(RuleBasedStateMachine):
             if not staying:
                 holds(run.served / tenant.share >= STAY / least, "I9", "a last run gives way too early")
         if decision.evict:
-            wanting = [one for one in snapshot.tenants if one.waiting and not one.resident]
-            holds(len(wanting) > sum(run.leaving for _, run in runs.values()), "I9", "more give way than are wanted")
+            wanting = [one.waiting for one in snapshot.tenants if one.waiting and not one.resident]
+            beside = [run.footprint for _, run in runs.values() if not run.leaving]
+            beside += [run.footprint for run in wanting if fit([run.footprint])]
+            is_needed = len(beside) > snapshot.max_resident_runs or not fit(beside)
+            holds(is_needed, "I9", "more give way than are wanted")
 
     def _gang_is_filled_well(self, snapshot: Snapshot, decision: Plan) -> None:
         taken = {slot.run_id: slot.num_microbatches for slot in decision.gang}
@@ -168,14 +172,18 @@ class Tenancy(RuleBasedStateMachine):
     def memory_is_kept(self) -> None:
         runs = [run for client in self.world.clients.values() for run in client.resident.values()]
         holds(len(runs) <= self.world.max_resident_runs, "I9", "more runs than places")
-        if runs:
-            a_pass = BUDGET * max(run.footprint.per_token for run in runs)
-            holds(sum(run.footprint.resident for run in runs) + a_pass <= MEMORY, "I9", "more bytes than there are")
+        holds(fit([run.footprint for run in runs]), "I9", "more bytes than there are")
 
     def teardown(self) -> None:
         """The recorded snapshots, planned again in any order of tenants, give the same plans."""
         for snapshot, decision in self.world.history:
             holds(plan(replace(snapshot, tenants=snapshot.tenants[::-1])) == decision, "I13", "another plan")
+
+
+def fit(footprints: Sequence[Footprint]) -> bool:
+    """Whether there are bytes for all of these runs and a pass beside them."""
+    a_pass = BUDGET * max((one.per_token for one in footprints), default=0)
+    return sum(one.resident for one in footprints) + a_pass <= MEMORY
 
 
 def tenant_of(snapshot: Snapshot, name: str) -> Tenant:
