@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from engine import attention, heap
+from engine import attention, heap, mkl
 from engine.adapter import Adapter, Layout
 from engine.config import AdapterConfig
 from engine.errors import EngineError
@@ -194,9 +194,13 @@ class Fingerprint:
             numpy=np.__version__,
             dtype=str(base.dtype).removeprefix("torch."),
             device=base.device.type,
-            capability=torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
+            capability=torch.cuda.get_device_name() if cuda else _cpu_capability(),
             threads=torch.get_num_threads(),
         )
+
+
+def _cpu_capability() -> str:
+    return ", ".join(filter(None, (torch.backends.cpu.get_cpu_capability(), mkl.mode())))
 
 
 @contextmanager

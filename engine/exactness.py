@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from engine import activation
 from engine.attention import one_sequence
 from engine.base_model import BaseModel
 from engine.segments import FEWEST_ROWS, ROW_MULTIPLE
@@ -62,7 +63,7 @@ def _rows_of_frozen_matmuls(base: BaseModel, frozen: nn.Linear, draw: torch.Gene
 def _segments_anywhere_in_a_pack(base: BaseModel, frozen: nn.Linear, draw: torch.Generator) -> bool:
     """A segment's matmuls of rank R and its activation do not depend on the row at which it starts."""
     out_width, in_width = frozen.weight.shape
-    dtype, activation = frozen.weight.dtype, ACT2FN[base.activation_name]
+    dtype, act = frozen.weight.dtype, ACT2FN[base.activation_name]
     x_nD, y_nO = (torch.randn(PACKED_ROWS, width, generator=draw).to(dtype) for width in (in_width, out_width))
     a_RD, b_RO = (torch.randn(RANK, width, generator=draw).to(dtype) for width in (in_width, out_width))
     for start, stop in ((1, 24), (5, 111), (7, PACKED_ROWS)):
@@ -70,8 +71,8 @@ def _segments_anywhere_in_a_pack(base: BaseModel, frozen: nn.Linear, draw: torch
         if not all(
             torch.equal(in_pack, alone)
             for in_pack, alone in zip(
-                _of_segment(x_nD[rows], y_nO.clone()[rows], a_RD, b_RO, activation),
-                _of_segment(x_nD[rows].clone(), y_nO[rows].clone(), a_RD, b_RO, activation),
+                _of_segment(x_nD[rows], y_nO.clone()[rows], a_RD, b_RO, act),
+                _of_segment(x_nD[rows].clone(), y_nO[rows].clone(), a_RD, b_RO, act),
                 strict=True,
             )
         ):
@@ -110,7 +111,7 @@ def _same_on_fewer(compute: Callable[[], Iterable[Tensor]]) -> bool:
 @torch.no_grad()
 def _segments(base: BaseModel, frozen: nn.Linear) -> list[Tensor]:
     """What a module, an adapter beside it and the activation make of segments."""
-    weight_OD, activation, draw = frozen.weight, ACT2FN[base.activation_name], torch.Generator().manual_seed(0)
+    weight_OD, act, draw = frozen.weight, ACT2FN[base.activation_name], torch.Generator().manual_seed(0)
 
     def random(rows: int) -> list[Tensor]:
         return [torch.randn(rows, width, generator=draw).to(weight_OD.dtype) for width in weight_OD.shape[::-1]]
@@ -121,7 +122,7 @@ def _segments(base: BaseModel, frozen: nn.Linear) -> list[Tensor]:
         x_nD, y_nO = random(rows)
         whole = slice(rows // ROW_MULTIPLE * ROW_MULTIPLE)
         made += [F.linear(x_nD[whole], weight_OD), y_nO[whole] @ weight_OD]
-        made += _of_segment(x_nD, y_nO, a_RD, b_RO, activation)
+        made += _of_segment(x_nD, y_nO, a_RD, b_RO, act)
     return made
 
 
@@ -142,11 +143,13 @@ def _attention(base: BaseModel) -> Iterator[Tensor]:
         yield from torch.autograd.grad(y, (q, k, v), torch.randn(y.shape, generator=draw))
 
 
-def _of_segment(x_nD: Tensor, y_nO: Tensor, a_RD: Tensor, b_RO: Tensor, activation: nn.Module) -> list[Tensor]:
+def _of_segment(x_nD: Tensor, y_nO: Tensor, a_RD: Tensor, b_RO: Tensor, act: nn.Module) -> list[Tensor]:
     low_nR = F.linear(x_nD, a_RD)
     back_nR = y_nO @ b_RO.t()
     gradients = [low_nR.t() @ y_nO, back_nR.t() @ x_nD, back_nR @ a_RD]
-    return [low_nR, back_nR, *gradients, activation(y_nO), y_nO.addmm_(low_nR, b_RO)]
+    activated_nO = activation.forward(act, y_nO)
+    gradients.append(activation.backward(act, y_nO, activated_nO, out=torch.empty_like(y_nO)))
+    return [low_nR, back_nR, *gradients, activated_nO, y_nO.addmm_(low_nR, b_RO)]
 
 
 FACTS: dict[str, Callable[[BaseModel, nn.Linear, torch.Generator], bool]] = {

@@ -188,7 +188,7 @@ class Experts:
         h_NF = gate_nF.new_empty(len(self.routing.slot_N), gate_nF.shape[1])
         for block in self.routing.blocks:
             (gate_mF, _), (up_mF, _) = self._states(block)
-            h_mF = torch.mul(self.activation(gate_mF), up_mF, out=h_NF[block.rows])
+            h_mF = torch.mul(activation.forward(self.activation, gate_mF), up_mF, out=h_NF[block.rows])
             if self.down is not None:
                 self.down.project(h_mF, block)
         if self.splits_down:
@@ -206,7 +206,7 @@ class Experts:
         g_gate_NF, g_up_NF = (self.gate_nF.new_empty(len(g_r_N), self.gate_nF.shape[1]) for _ in range(2))
         for block in self.routing.blocks:
             (gate_mF, gate_z_mF), (up_mF, up_z_mF) = self._states(block)
-            a_mF = self.activation(gate_mF)
+            a_mF = activation.forward(self.activation, gate_mF)
             if self.splits_down:
                 assert g_extra is not None
                 g_h_mF = g_extra[block.rows]
