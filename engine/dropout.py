@@ -34,9 +34,14 @@ class Dropped:
             return cls(x, None)
         if places.dtype is torch.bool:
             return cls(x.masked_fill(places, 0), places)
-        copy = x.clone(memory_format=torch.contiguous_format)
-        copy.view(-1).index_fill_(0, places, 0)
-        return cls(copy, places)
+        return cls.of_(x.clone(memory_format=torch.contiguous_format), places)
+
+    @classmethod
+    def of_(cls, x: Tensor, places: Tensor | None) -> "Dropped":
+        """`x` without those elements, in place."""
+        dropped = cls(x, places)
+        dropped.backward_(x)  # where the same elements become 0
+        return dropped
 
     def backward_(self, gradient: Tensor) -> Tensor:
         """The gradient at the input, in place of the one at `x`."""

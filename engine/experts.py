@@ -97,8 +97,8 @@ class DownLora:
         return g_r_N
 
     def project_backward(self, h_mF: Tensor, block: Block) -> Tensor:
-        """The gradient at a block's h, after `output_backward`."""
-        dropped, g_low_mR = Dropped.of(h_mF, self.places[block.rows.start]), self.g_low_NR[block.rows]
+        """The gradient at a block's h, which is used up, after `output_backward`."""
+        dropped, g_low_mR = Dropped.of_(h_mF, self.places[block.rows.start]), self.g_low_NR[block.rows]
         block.groups.accumulate(self.a, g_low_mR, dropped.x)
         g_mF = torch.empty_like(h_mF)
         block.groups.widen(g_low_mR, self.a.value, out=g_mF)
