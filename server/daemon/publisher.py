@@ -86,7 +86,7 @@ class Publisher:
         """Insert the adapter and end the job; the keys to delete from the store."""
         data = {"step": row["step"], "adapter_id": row["id"], "sha256": row["sha256"]}
         with self.books.write() as session:
-            if not self._is_wanted(session, job, row, ending):
+            if not self._end_or_hold(session, job, row, ending):
                 return [row["key"]]
             unwanted = runs.add_adapter(session, row, keep=job.training["keep_checkpoints"])
             if row["key"] not in unwanted and not row["final"]:
@@ -96,8 +96,8 @@ class Publisher:
                 events.record(session, job, ending.status, ending.message, {**data, **code})
         return unwanted
 
-    def _is_wanted(self, session: Session, job: Job, row: dict[str, Any], ending: Ending | None) -> bool:
-        """Whether the job is still there, and now ends if that is to be so."""
+    def _end_or_hold(self, session: Session, job: Job, row: dict[str, Any], ending: Ending | None) -> bool:
+        """End the job, or lock it where it goes on; False if it is not there, or not ours, any more."""
         if ending is None:
             return runs.lock_job(session, job.id) is not None
         ended = {"adapter_id": row["id"], "finished_at": row["created_at"], "requested": None, "error": ending.error}
