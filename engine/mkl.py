@@ -2,7 +2,7 @@
 
 On an Intel processor MKL cuts long sums as the numbers of rows and of threads suggest: at 1,536 inputs a row's bits
 depend on the rows beside it. In its strict mode (oneMKL's "conditional numerical reproducibility") they do not, for a
-twentieth of the speed of a matmul. Other makers' processors do not have that mode.
+tenth of a matmul's speed at most. Other makers' processors do not have that mode.
 """
 
 import os
