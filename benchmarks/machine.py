@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import torch
 
+from engine import mkl
 from engine.probe import choose_device, choose_dtype, probe
 
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -47,6 +48,7 @@ def describe(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "cpu": cpu,
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "mkl": mkl.mode(),
         "flags": [flag for flag in _FLAGS if flag in flags],
         "cores": psutil.cpu_count(),
         "threads": torch.get_num_threads(),

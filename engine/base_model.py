@@ -200,7 +200,8 @@ class Fingerprint:
 
 
 def _cpu_capability() -> str:
-    return ", ".join(filter(None, (torch.backends.cpu.get_cpu_capability(), mkl.mode())))
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{capability}, MKL {mkl.mode()}" if mkl.mode() else capability
 
 
 @contextmanager

@@ -40,17 +40,20 @@ class Dropped:
     def of_(cls, x: Tensor, places: Tensor | None) -> "Dropped":
         """`x` without those elements, in place."""
         dropped = cls(x, places)
-        dropped.backward_(x)  # where the same elements become 0
+        dropped._drop_(x)
         return dropped
 
     def backward_(self, gradient: Tensor) -> Tensor:
         """The gradient at the input, in place of the one at `x`."""
+        return self._drop_(gradient)
+
+    def _drop_(self, tensor: Tensor) -> Tensor:
         if self.places is None:
-            return gradient
+            return tensor
         if self.places.dtype is torch.bool:
-            return gradient.masked_fill_(self.places, 0)
-        gradient.view(-1).index_fill_(0, self.places, 0)
-        return gradient
+            return tensor.masked_fill_(self.places, 0)
+        tensor.view(-1).index_fill_(0, self.places, 0)
+        return tensor
 
 
 class Dropout(Protocol):

@@ -1,7 +1,7 @@
 """A gang's passes on a CPU: a few at a time, side by side, each on threads of its own (docs/design.md §3).
 
-Two threads make one pass about 1.5 times as fast, since an adapter's matmuls are too small to share, and two passes, on
-a thread each, go at nearly twice the speed of one. Passes that wait keep nothing, so a gang takes the memory of those
+Two threads make one pass 1.1 to 1.5 times as fast, since an adapter's matmuls are too small to share; two passes, on a
+thread each, go at nearly twice the speed of one. Passes that wait keep nothing, so a gang takes the memory of those
 under way. How microbatches are spread changes no bit: the number of threads does not (`engine.exactness`), nor does the
 company.
 """

@@ -70,8 +70,8 @@ class Routing:
         """
         first_nD = torch.index_select(x_ND, 0, self.place_nK[:, 0], out=out)
         rest = [x_ND.index_select(0, place_n).sub_(first_nD) for place_n in self.place_nK.unbind(1)[1:]]
-        for k, difference_nD in enumerate(rest, start=1):  # `addcmul_` takes twice as long with a weight for a row
-            first_nD += difference_nD.mul_(self.weights_nK[:, k : k + 1].to(x_ND.dtype))
+        for k, difference_nD in enumerate(rest, start=1):
+            first_nD.addcmul_(difference_nD, self.weights_nK[:, k : k + 1].to(x_ND.dtype))
         return first_nD
 
     def combine_backward(self, g_nD: Tensor, x_mD: Tensor, block: Block) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,6 @@ def test_the_mode_is_set_on_intel_alone_and_what_the_operator_has_set_stays(set_
 def test_a_fingerprint_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     monkeypatch.setenv("MKL_CBWR", "AVX2,STRICT")
-    assert Fingerprint.of(tiny_base()).capability == f"{capability}, AVX2,STRICT"
+    assert Fingerprint.of(tiny_base()).capability == f"{capability}, MKL AVX2,STRICT"
     monkeypatch.delenv("MKL_CBWR")
     assert Fingerprint.of(tiny_base()).capability == capability
