@@ -1,10 +1,13 @@
 """What a figure was measured on, and the memory that a process took."""
 
 import multiprocessing
+import os
 import platform
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing.context import BaseContext
@@ -93,6 +96,20 @@ def fresh_processes(device: str, *, preload: str) -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
     return context
+
+
+@contextmanager
+def defaults() -> Iterator[None]:
+    """Processes that are started meanwhile compute as torch does by default, and not as our server does."""
+    before = dict(os.environ)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        os.environ.pop(name, None)
+    os.environ["MKL_CBWR"] = "OFF"  # else the engine, if they import it, would ask for its mode
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _cpu() -> tuple[str, list[str]]:

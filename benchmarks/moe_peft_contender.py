@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.bases import DROPOUT, LEARNING_RATE, MIXLORA, Bases, target_modules
 from benchmarks.data import Step
 from benchmarks.errors import BenchmarkError
@@ -27,13 +28,14 @@ class MoePeft:
         base = Path(self.folder.name)
         write_old_base(bases.folder, base)
         self.errors = (base / "errors.txt").open("w+", encoding="utf-8")
-        self.process = subprocess.Popen(
-            [bases.moe_peft, "-P", WORKER],  # -P: modules beside the worker have names of others' packages
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-        )
+        with machine.defaults():
+            self.process = subprocess.Popen(
+                [bases.moe_peft, "-P", WORKER],  # -P: modules beside the worker have names of others' packages
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                text=True,
+            )
         answer = self._ask(
             {
                 "base": str(base),

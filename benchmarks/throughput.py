@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine, moe_peft_contender
+from benchmarks.apart import Apart
 from benchmarks.bases import DROPOUT, METHODS, Bases
 from benchmarks.contenders import CONTENDERS, require_same_loss
 from benchmarks.data import Step, all_rows, make_steps, num_tokens
@@ -25,6 +26,8 @@ from engine import sources
 from engine.segments import MAX_PACKED_TOKENS
 
 LIMITS = ("limit_packed", "limit_transformers")
+APART = ("limit_transformers", "peft")
+"""Those of others, on a CPU; MoE-PEFT has its own process anyway."""
 RATIOS = {
     "mixlora_over_limit": ("mixlora", "limit"),
     "mixlora_over_peft": ("mixlora", "peft"),
@@ -148,7 +151,10 @@ def _alternate(
     names: Sequence[str], bases: Bases, steps: Sequence[Step], rounds: int, console: Console
 ) -> dict[str, list[Turn]]:
     """Each contender's turns, one a round, after one step each that does not count."""
-    contenders = {name: CONTENDERS[name](bases) for name in names}
+    contenders = {
+        name: Apart(name, bases) if name in APART and bases.device == "cpu" else CONTENDERS[name](bases)
+        for name in names
+    }
     for contender in contenders.values():
         contender.step(steps[0])
     turns: dict[str, list[Turn]] = {name: [] for name in contenders}

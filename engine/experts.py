@@ -3,8 +3,8 @@
 Expert e has its own LoRA beside the shared gate (W1), up (W3) and down (W2). A is applied to all tokens for all
 experts at once, one matmul of E·R columns, and so is the B of down: both are cheaper than one for each expert. The
 B of gate and up and the A of down work on each expert's own rows, block after block of them, so that the states of
-the experts are made, used and forgotten in the processor's cache. Kept for the backward are x, W1x, W3x, the routing
-and activations of rank R; the states are computed again.
+the experts are made, used and forgotten in the processor's cache; where a pass has several threads, each takes blocks.
+Kept for the backward are x, W1x, W3x, the routing and activations of rank R; the states are computed again.
 
 Legend: n a segment's tokens, N their slots sorted by expert, m those of a block, D hidden, F feed-forward width,
 R rank, E experts, X = E·R.
@@ -20,6 +20,7 @@ from engine import activation
 from engine.adapter import Parameter
 from engine.dora import Magnitude
 from engine.dropout import Dropped
+from engine.lanes import on_all_threads
 from engine.router import Block, Routing
 from engine.segments import Segment
 
@@ -186,11 +187,14 @@ class Experts:
         if self.down is not None:
             self.down.begin()
         h_NF = gate_nF.new_empty(len(self.routing.slot_N), gate_nF.shape[1])
-        for block in self.routing.blocks:
+
+        def work(block: Block) -> None:
             (gate_mF, _), (up_mF, _) = self._states(block)
             h_mF = torch.mul(activation.forward(self.activation, gate_mF), up_mF, out=h_NF[block.rows])
             if self.down is not None:
                 self.down.project(h_mF, block)
+
+        on_all_threads(work, self.routing.blocks)
         if self.splits_down:
             hidden_nF.zero_()
             return h_NF
@@ -204,7 +208,8 @@ class Experts:
             assert g_extra is not None
             g_r_N += self.down.output_backward(g_extra)
         g_gate_NF, g_up_NF = (self.gate_nF.new_empty(len(g_r_N), self.gate_nF.shape[1]) for _ in range(2))
-        for block in self.routing.blocks:
+
+        def work(block: Block) -> None:
             (gate_mF, gate_z_mF), (up_mF, up_z_mF) = self._states(block)
             a_mF = activation.forward(self.activation, gate_mF)
             if self.splits_down:
@@ -221,6 +226,8 @@ class Experts:
             for lora, g_NF, z_mF in ((self.gate, g_gate_NF, gate_z_mF), (self.up, g_up_NF, up_z_mF)):
                 if lora is not None:
                     lora.add_backward_(g_NF[block.rows], z_mF, block)
+
+        on_all_threads(work, self.routing.blocks)
         for lora in (self.gate, self.up):
             if lora is not None:
                 lora.project_backward(self.input.x, out.x_nD)

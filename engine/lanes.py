@@ -3,9 +3,11 @@
 Two threads make one pass 1.1 to 1.5 times as fast, since an adapter's matmuls are too small to share; two passes, on a
 thread each, go at nearly twice the speed of one. Passes that wait keep nothing, so a gang takes the memory of those
 under way. How microbatches are spread changes no bit: the number of threads does not (`engine.exactness`), nor does the
-company.
+company. Within a pass that has several threads, experts go side by side.
 """
 
+import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Lock, local
@@ -95,3 +97,43 @@ def side_by_side(work: Callable[[Riders], T], passes: Sequence[Riders], lanes: i
         wait(futures)
     torch.set_num_threads(threads)  # what threads begin with that are born later
     return [future.result() for future in futures]
+
+
+_helpers = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="helper")
+
+
+@torch.no_grad()
+def on_all_threads(work: Callable[[T], None], items: Sequence[T]) -> None:
+    """`work` of each item, none of which writes where another reads, on the threads that the caller has, one each.
+
+    For what is too small for several threads together. No gradient is recorded.
+
+    Raises:
+        Exception: the caller's own, or the first helper's, once all have ended.
+    """
+    threads = torch.get_num_threads()
+    if min(threads, len(items)) == 1:
+        for item in items:
+            work(item)
+        return
+    left = deque(items)
+
+    @torch.no_grad()  # of this thread alone, as is the number of threads
+    def take() -> None:
+        torch.set_num_threads(1)
+        while True:
+            try:
+                item = left.popleft()
+            except IndexError:
+                return
+            work(item)
+
+    helpers = [_helpers.submit(take) for _ in range(min(threads, len(items)) - 1)]
+    try:
+        take()
+    finally:
+        started = [helper for helper in helpers if not helper.cancel()]
+        wait(started)
+        torch.set_num_threads(threads)
+    for helper in started:
+        helper.result()

@@ -132,14 +132,15 @@ class _Segment:
         """While it has its turn there."""
         if not self.is_mixture:
             return _PLAIN_TENSORS * self.num_tokens * self.width * self.size
-        tensors = 5 if self.splits_down else 7  # of a block and of the last one: gate, up, act(gate), h, gradients
+        tensors = 5 if self.splits_down else 7  # of blocks and of those before them: gate, up, act(gate), h, gradients
         if self.dora:
             tensors += 2 * len(set(self.experts) & {"gate_proj", "up_proj"})  # what a magnitude scales
-        block = min(self.slots, max(BLOCK_ROWS, self.num_tokens))  # an expert that every token takes
+        block = max(BLOCK_ROWS, self.num_tokens)  # an expert that every token takes
+        at_once = min(self.slots, block * self.base.fingerprint["threads"])
         cells = self.num_experts * self.rank
         at_gate_and_up = 2 * self.slots * self.width
         end = (self.num_tokens + self.hidden) * cells  # the gradients at A's output and at A
-        return (at_gate_and_up + tensors * block * self.width + end) * self.size
+        return (at_gate_and_up + tensors * at_once * self.width + end) * self.size
 
     def _experts_kept(self) -> int:
         n, slots = self.num_tokens, self.slots

@@ -1,6 +1,7 @@
 """The benchmark runs as one command and measures what it says; whether we are fast is for a quiet machine to say."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.apart import Apart
 from benchmarks.bases import Bases
-from benchmarks.contenders import PackedLimit, SequenceLimit, require_same_loss
+from benchmarks.contenders import CONTENDERS, PackedLimit, SequenceLimit, require_same_loss
 from benchmarks.data import Step, all_rows, make_steps
 from benchmarks.errors import BenchmarkError
 from benchmarks.hf_peft import IGNORED, collate
 from benchmarks.throughput import main, taking_part
+from engine import mkl
 from engine.run import Row
 
 ROOT = Path(__file__).parent.parent.parent
@@ -194,3 +197,14 @@ def test_data_that_does_not_fit_is_refused_with_a_sentence(
 def test_a_base_that_is_not_there_ends_with_one_line_and_the_code_2(capsys: pytest.CaptureFixture[str]):
     assert main(["--base", "no/model.gguf", "--dtype", "float32"]) == 2
     assert capsys.readouterr().err.startswith("benchmarks: There is no GGUF file")
+
+
+def test_others_compute_in_a_process_of_their_own_under_torchs_defaults(
+    bases: Bases, steps: list[Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    apart = Apart("limit_transformers", bases)
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    assert apart.process.submit(os.getenv, "OMP_WAIT_POLICY").result() is None
+    assert apart.process.submit(mkl.mode).result() == "OFF"
+    assert apart.step(steps[0]) == pytest.approx(CONTENDERS["limit_transformers"](bases).step(steps[0]), rel=1e-5)

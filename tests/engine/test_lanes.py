@@ -15,7 +15,8 @@ from engine.base_model import BaseModel
 from engine.engine import Engine
 from engine.exactness import any_number_of_threads
 from engine.families import FAMILIES
-from engine.lanes import LANE_TOKENS, PASS_TOKENS, Riders, side_by_side, spread, take_share
+from engine.lanes import LANE_TOKENS, PASS_TOKENS, Riders, on_all_threads, side_by_side, spread, take_share
+from engine.router import Block
 from engine.run import Microbatch
 from tests.engine.gangs import random_job, train, train_alone
 from tests.engine.loads import lora, mixlora
@@ -180,3 +181,58 @@ def test_a_pass_that_fails_is_told_when_all_have_ended(threads: int) -> None:
     with pytest.raises(MemoryError, match="0"):
         side_by_side(work, [[0], [1], [2]], lanes=3)
     assert ended == [[1]]
+
+
+@pytest.mark.parametrize("threads", [2, 5], indirect=True)
+def test_a_lone_mixture_has_its_experts_on_all_threads_and_the_bits_of_one(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = set()
+
+    def watched(work: Callable[[Block], None], blocks: list[Block]) -> None:
+        def named(block: Block) -> None:
+            names.add(threading.current_thread().name.split("_")[0])
+            work(block)
+
+        on_all_threads(named, blocks)
+
+    monkeypatch.setattr("engine.experts.on_all_threads", watched)
+    engine, mixtures = Engine(wide_base(torch.float32)), [job for job in JOBS if job.config.is_mixture]
+    on_all = [train_alone(engine, job) for job in mixtures]
+    assert names == {"MainThread", "helper"}
+    names.clear()
+    torch.set_num_threads(1)
+    assert [train_alone(engine, job) for job in mixtures] == on_all
+    assert names == {"MainThread"}
+
+
+@pytest.mark.parametrize("threads", [3], indirect=True)
+def test_items_go_at_once_on_a_thread_each_and_without_gradient(threads: int) -> None:
+    met, seen = threading.Barrier(3, timeout=60), []
+
+    def work(item: int) -> None:
+        if item < 3:
+            met.wait()
+        seen.append((item, torch.get_num_threads(), torch.is_grad_enabled()))
+
+    on_all_threads(work, range(10))
+    assert sorted(seen) == [(item, 1, False) for item in range(10)]
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+@pytest.mark.parametrize("fails", ["MainThread", "helper"])
+def test_an_item_that_fails_is_told_when_all_have_ended(threads: int, fails: str) -> None:
+    met, ended = threading.Barrier(2, timeout=60), []
+
+    def work(item: int) -> None:
+        if item < 2:
+            met.wait()
+        if item < 2 and threading.current_thread().name.startswith(fails):
+            raise ValueError("this one")
+        ended.append(item)
+
+    with pytest.raises(ValueError, match="this one"):
+        on_all_threads(work, range(6))
+    assert len(ended) == 5
+    assert torch.get_num_threads() == 2
