@@ -30,7 +30,8 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in NAMES:
         print(f"usage: python -m benchmarks {{{','.join(NAMES)}}} …", file=sys.stderr)
         return 2
-    os.environ["OMP_WAIT_POLICY"] = "passive"  # read once, when torch is loaded: the same for every contender
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # as in our server (`server/serve.py`); read when torch is loaded
+    os.environ["GOMP_SPINCOUNT"] = "2000"
     os.environ["MALLOC_ARENA_MAX"] = "1"  # of the processes that a benchmark starts; and here:
     heap.keep_freed()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

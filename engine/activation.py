@@ -6,6 +6,8 @@ among T threads: each gets a T-th, but with fewer than T x 32,768 only so many t
 most; with GELU all T do above 16,384. One with another rule may not keep its bits, which `engine.exactness` tries.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers.activations import GELUTanh, SiLUActivation
@@ -18,22 +20,24 @@ _VECTORS = 64
 """Elements: whole vectors on any processor, also two at a time of bfloat16 on AVX-512."""
 
 
-def forward(act: nn.Module, x: Tensor) -> Tensor:
-    """act(x), of a contiguous x."""
-    sizes = _pieces(x)
-    if len(sizes) == 1:
-        return act(x)
-    return torch.cat([act(piece) for piece in x.view(-1).split(sizes)]).view_as(x)
+def forward(act: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+    """act(x), written to `out`, which may be `x`; both contiguous."""
+    return _in_pieces(act, _forward, x, out)
 
 
 def backward(act: nn.Module, x: Tensor, gradient: Tensor, out: Tensor) -> Tensor:
     """gradient · act'(x), written to `out`; all contiguous."""
-    sizes = _pieces(x)
+    return _in_pieces(act, _backward, x, gradient, out)
+
+
+def _in_pieces(act: nn.Module, compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Returns the last tensor."""
+    sizes = _pieces(tensors[0])
     if len(sizes) == 1:
-        return _backward(act, x, gradient, out)
-    for piece in zip(*(tensor.view(-1).split(sizes) for tensor in (x, gradient, out)), strict=True):
-        _backward(act, *piece)
-    return out
+        return compute(act, *tensors)
+    for piece in zip(*(tensor.view(-1).split(sizes) for tensor in tensors), strict=True):
+        compute(act, *piece)
+    return tensors[-1]
 
 
 def _pieces(x: Tensor) -> list[int]:
@@ -48,6 +52,15 @@ def _pieces(x: Tensor) -> list[int]:
         shared = grains // odd * odd * _GRAIN
     alone = size - shared
     return [piece for piece in (shared, *[_ALONE] * (alone // _ALONE), alone % _ALONE) if piece]
+
+
+def _forward(act: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+    match act:
+        case nn.SiLU() | SiLUActivation():
+            return torch.ops.aten.silu.out(x, out=out)
+        case GELUTanh():
+            return torch.ops.aten.gelu.out(x, approximate="tanh", out=out)
+    return out.copy_(act(x))
 
 
 def _backward(act: nn.Module, x: Tensor, gradient: Tensor, out: Tensor) -> Tensor:

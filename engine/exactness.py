@@ -147,7 +147,7 @@ def _of_segment(x_nD: Tensor, y_nO: Tensor, a_RD: Tensor, b_RO: Tensor, act: nn.
     low_nR = F.linear(x_nD, a_RD)
     back_nR = y_nO @ b_RO.t()
     gradients = [low_nR.t() @ y_nO, back_nR.t() @ x_nD, back_nR @ a_RD]
-    activated_nO = activation.forward(act, y_nO)
+    activated_nO = activation.forward(act, y_nO, out=torch.empty_like(y_nO))
     gradients.append(activation.backward(act, y_nO, activated_nO, out=torch.empty_like(y_nO)))
     return [low_nR, back_nR, *gradients, activated_nO, y_nO.addmm_(low_nR, b_RO)]
 

@@ -190,7 +190,8 @@ class Experts:
 
         def work(block: Block) -> None:
             (gate_mF, _), (up_mF, _) = self._states(block)
-            h_mF = torch.mul(activation.forward(self.activation, gate_mF), up_mF, out=h_NF[block.rows])
+            a_mF = activation.forward(self.activation, gate_mF, out=gate_mF)
+            h_mF = torch.mul(a_mF, up_mF, out=h_NF[block.rows])
             if self.down is not None:
                 self.down.project(h_mF, block)
 
@@ -211,7 +212,7 @@ class Experts:
 
         def work(block: Block) -> None:
             (gate_mF, gate_z_mF), (up_mF, up_z_mF) = self._states(block)
-            a_mF = activation.forward(self.activation, gate_mF)
+            a_mF = activation.forward(self.activation, gate_mF, out=torch.empty_like(gate_mF))
             if self.splits_down:
                 assert g_extra is not None
                 g_h_mF = g_extra[block.rows]

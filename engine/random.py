@@ -48,6 +48,9 @@ class DropoutKey:
         draws = np.random.Generator(np.random.SFC64(_seed((self.seed, self.step, self.microbatch, layer, input_name))))
         expected = size * self.probability
         enough = math.ceil(expected + 8 * math.sqrt(expected) + 16)  # to pass the end but once in 10^15 draws
-        gaps = (draws.standard_exponential(enough) * (-1 / math.log1p(-self.probability))).astype(np.int64) + 1
-        places = gaps.cumsum() - 1
+        lengths = draws.standard_exponential(enough)
+        lengths *= -1 / math.log1p(-self.probability)
+        gaps = lengths.astype(np.int64)
+        gaps[1:] += 1
+        places = gaps.cumsum(out=gaps)
         return torch.from_numpy(places[: np.searchsorted(places, size)])

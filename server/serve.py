@@ -129,11 +129,15 @@ class Supervisor:
                 return
 
     def _spawn(self) -> "tuple[subprocess.Popen[bytes], socket.socket]":
-        # Threads that spin while they wait starve the API, and each other on a busy machine. What a thread frees is to
-        # be there for the others (`engine.heap`). And the CPU's library compiles a bfloat16 kernel for each shape: room
-        # for those of gangs of every size.
+        # Threads that spin for long while they wait starve the API, and each other on a busy machine; to wake one that
+        # sleeps takes longer than many a step of a pass. What a thread frees is to be there for the others
+        # (`engine.heap`). And the CPU's library compiles a bfloat16 kernel for each shape: room for those of gangs of
+        # every size.
         environment = children.environment(
-            OMP_WAIT_POLICY="passive", MALLOC_ARENA_MAX="1", ONEDNN_PRIMITIVE_CACHE_CAPACITY="16384"
+            OMP_WAIT_POLICY="passive",
+            GOMP_SPINCOUNT="2000",
+            MALLOC_ARENA_MAX="1",
+            ONEDNN_PRIMITIVE_CACHE_CAPACITY="16384",
         )
         command = children.command("server", "daemon", "--supervisor", self._id, *self._flags)
         ours, theirs = socket.socketpair()

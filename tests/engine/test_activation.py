@@ -11,7 +11,10 @@ ROWS = (0, 1, 21, 22, 106, 313, 640)
 
 
 def both(act: nn.Module, x: Tensor, gradient: Tensor) -> list[Tensor]:
-    return [activation.forward(act, x), activation.backward(act, x, gradient, out=torch.empty_like(x))]
+    return [
+        activation.forward(act, x, out=torch.empty_like(x)),
+        activation.backward(act, x, gradient, out=torch.empty_like(x)),
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
