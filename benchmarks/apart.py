@@ -12,7 +12,6 @@ from benchmarks import machine
 from benchmarks.bases import Bases
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.data import Step
-from engine import heap
 
 
 class Apart:
@@ -31,7 +30,6 @@ _made: list[Contender] = []
 
 
 def _make(name: str, bases: Bases) -> int:
-    heap.keep_freed()  # a gain that a script does not have
     _made.append(CONTENDERS[name](bases))
     return _made[0].trainable_parameters
 

@@ -102,7 +102,7 @@ def fresh_processes(device: str, *, preload: str) -> BaseContext:
 def defaults() -> Iterator[None]:
     """Processes that are started meanwhile compute as torch does by default, and not as our server does."""
     before = dict(os.environ)
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MALLOC_ARENA_MAX"):
         os.environ.pop(name, None)
     os.environ["MKL_CBWR"] = "OFF"  # else the engine, if they import it, would ask for its mode
     try:
