@@ -20,6 +20,7 @@ import torch
 from engine import mkl
 from engine.probe import choose_device, choose_dtype, probe
 
+_OURS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MALLOC_ARENA_MAX", "MKL_CBWR")
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
@@ -101,15 +102,13 @@ def fresh_processes(device: str, *, preload: str) -> BaseContext:
 @contextmanager
 def defaults() -> Iterator[None]:
     """Processes that are started meanwhile compute as torch does by default, and not as our server does."""
-    before = dict(os.environ)
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MALLOC_ARENA_MAX"):
-        os.environ.pop(name, None)
+    ours = {name: os.environ.pop(name, None) for name in _OURS}
     os.environ["MKL_CBWR"] = "OFF"  # else the engine, if they import it, would ask for its mode
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        del os.environ["MKL_CBWR"]
+        os.environ.update({name: value for name, value in ours.items() if value is not None})
 
 
 def _cpu() -> tuple[str, list[str]]:

@@ -132,11 +132,13 @@ class _Segment:
         """While it has its turn there."""
         if not self.is_mixture:
             return _PLAIN_TENSORS * self.num_tokens * self.width * self.size
-        tensors = 5 if self.splits_down else 7  # of blocks and of those before them: gate, up, act(gate), h, gradients
+        tensors = 5 if self.splits_down else 7  # of a block: gate, up, act(gate), h, gradients
         if self.dora:
             tensors += 2 * len(set(self.experts) & {"gate_proj", "up_proj"})  # what a magnitude scales
         block = max(BLOCK_ROWS, self.num_tokens)  # an expert that every token takes
-        at_once = min(self.slots, block * self.base.fingerprint["threads"])
+        at_once = min(self.slots, block * self.base.fingerprint["threads"])  # a thread each
+        if self.base.fingerprint["device"] == "cuda":
+            at_once = self.slots  # one block
         cells = self.num_experts * self.rank
         at_gate_and_up = 2 * self.slots * self.width
         end = (self.num_tokens + self.hidden) * cells  # the gradients at A's output and at A

@@ -133,12 +133,10 @@ class Supervisor:
         # sleeps takes longer than many a step of a pass. What a thread frees is to be there for the others
         # (`engine.heap`). And the CPU's library compiles a bfloat16 kernel for each shape: room for those of gangs of
         # every size.
-        environment = children.environment(
-            OMP_WAIT_POLICY="passive",
-            GOMP_SPINCOUNT="2000",
-            MALLOC_ARENA_MAX="1",
-            ONEDNN_PRIMITIVE_CACHE_CAPACITY="16384",
-        )
+        waiting = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"}
+        if waiting.keys() & os.environ.keys():  # the operator's own: of the two, the count has the last word
+            waiting = {}
+        environment = children.environment(**waiting, MALLOC_ARENA_MAX="1", ONEDNN_PRIMITIVE_CACHE_CAPACITY="16384")
         command = children.command("server", "daemon", "--supervisor", self._id, *self._flags)
         ours, theirs = socket.socketpair()
         with theirs:

@@ -207,7 +207,7 @@ def publish_base(services: Services) -> Callable[..., Base]:
                 "parameters": 1000,
                 "num_layers": 2,
                 "targets": TARGETS,
-                "fingerprint": {"device": "cpu"},
+                "fingerprint": {"device": "cpu", "threads": 2},
                 "probe": {"float32": 100.0},
                 "published_at": now,
                 "activation": "silu",

@@ -190,6 +190,14 @@ def test_an_estimate_says_what_a_job_would_be_and_keeps_nothing(
     assert alice.post("/jobs/estimate", json=body).json()["seconds"] == estimate["tokens"] / 50
 
 
+def test_a_mixtures_token_takes_more_memory_than_one_of_lora(alice: Caller) -> None:
+    taken = {}
+    for method in ("lora", "mixlora"):
+        body = {"dataset": upload(alice, prompt_rows(12)), "adapter": {"method": method, "rank": 2}}
+        taken[method] = alice.post("/jobs/estimate", json=body).json()["bytes"]["token_of_a_pass"]
+    assert taken["mixlora"] > taken["lora"]
+
+
 def test_a_clone_is_the_job_it_starts_from_with_changes(alice: Caller, bob: Caller) -> None:
     first = submit(alice, name="first", adapter={"rank": 4}, training={"epochs": 2}, metadata={"a": "b"})
     answer = alice.post("/jobs", json={"from": first["id"], "training": {"max_steps": 3}})
