@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 
 from engine import heap
+from server.children import WAITING
 
 NAMES = (
     "throughput",
@@ -30,8 +31,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in NAMES:
         print(f"usage: python -m benchmarks {{{','.join(NAMES)}}} …", file=sys.stderr)
         return 2
-    os.environ["OMP_WAIT_POLICY"] = "passive"  # as in our server (`server/serve.py`); read when torch is loaded
-    os.environ["GOMP_SPINCOUNT"] = "2000"
+    os.environ.update(WAITING)  # as in our server; read when torch is loaded
     os.environ["MALLOC_ARENA_MAX"] = "1"  # of the processes that a benchmark starts; and here:
     heap.keep_freed()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

@@ -19,8 +19,9 @@ import torch
 
 from engine import mkl
 from engine.probe import choose_device, choose_dtype, probe
+from server.children import WAITING
 
-_OURS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MALLOC_ARENA_MAX", "MKL_CBWR")
+_OURS = (*WAITING, "MALLOC_ARENA_MAX", "MKL_CBWR")
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 

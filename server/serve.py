@@ -129,18 +129,12 @@ class Supervisor:
                 return
 
     def _spawn(self) -> "tuple[subprocess.Popen[bytes], socket.socket]":
-        # Threads that spin for long while they wait starve the API, and each other on a busy machine; to wake one that
-        # sleeps takes longer than many a step of a pass. What a thread frees is to be there for the others
-        # (`engine.heap`). And the CPU's library compiles a bfloat16 kernel for each shape: room for those of gangs of
-        # every size.
-        waiting = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"}
-        if waiting.keys() & os.environ.keys():  # the operator's own: of the two, the count has the last word
-            waiting = {}
-        environment = children.environment(**waiting, MALLOC_ARENA_MAX="1", ONEDNN_PRIMITIVE_CACHE_CAPACITY="16384")
         command = children.command("server", "daemon", "--supervisor", self._id, *self._flags)
         ours, theirs = socket.socketpair()
         with theirs:
-            child = subprocess.Popen(command, stdin=theirs.fileno(), env=environment, start_new_session=True)
+            child = subprocess.Popen(
+                command, stdin=theirs.fileno(), env=children.environment_of_daemon(), start_new_session=True
+            )
         _let_give_way(child.pid)
         return child, ours
 
