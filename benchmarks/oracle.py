@@ -4,10 +4,15 @@ It reads the tables and files as they are on disk, by statements of its own and 
 """
 
 import hashlib
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+HEARTBEAT_SECONDS = 10.0
+"""Between two heartbeats of a daemon, at most, on a busy machine."""
 
 
 class Data(Protocol):
@@ -49,19 +54,31 @@ class Trace:
         return [part for part, mine in vars(self).items() if mine != vars(other)[part]]
 
 
-def anomalies(server: Data) -> list[str]:
-    """What is never right on a server whose jobs have ended, and whose daemon has cleared up after them."""
-    return [*_not_leased(server), *_not_once(server), *_not_metered(server), *_damaged(server), *_unnamed(server)]
+def anomalies(server: Data, *, uncollected_seconds: float = 0.0) -> list[str]:
+    """What is never right on a server whose jobs have ended, and whose daemon has cleared up after them.
+
+    `uncollected_seconds`: so long a folder without a row may lie there.
+    """
+    return [
+        *not_leased(server),
+        *_not_once(server),
+        *_not_metered(server),
+        *_damaged(server),
+        *_unnamed(server, uncollected_seconds),
+    ]
 
 
-def _not_leased(server: Data) -> Iterator[str]:
-    """Jobs that are shown in training, and nobody trains them."""
-    live = "SELECT epoch FROM daemons WHERE ended_at IS NULL"
+def not_leased(server: Data) -> Iterator[str]:
+    """Jobs that are shown in training, and nobody trains them. That is wrong at any time when a daemon is ready.
+
+    A lease that has expired is seen, and ended, at the next heartbeat of a daemon.
+    """
+    live = "SELECT epoch FROM daemons WHERE ended_at IS NULL AND expires_at > ?"
     statement = (
         "SELECT jobs.id, status FROM jobs JOIN runs ON job_id = jobs.id "
         f"WHERE status IN ('preparing', 'running') AND (lease_epoch IS NULL OR lease_epoch NOT IN ({live}))"
     )
-    for row in server.rows(statement):
+    for row in server.rows(statement, time.time() - HEARTBEAT_SECONDS):
         yield f"{row['id']} is {row['status']} without a live lease"
 
 
@@ -91,7 +108,7 @@ def _damaged(server: Data) -> Iterator[str]:
             yield f"{adapter['id']} is not the file that its row names"
 
 
-def _unnamed(server: Data) -> Iterator[str]:
+def _unnamed(server: Data, uncollected_seconds: float) -> Iterator[str]:
     """Folders that no row names: half-written ones, and recovery points of jobs that have ended."""
     named = {row["key"] for row in server.rows(_NAMED)}
     for pattern in (
@@ -105,8 +122,11 @@ def _unnamed(server: Data) -> Iterator[str]:
         "recovery/*/*",
     ):
         for path in server.data.glob(pattern):
-            if (key := str(path.relative_to(server.data))) not in named:
-                yield f"{key} has no row"
+            if (key := str(path.relative_to(server.data))) in named:
+                continue
+            with suppress(FileNotFoundError):  # it has just been collected
+                if path.stat().st_mtime <= time.time() - uncollected_seconds:
+                    yield f"{key} has no row"
 
 
 _NAMED = (

@@ -4,15 +4,16 @@ import os
 import secrets
 import signal
 import socket
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
+from sqlalchemy import NullPool, create_engine, make_url
+from sqlalchemy.exc import DBAPIError
 
 from benchmarks.errors import BenchmarkError
 from mixloom.client import Client
@@ -24,11 +25,31 @@ WAIT_SECONDS = 600.0
 """A daemon gives way to all else: beside busy programs a start took four minutes that takes ten seconds."""
 
 
+class Tables:
+    """A server's database, by statements of one's own: SQLite's in a data directory, or PostgreSQL's."""
+
+    def __init__(self, data: Path, database_url: str | None = None):
+        if database_url is None:  # only if the file is there: else to look would make one
+            url, options = make_url(f"sqlite:///file:{data / 'mixloom.db'}?mode=rw&uri=true"), {"timeout": 30}
+        else:
+            url, options = make_url(database_url).set(drivername="postgresql+psycopg"), {}
+        self._engine = create_engine(url, poolclass=NullPool, connect_args=options)
+
+    def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
+        """What a statement returns, in which `?` stands for each value. Raises `DBAPIError` until there are tables."""
+        if self._engine.dialect.name == "postgresql":
+            statement = statement.replace("?", "%s")
+        with self._engine.begin() as connection:
+            found = connection.exec_driver_sql(statement, values or None)
+            return [dict(row) for row in found.mappings()] if found.returns_rows else []
+
+
 class Processes:
     """`mixloom serve` on `folder`/data: the same port and the same operator's key at every start."""
 
     def __init__(self, folder: Path, base: Path, **settings: Any):
         self.data = folder / "data"
+        self.rows = Tables(self.data, settings.get("database_url")).rows
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -73,13 +94,13 @@ class Processes:
         if self.api.poll() is not None:
             raise BenchmarkError(f"The server has ended. {self.log_tail()}")
         daemon = self.daemon
-        if daemon is None or not (self.data / "mixloom.db").exists():
+        if daemon is None:
             return False
         try:
             newest = self.rows("SELECT pid, state FROM daemons ORDER BY epoch DESC LIMIT 1")
             is_ours = newest == [{"pid": daemon.pid, "state": "ready"}]
             return is_ours and self.operator.ready()["status"] == "ready"
-        except (MixloomError, sqlite3.OperationalError):  # it starts
+        except (MixloomError, DBAPIError):  # it starts
             return False
 
     def wait(self, condition: Callable[[], Any], what: str, seconds: float = WAIT_SECONDS) -> Any:
@@ -90,12 +111,6 @@ class Processes:
                 raise BenchmarkError(f"{what}: not within {seconds:.0f} s. {self.log_tail()}")
             time.sleep(POLL_SECONDS)
         return value
-
-    def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
-        """Rows of the database, as it is on disk."""
-        with closing(sqlite3.connect(self.data / "mixloom.db", timeout=30)) as connection:
-            connection.row_factory = sqlite3.Row
-            return [dict(row) for row in connection.execute(statement, values)]
 
     def log_tail(self) -> str:
         return f"Its log ends so:\n{self._log.read_text(errors='replace')[-3000:]}"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.chaos import main
+from tests.postgresql import PostgreSQL
 
 
 @pytest.mark.slow
@@ -17,3 +18,11 @@ def test_a_few_kills_of_each_kind_change_nothing(tmp_path: Path) -> None:
     assert min(report["kills"].values()) >= 1
     assert report["jobs"] == 5 * report["rounds"]
     assert report["failures"] == []
+
+
+@pytest.mark.slow
+def test_kills_change_nothing_on_postgresql_either(tmp_path: Path, postgresql: PostgreSQL) -> None:
+    report_file, url = tmp_path / "chaos.json", postgresql.new_database()
+    assert main(["--kills", "4", "--seed", "5", "--database-url", url, "--json", str(report_file)]) == 0
+    report = json.loads(report_file.read_text())
+    assert (report["settings"]["database"], sum(report["kills"].values())) == ("postgresql", 4)

@@ -6,18 +6,17 @@ import os
 import random
 import signal
 import socket
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
-import psycopg
-from psycopg.rows import dict_row
+from sqlalchemy.exc import DBAPIError
 
+from benchmarks.processes import Tables
 from mixloom import Client, MixloomError
 from server import children, faults
 
@@ -65,7 +64,7 @@ class Server:
         self.folder = folder
         self.base = base
         self.settings = {**DEFAULTS, **settings}
-        self.database_url: str | None = settings.get("database_url")  # of PostgreSQL
+        self.rows = Tables(self.data, settings.get("database_url")).rows
         self.faults = folder / "faults"  # what `server.faults.arm` writes for it
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
@@ -184,22 +183,11 @@ class Server:
         """The key of a tenant that was made by `tenant`."""
         return self._keys[name]
 
-    def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
-        """Rows of the database, as it is on disk."""
-        if self.database_url is not None:
-            with psycopg.connect(self.database_url, row_factory=dict_row) as postgresql:
-                return postgresql.execute(statement.replace("?", "%s"), values).fetchall()
-        with closing(sqlite3.connect(self.data / "mixloom.db", timeout=30)) as connection:
-            connection.row_factory = sqlite3.Row
-            return [dict(row) for row in connection.execute(statement, values)]
-
     def newest_daemon(self) -> dict[str, Any] | None:
         """The row of the last daemon that started."""
-        if self.database_url is None and not (self.data / "mixloom.db").exists():
-            return None
         try:
             rows = self.rows("SELECT * FROM daemons ORDER BY epoch DESC LIMIT 1")
-        except (sqlite3.OperationalError, psycopg.Error):  # the first start has not made the tables yet
+        except DBAPIError:  # the first start has not made the tables yet
             return None
         return rows[0] if rows else None
 

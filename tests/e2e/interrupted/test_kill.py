@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.oracle import Trace
+from benchmarks.oracle import Trace, not_leased
 from mixloom import ServerUnreachable
-from tests.e2e.interrupted.disturbed import LONG, left_by, let_an_hour_pass, submit_all
+from tests.e2e.conftest import NewServer
+from tests.e2e.interrupted.disturbed import LONG, SHORT, left_by, let_an_hour_pass, submit_all
 from tests.e2e.making import PLAIN, dataset, submit
 from tests.e2e.server import Server, is_gone, wait_for
+from tests.postgresql import PostgreSQL
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,25 @@ def test_kills_of_the_api_the_daemon_and_both_and_a_daemon_that_is_stopped_chang
         assert server.status(longest) == "running", "a job that trains when it happens"
         server.kill(*whom)
         server.start()
+        assert list(not_leased(server)) == []
     wait_for(lambda: server.num_gangs() >= 7)
     stop_the_daemon_and_restart_the_api(server, wakes=False)
     killed.check()
     attempts = server.rows("SELECT attempts FROM runs WHERE job_id = ?", longest)[0]["attempts"]
     assert attempts == len(moments) + 2
+
+
+def test_a_kill_changes_no_byte_on_postgresql_either(
+    server: Server, new_server: NewServer, postgresql: PostgreSQL
+) -> None:
+    undisturbed = server.finish(*submit_all(server, SHORT))
+    shared = new_server(name="postgresql", database_url=postgresql.new_database()).start()
+    jobs = submit_all(shared, SHORT)
+    wait_for(lambda: all(shared.step(job) >= 2 for job in jobs))
+    shared.kill("daemon")
+    left_by(shared, jobs)
+    assert [shared.hash(job) for job in jobs] == undisturbed
+    assert {row["attempts"] for row in shared.rows("SELECT attempts FROM runs")} == {2}
 
 
 @pytest.mark.slow

@@ -1,10 +1,8 @@
 """The real daemon on the real API's database, in this process: lives that are driven turn by turn."""
 
 import functools
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.processes import Tables
 from engine import base_model
 from engine.base_model import BaseModel
 from engine.engine import Engine
@@ -211,9 +210,7 @@ class OnDisk:
     data: Path
 
     def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
-        with closing(sqlite3.connect(self.data / "mixloom.db", isolation_level=None)) as connection:
-            connection.row_factory = sqlite3.Row
-            return [dict(row) for row in connection.execute(statement, values)]
+        return Tables(self.data).rows(statement, *values)
 
 
 def break_rows(services: Services, job_id: str, *rows: int) -> None:

@@ -4,6 +4,7 @@ Each is made by hand in a data directory that was in order.
 """
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +73,17 @@ def a_half_written_folder(copied: OnDisk) -> None:
     (copied.data / "adapters" / "adp_half.1234.tmp").mkdir()
 
 
+def an_expired_lease(copied: OnDisk) -> None:
+    copied.rows("UPDATE jobs SET status = 'running'")
+    copied.rows("UPDATE daemons SET ended_at = NULL, expires_at = ?", time.time() + 30)
+    copied.rows("UPDATE runs SET lease_epoch = (SELECT max(epoch) FROM daemons)")
+    assert anomalies(copied) == []
+    copied.rows("UPDATE daemons SET expires_at = ?", time.time() - 30)
+
+
 ANOMALIES = {
     "without a live lease": statement("UPDATE jobs SET status = 'running'"),
+    "is running without a live lease": an_expired_lease,
     "has metrics of": statement("DELETE FROM metrics WHERE step = 3"),
     "is metered": statement("UPDATE tenants SET trained_tokens = trained_tokens + 1 WHERE name = 'alice'"),
     "is not the file": a_flipped_bit,
