@@ -205,12 +205,13 @@ def undisturbed(kept: dict[str, str], life: Life, alice: Caller, services: Servi
 
 @dataclass
 class OnDisk:
-    """A data directory as `benchmarks.oracle` reads it."""
+    """A data directory and its database, as `benchmarks.oracle` reads them."""
 
     data: Path
+    database_url: str | None = None
 
     def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
-        return Tables(self.data).rows(statement, *values)
+        return Tables(self.data, self.database_url).rows(statement, *values)
 
 
 def break_rows(services: Services, job_id: str, *rows: int) -> None:

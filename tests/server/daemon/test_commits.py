@@ -18,8 +18,6 @@ from server.api.services import Services
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import MIXTURE, Life, OnDisk, submit
 
-pytestmark = pytest.mark.databases("sqlite")
-
 NewLife = Callable[..., Life]
 TRAINING = {"evaluate_every": 4, "checkpoint_every": 2, "keep_checkpoints": 1}
 FEWEST = 15
@@ -47,7 +45,7 @@ def breaking(when: str, after: int) -> Iterator[list[bool]]:
 def test_a_commit_that_fails_or_is_in_doubt_at_any_place_costs_no_byte(
     when: str, new_life: NewLife, alice: Caller, services: Services
 ) -> None:
-    disk = OnDisk(services.settings.data_dir)
+    disk = OnDisk(services.settings.data_dir, services.settings.database_url)
 
     def begin() -> tuple[Life, str]:
         life = new_life(recovery_steps=1)
