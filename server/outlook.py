@@ -1,7 +1,8 @@
 """Why a job does not train now, and when it may start and end. Knows no SQL; `server.db.queue` reads for it.
 
 The estimate is a fluid one: a tenant gets its share of the tokens a second that the daemon last measured, its
-resident jobs divide that by their priority, its other jobs follow in order. Jobs to come are unknown to it.
+resident jobs divide that by their priority, its other jobs follow in order. Jobs to come are unknown to it. A tenant
+without a place is reckoned to have one now: another's run gives way once it has trained `stay_tokens`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,8 @@ class Service:
     """Where each of them is drained."""
     is_disk_full: bool = False
     """Each of them waits for the disk."""
+    is_trying: bool = False
+    """A run is tried alone, or is to be: nobody else becomes resident."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Outlook:
             return Reason.DRAINING
         if service is None:
             return Reason.WAITING_FOR_BASE
+        if service.is_trying:
+            return Reason.TRIAL
         return Reason(noted) if noted else Reason.FAIR_SHARE
 
     def sentence(self, reason: Reason | None, base_hash: str) -> str | None:

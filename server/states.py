@@ -43,6 +43,7 @@ class Reason(StrEnum):
     MEMORY = "memory"
     DRAINING = "draining"
     DISK = "disk"
+    TRIAL = "trial"
     WAITING_FOR_BASE = "waiting_for_base"
     NO_DAEMON = "no_daemon"
 
@@ -52,6 +53,7 @@ REASONS = {
     Reason.MEMORY: "It waits for memory: it does not fit beside the jobs that train now.",
     Reason.DRAINING: "The operator is draining the server; it goes on after `mixloom admin undrain`.",
     Reason.DISK: "The server's disk is full; it goes on when there is space.",
+    Reason.TRIAL: "It waits while a job is tried alone that trained each time that the engine died.",
     Reason.WAITING_FOR_BASE: "It waits for a server with the base model that it was submitted for.",
     Reason.NO_DAEMON: "No engine daemon is running; it goes on when one is back.",
 }

@@ -321,6 +321,12 @@ def test_the_runs_of_a_daemon_that_is_drained_go_on_in_another(
 
 
 @pytest.mark.databases("sqlite")
+def reason(tenant: Caller, job_id: str) -> str | None:
+    """Why a job waits; None if it does not."""
+    queue = tenant.get(f"/jobs/{job_id}").json()["queue"]
+    return None if queue is None else queue["reason"]
+
+
 class TestSuspects:
     """Jobs that were resident when a daemon died again and again."""
 
@@ -340,13 +346,17 @@ class TestSuspects:
         poison, innocent = submit(alice, PLAIN, name="poison"), submit(alice, MIXTURE)
         tried = self.crash(new_life, runs.SUSPECT_CRASHES)
         assert {events(services, id_)[-1] for id_ in (poison, innocent)} == {"suspected"}
+        assert reason(alice, innocent) == "trial"
         tried.turn()
         assert [one.job.id for one in tried.roster.residents.values()] == [poison]
+        assert reason(alice, innocent) == "trial"
         last = self.crash(new_life, 1, turns=0)
         error = job(services, poison).error
         assert error is not None
         assert error["code"] == "crashed_daemon"
         assert f"died {runs.SUSPECT_CRASHES + 1} times" in error["message"]
+        last.turn()
+        assert reason(alice, innocent) is None
         last.finish()
         assert final_hash(services, innocent) == final_hash(services, lonely)
 
