@@ -385,3 +385,16 @@ class TestSuspects:
         with services.database.read() as reading:
             assert reading.scalars(select(t.Run.crashes)).one() == 0
             assert reading.scalars(select(t.Job.status)).one() == "queued"
+
+    def test_who_gave_up_its_place_before_is_not_to_blame(
+        self, new_life: Callable[..., Life], alice: Caller, bob: Caller, services: Services
+    ) -> None:
+        life = new_life(max_resident_runs=1, stay_tokens=1)
+        evicted = submit(alice, PLAIN)
+        life.turn(2)
+        resident = submit(bob, PLAIN)
+        life.turn_until(lambda: job(services, resident).status == "running")
+        new_life()
+        with services.database.read() as reading:
+            ended = reading.execute(select(t.Run.job_id, t.Run.crashes, t.Run.lease_epoch)).all()
+        assert set(ended) == {(evicted, 0, life.books.epoch), (resident, 1, life.books.epoch)}
