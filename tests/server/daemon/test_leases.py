@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -16,7 +16,7 @@ from sqlalchemy import delete, select, update
 
 from server.api.services import Services
 from server.daemon.books import Books
-from server.db import accounts, daemons, drains, runs
+from server.db import accounts, daemons, drains, operations, runs
 from server.db import tables as t
 from server.db.daemons import Fenced
 from server.states import RESIDENT
@@ -34,6 +34,9 @@ from tests.server.daemon.conftest import (
     submit,
 )
 
+AT_ONCE_SECONDS = 3.0
+"""Who waits for a lock waits longer."""
+
 
 def begin(services: Services, lease_seconds: float = 60.0, **values: Any) -> Books:
     return Books.begin(services.database, lease_seconds=lease_seconds, **values)
@@ -48,6 +51,13 @@ def expire(services: Services, epoch: int) -> None:
     """Let a lease run out, as the database's clock would."""
     with services.database.write() as writing:
         writing.execute(update(t.Daemon).where(t.Daemon.epoch == epoch).values(expires_at=0.0))
+
+
+@pytest.fixture
+def meanwhile() -> Iterator[Callable[[Callable[[], Any]], Any]]:
+    """What a function returns at once in a thread of its own, whatever this one holds."""
+    with ThreadPoolExecutor(1) as pool:
+        yield lambda do: pool.submit(do).result(AT_ONCE_SECONDS)
 
 
 def test_who_could_not_renew_for_half_the_lease_writes_nothing_until_it_can(services: Services) -> None:
@@ -266,6 +276,59 @@ def test_two_daemons_that_write_the_accounts_of_the_same_tenants_do_not_lock_eac
     with services.database.read() as reading:
         tenants = reading.scalars(select(t.Tenant)).all()
     assert [(one.counter, one.backlogged) for one in tenants] == [(1.0, True)] * 2
+
+
+@pytest.mark.databases("postgresql")
+@pytest.mark.usefixtures("base")
+def test_a_run_that_another_daemon_is_about_to_claim_is_not_waited_for(
+    meanwhile: Callable[..., Any], alice: Caller, services: Services
+) -> None:
+    submit(alice, PLAIN)
+    first, second = begin(services), begin(services)
+    with services.database.read() as reading:
+        run_id = reading.scalars(select(t.Run.id)).one()
+
+    def claim() -> bool:
+        with second.write() as writing:
+            return runs.claim(writing, run_id, second.epoch, {})
+
+    with first.write() as writing:
+        assert runs.claim(writing, run_id, first.epoch, {})
+        assert meanwhile(claim) is False
+    assert claim() is False
+
+
+@pytest.mark.databases("postgresql")
+def test_an_operation_that_another_daemon_is_about_to_take_is_not_waited_for(
+    meanwhile: Callable[..., Any], services: Services
+) -> None:
+    first, second = begin(services), begin(services)
+    with services.database.write() as writing:
+        asked = {"tenant_id": "ten_a", "adapter_id": None, "base_hash": "0123abcd", "deadline": 0.0}
+        operations.add_sample(writing, id_="op_a", key="operations/op_a", **asked)  # type: ignore[arg-type]
+
+    def take() -> list[t.Operation]:
+        with second.write() as writing:
+            return operations.start_pending(writing, "0123abcd", second.epoch)
+
+    with first.write() as writing:
+        assert len(operations.start_pending(writing, "0123abcd", first.epoch)) == 1
+        assert meanwhile(take) == []
+    assert take() == []
+
+
+@pytest.mark.databases("postgresql")
+def test_a_dead_life_whose_row_somebody_holds_is_left_for_the_next_heartbeat(
+    meanwhile: Callable[..., Any], services: Services
+) -> None:
+    dead, other = begin(services), begin(services)
+    expire(services, dead.epoch)
+    with dead.write():
+        meanwhile(other.renew)
+    write(dead)
+    other.renew()
+    with pytest.raises(Fenced, match="is over"):
+        write(dead)
 
 
 @pytest.mark.databases("postgresql")
