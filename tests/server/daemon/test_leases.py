@@ -70,6 +70,21 @@ def test_who_could_not_renew_for_half_the_lease_writes_nothing_until_it_can(serv
     write(books)
 
 
+def test_a_machine_s_clock_that_is_set_neither_ends_a_lease_nor_prolongs_it(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for jump in (3600.0, -3600.0):
+        books = begin(services, lease_seconds=1.0)
+        with monkeypatch.context() as context:
+            context.setattr(time, "time", lambda real=time.time, jump=jump: real() + jump)
+            write(books)
+            time.sleep(0.6)
+            with pytest.raises(Fenced, match="last renewed"):
+                write(books)
+            books.renew()
+            write(books)
+
+
 def test_who_finds_a_write_of_its_own_gone_writes_nothing_more(services: Services, life: Life) -> None:
     """As after the failover to a standby that lagged behind, of which no connection has to tell."""
     life.turn()
