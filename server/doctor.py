@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
@@ -17,13 +17,34 @@ from server.orphans import SAFE_SECONDS, orphans
 from server.states import ENDED, RESIDENT
 from server.store import LocalStore, is_whole, sha256_of
 
+Kind = Literal[
+    "adapter_damaged",
+    "adapter_missing",
+    "adapter_row_missing",
+    "database_damaged",
+    "dataset_damaged",
+    "dataset_missing",
+    "metrics_gap",
+    "no_live_lease",
+    "orphan",
+    "recovery_point_damaged",
+    "recovery_point_missing",
+    "recovery_point_of_ended_job",
+    "request_missing",
+    "row_without_parent",
+    "run_missing",
+    "tokenizer_missing",
+    "tokens_damaged",
+    "tokens_missing",
+]
+"""Stable words for programs."""
+
 
 @dataclass(frozen=True, order=True)
 class Finding:
     """One thing that is not as it must be."""
 
-    kind: str
-    """A stable word for programs."""
+    kind: Kind
     id: str
     """Of the row, or the key of the folder."""
     message: str
@@ -72,7 +93,7 @@ def _adapters(session: Session, store: LocalStore) -> Iterator[Finding]:
 def _recovery_points(session: Session, store: LocalStore) -> Iterator[Finding]:
     for point in session.scalars(select(RecoveryPoint)):
         if not is_whole(store.path(point.key), point.manifest):
-            kind = "recovery_point_damaged" if store.path(point.key).is_dir() else "recovery_point_missing"
+            kind: Kind = "recovery_point_damaged" if store.path(point.key).is_dir() else "recovery_point_missing"
             yield Finding(
                 kind, point.id, f"{point.key} is not what was written. Its run takes the point before it, if any."
             )

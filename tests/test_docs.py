@@ -2,10 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from docs.reference import FOLDER, PAGES, page
+from server import doctor
 
 ROOT = FOLDER.parent
 WRITTEN = sorted([*ROOT.glob("*.md"), *FOLDER.glob("*.md")])
@@ -27,3 +29,8 @@ def test_every_test_that_a_page_names_is_there() -> None:
     named = {name for path in WRITTEN for name in re.findall(r"`(test_\w+)`", path.read_text(encoding="utf-8"))}
     tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     assert sorted(name for name in named if f"def {name}(" not in tests) == []
+
+
+def test_the_operator_s_page_names_everything_that_the_doctor_finds() -> None:
+    text = (FOLDER / "operations.md").read_text(encoding="utf-8")
+    assert [kind for kind in get_args(doctor.Kind) if f"`{kind}`" not in text] == []

@@ -7,12 +7,14 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from server import doctor
 from server.__main__ import main
 from server.api.services import Services
+from server.db import operations
 from server.db.tables import Adapter, Dataset, Job, RecoveryPoint
 from server.orphans import SAFE_SECONDS
 from tests.server.conftest import Caller
@@ -23,12 +25,16 @@ pytestmark = pytest.mark.databases("sqlite")
 
 @pytest.fixture
 def at_work(life: Life, alice: Caller, services: Services) -> Services:
-    """A server with a job that is done and one that trains, with checkpoints and two recovery points."""
-    done = submit(alice, PLAIN, steps=3)
+    """A server with two jobs that are done and one that trains, checkpoints, two recovery points and a request."""
+    done = [submit(alice, PLAIN, steps=3) for _ in range(2)]
     life.finish()
-    assert final_hash(services, done)
+    assert all(final_hash(services, one) for one in done)
     training = submit(alice, MIXTURE)
     life.turn_until(lambda: bool(life.roster.residents) and life.step_of(training) == 11)
+    services.store.put("operations/op_asked", lambda folder: None)
+    asked = {"tenant_id": alice.tenant_id, "adapter_id": None, "base_hash": "0123abcd", "deadline": time.time()}
+    with services.database.write() as session:
+        operations.add_sample(session, id_="op_asked", key="operations/op_asked", **asked)  # type: ignore[arg-type]
     return services
 
 
@@ -48,6 +54,18 @@ def spoil(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
+
+
+def spoil_index(services: Services, name: str) -> None:
+    """Flip one bit at the end of an index's first page, where its first entry is."""
+    assert services.database.path is not None
+    with closing(sqlite3.connect(services.database.path)) as connection:
+        assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [name]).fetchone()
+    content = bytearray(services.database.path.read_bytes())
+    content[page * size - 1] ^= 1
+    services.database.path.write_bytes(content)
 
 
 def execute(services: Services, *statements: str) -> None:
@@ -74,22 +92,27 @@ def test_every_damage_is_named_with_its_row(at_work: Services, capsys: pytest.Ca
     (path(had["datasets"][0]) / "content").unlink()
     spoil(path(had["datasets"][1]) / "content")
     (path(had["jobs"][0]) / "train.safetensors").unlink()
-    spoil(path(had["jobs"][1]) / "train.safetensors")
+    spoil(path(had["jobs"][2]) / "train.safetensors")
+    path("operations/op_asked").rmdir()
     (base,) = at_work.store.list("bases")
     shutil.rmtree(path(base))
     for name in ("adp_nobodys", "adp_half.1234.tmp"):
         path(f"adapters/{name}").mkdir()
         os.utime(path(f"adapters/{name}"), (time.time() - SAFE_SECONDS - 1,) * 2)
     path("jobs/job_being_written.1234.tmp").mkdir()
-    done, training = (key.partition("/")[2] for key in had["jobs"])
+    done, other, training = (key.partition("/")[2] for key in had["jobs"])
+    point = had["points"][0].rpartition("-")[2]
     execute(
         at_work,
         "UPDATE daemons SET expires_at = 0",
         f"DELETE FROM runs WHERE job_id = '{done}'",
         f"UPDATE jobs SET adapter_id = 'adp_gone' WHERE id = '{done}'",
+        f"UPDATE jobs SET finished_at = finished_at - {SAFE_SECONDS + 1} WHERE id = '{other}'",
+        f"UPDATE recovery_points SET run_id = (SELECT id FROM runs WHERE job_id = '{other}') WHERE id = '{point}'",
         f"DELETE FROM metrics WHERE job_id = '{training}' AND step = 2",
         "UPDATE events SET job_id = 'job_gone' WHERE id = 1",
     )
+    spoil_index(at_work, "ix_keys_tenant_id")
     assert main(["doctor", "--data-dir", str(at_work.settings.data_dir), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)["findings"]
     assert sorted((one["kind"], one["id"]) for one in found if "damaged" not in one["kind"]) == [
@@ -100,7 +123,9 @@ def test_every_damage_is_named_with_its_row(at_work: Services, capsys: pytest.Ca
         ("no_live_lease", training),
         ("orphan", "adapters/adp_half.1234.tmp"),
         ("orphan", "adapters/adp_nobodys"),
-        ("recovery_point_missing", had["points"][0].rpartition("-")[2]),
+        ("recovery_point_missing", point),
+        ("recovery_point_of_ended_job", point),
+        ("request_missing", "op_asked"),
         ("row_without_parent", "events 1"),
         ("run_missing", done),
         ("tokenizer_missing", base.partition("/")[2]),
@@ -108,11 +133,13 @@ def test_every_damage_is_named_with_its_row(at_work: Services, capsys: pytest.Ca
     ]
     assert [(one["kind"], one["id"]) for one in found if "damaged" in one["kind"]] == [
         ("adapter_damaged", had["adapters"][1].partition("/")[2]),
+        ("database_damaged", "mixloom.db"),
         ("dataset_damaged", had["datasets"][1].partition("/")[2]),
         ("recovery_point_damaged", had["points"][1].rpartition("-")[2]),
         ("tokens_damaged", training),
     ]
     assert all(one["message"] for one in found)
+    assert {one["kind"] for one in found} == set(get_args(doctor.Kind))
 
 
 def test_where_there_is_no_server_the_doctor_makes_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
