@@ -11,6 +11,7 @@ import pytest
 
 from mixloom import MixloomError
 from tests.e2e.command_line import mixloom
+from tests.e2e.conftest import NewServer
 from tests.e2e.making import MIXTURE, PLAIN, WIDE, dataset, submit
 from tests.e2e.server import ADMIN_KEY, Server, is_gone, wait_for
 
@@ -165,6 +166,27 @@ def test_sigterm_saves_the_work_and_ends_in_time(drained: Server, jobs: list[str
     drained.start()
     assert not drained.admin.admin.current_drain()["draining"]
     check(drained, jobs, undisturbed)
+
+
+def test_a_daemon_that_has_not_ended_in_time_is_killed_and_no_job_is_to_blame(
+    new_server: NewServer, tmp_path: Path
+) -> None:
+    server = new_server(recovery_steps=0, stop_seconds=1).start()
+    assert server.process is not None
+    client = server.tenant("alice")
+    job = submit(client, dataset(client, tmp_path), PLAIN, 10_000)
+    wait_for(lambda: server.step(job) >= 3)
+    daemon = server.daemon_pid
+    assert daemon is not None
+    os.kill(daemon, signal.SIGSTOP)
+    began = time.monotonic()
+    server.process.terminate()
+    assert server.process.wait(15) == 0
+    assert time.monotonic() - began >= 1
+    assert is_gone(daemon)
+    assert "daemon_killed" in server.log
+    ended = server.rows("SELECT status, crashes FROM jobs JOIN runs ON job_id = jobs.id")
+    assert ended == [{"status": "queued", "crashes": 0}]
 
 
 @pytest.mark.slow
