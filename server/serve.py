@@ -33,6 +33,9 @@ STEADY_SECONDS = 60.0
 """A daemon that lived so long starts again without a pause."""
 SILENT_LEASES = 2
 """A daemon of which nothing is heard for so many leases is killed: stopped, it may hold a lock of the database."""
+START_SECONDS = 600.0
+"""So long a daemon may take until its first byte. It sends that before it loads its base, but first it imports torch:
+minutes, where the disk is slow or the machine does much else."""
 POLL_SECONDS = 0.2
 OUTAGE_SECONDS = 2.0
 """Until a database is asked again that did not answer."""
@@ -111,19 +114,19 @@ class Supervisor:
         Time is counted in our own looks: when the whole machine slept, nobody was late.
         """
         tether.settimeout(POLL_SECONDS)
-        heard, silent = False, 0
+        silent, most_seconds = 0, START_SECONDS
         while True:
             try:
                 if not tether.recv(1024):
                     return
-                heard, silent = True, 0
+                silent, most_seconds = 0, SILENT_LEASES * self.settings.lease_seconds
             except TimeoutError:
                 if child.poll() is not None:
                     return
                 silent += 1
             except OSError:  # it was killed while a byte of ours was on its way
                 return
-            if heard and silent * POLL_SECONDS > SILENT_LEASES * self.settings.lease_seconds:
+            if silent * POLL_SECONDS > most_seconds:
                 log.error("daemon_silent", extra={"fields": {"pid": child.pid}})
                 child.kill()
                 return
