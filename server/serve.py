@@ -74,7 +74,9 @@ class Supervisor:
             self._child.send_signal(signal.SIGKILL if again else signal.SIGTERM)
 
     def join(self, seconds: float) -> None:
-        """Wait for the daemon's end, and kill it when the time is over."""
+        """Ask the daemon to end, unless somebody has, wait for that, and kill it when the time is over."""
+        if not self._stopping.is_set():
+            self.stop()
         self._thread.join(seconds)
         if self._thread.is_alive():
             log.warning("daemon_killed", extra={"fields": {"after_seconds": seconds}})

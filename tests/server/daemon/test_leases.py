@@ -74,11 +74,11 @@ def test_a_machine_s_clock_that_is_set_neither_ends_a_lease_nor_prolongs_it(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for jump in (3600.0, -3600.0):
-        books = begin(services, lease_seconds=1.0)
+        books = begin(services, lease_seconds=2.0)
         with monkeypatch.context() as context:
             context.setattr(time, "time", lambda real=time.time, jump=jump: real() + jump)
             write(books)
-            time.sleep(0.6)
+            time.sleep(1.1)
             with pytest.raises(Fenced, match="last renewed"):
                 write(books)
             books.renew()
