@@ -71,6 +71,7 @@ class Loop:
         self.room = room
         self.short_of_bytes: set[str] | None = None  # runs, as last written; None: not known
         self.drain: Drain | None = None
+        self.hurries = False  # the drain's deadline is over
         self.told: tuple[str, str | None] = ("ready", None)  # the state, and the drain that we rest under
         self.disk = Disk(settings)
         self.waits_for_disk = False
@@ -156,6 +157,7 @@ class Loop:
             daemons.check_written(ours.epoch, ours.writes, written)
             self.has_company = sum(one.base_hash == base_hash for one in live) > 1
             self.drain = drains.open_drain(session, self.books.name)
+            self.hurries = self.drain is not None and drains.is_past_deadline(session, self.drain)
             self.suspect = None if self.draining else runs.next_suspect(session, base_hash)
             return runs.wishes(session, [resident.job.id for resident in self.residents])
 
@@ -210,10 +212,7 @@ class Loop:
             self.told = told
 
     def _drains_quickly(self) -> bool:
-        if self.drain is None:
-            return False
-        past = self.drain.deadline_at is not None and time.time() > self.drain.deadline_at
-        return self.drain.mode == "quick" or past
+        return self.drain is not None and (self.drain.mode == "quick" or self.hurries)
 
     def decide(self) -> Plan:
         """Plan, and plan again when a run came into memory, so that it rides in this very gang."""

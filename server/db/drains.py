@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
-from server.db.daemons import live_daemons
+from server.db.daemons import live_daemons, read_clock
 from server.db.session import Reader, read_only
 from server.db.tables import Drain
 from server.ids import new_id
@@ -30,6 +30,11 @@ def open_drain(session: Session, daemon: str | None = None) -> Drain | None:
     return first_for(open_drains(session), daemon)
 
 
+def is_past_deadline(session: Session, drain: Drain) -> bool:
+    """Whether it is to go on as a quick one: by the database's clock, which set the deadline."""
+    return drain.deadline_at is not None and read_clock(session) > drain.deadline_at
+
+
 def is_at_rest(session: Session, drain: Drain) -> bool:
     """Whether no live daemon that it is for trains, or will before it has seen the drain."""
     drains = open_drains(session)
@@ -50,7 +55,7 @@ def add_drain(
 ) -> Drain:
     """Begin a drain, in place of the one in force. `daemon`: the name of those that it is for; None: of all."""
     end_drains(session, daemon)
-    now = time.time()
+    now = read_clock(session)
     drain = Drain(
         id=new_id("drain"),
         mode=mode,
