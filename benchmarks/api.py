@@ -55,7 +55,7 @@ class Answers:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve, train, ask, count; print the table and write the JSON; the exit code."""
+    """Serve, train, ask, count; print the table and write the JSON; the exit code, 1 where anything went wrong."""
     options = _parser().parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--base", options.base or str(write_tiny_base(Path(folder) / "base"))]
@@ -73,7 +73,12 @@ def main(arguments: list[str]) -> int:
     report = _report(answers, options, gangs=gangs, cpu_seconds=cpu_seconds, num_lost=len(lost))
     Console().print(_table(report), highlight=False)
     write_json(report, options.json)
-    return 0
+    return exit_code(report)
+
+
+def exit_code(report: dict[str, Any]) -> int:
+    """1 where a request failed, or a job that was accepted has failed or is not there."""
+    return 1 if report["failures"] or report["jobs_lost"] else 0
 
 
 def _customer(url: str, operator: Client, name: str) -> Customer:
