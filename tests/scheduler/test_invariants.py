@@ -1,5 +1,9 @@
-"""What holds on every trace, whatever tenants do; `test_tenancy.py` has what holds after each single plan."""
+"""What holds on every trace, whatever tenants do; `test_tenancy.py` has what holds after each single plan.
 
+What an assertion says begins with its invariant: `test_mutants.py` reads it.
+"""
+
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -24,7 +28,9 @@ from tests.scheduler.strategies import (
     weights,
 )
 
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+NUM_EXAMPLES = int(os.environ.get("NUM_EXAMPLES", "60"))
+"""With a mutant there are more: which examples are drawn hangs on a test's text, and 60 may miss a fault."""
+quick = settings(max_examples=NUM_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @dataclass
@@ -56,7 +62,7 @@ def test_served_work_differs_by_at_most_one_microbatch_each_over_any_interval(tr
                 gap = gaps.setdefault((f, g), Gap())
                 gap.move(parts[f] - parts[g])
                 bound = MAX_COST / world.clients[f].share + MAX_COST / world.clients[g].share
-                assert gap.high - gap.low <= bound + SLACK
+                assert gap.high - gap.low <= bound + SLACK, "I4: two tenants wander apart"
             else:
                 gaps.pop((f, g), None)
 
@@ -92,7 +98,7 @@ def test_every_run_that_offers_something_rides_by_the_gang_that_was_promised(tra
     while waiting:
         rode = {slot.run_id for slot in world.gang().gang}
         waiting = {run_id: left - 1 for run_id, left in waiting.items() if run_id not in rode}
-        assert all(left > 0 for left in waiting.values())
+        assert all(left > 0 for left in waiting.values()), "I7: a run rides later than was promised"
 
 
 @quick
@@ -103,7 +109,7 @@ def test_every_run_is_finished_whoever_competes(loads: list[tuple[str, list[list
     world.gangs(sum(len(step) for _, steps_, _ in loads for step in steps_))
     assert sum(client.served for client in world.clients.values()) == sum(
         one.cost for _, steps_, _ in loads for step in steps_ for one in step
-    )
+    ), "I6: work is left over"
 
 
 @quick
@@ -119,7 +125,7 @@ def test_the_order_in_which_jobs_are_submitted_changes_when_they_train_and_not_o
         world, runs = submitted(turned)
         world.gangs(sum(len(step) for _, steps_, _ in turned for step in steps_))
         for run, (_, steps_, _) in zip(runs, turned, strict=True):
-            assert run.trained == [one for step in steps_ for one in step]
+            assert run.trained == [one for step in steps_ for one in step], "I10: a run trains on something else"
 
 
 @quick
@@ -134,13 +140,14 @@ def test_a_new_share_counts_from_now_on(trace: Trace, share: float, moment: int)
     world.clients["a"].share = share
     before = {name: one.served for name, one in world.clients.items()}
     snapshot = world.snapshot()
-    assert {one.tenant_id: one.counter for one in snapshot.tenants} == counters
+    assert {one.tenant_id: one.counter for one in snapshot.tenants} == counters, "I11: a new share changes a counter"
     world.gangs(20)
     parts = {name: (one.served - before[name]) / one.share for name, one in world.clients.items()}
     ahead = MAX_COST / min(old, share)  # of the smallest V, as the old share allowed
     for name in trace.steady:
         if name != "a":
-            assert abs(parts["a"] - parts[name]) <= ahead + MAX_COST / world.clients[name].share + SLACK
+            bound = ahead + MAX_COST / world.clients[name].share
+            assert abs(parts["a"] - parts[name]) <= bound + SLACK, "I11: it is not served by its new share"
 
 
 @quick
@@ -169,11 +176,11 @@ def test_a_tenant_that_submits_to_a_busy_server_soon_trains(
         left = asked.keys() - set(world.resident())
         steps_before = {run_id: run.step for run_id, run in runs.items()}
         asked |= {run_id: steps_before[run_id] for run_id in world.gang().evict}
-        assert asked, "nobody gives way"
-        assert all(runs[run_id].step <= step + 1 for run_id, step in asked.items())
-        assert not left or "newcomer" in world.resident()
+        assert asked, "I7: nobody gives way"
+        assert all(runs[run_id].step <= step + 1 for run_id, step in asked.items()), "I7: it gives way too late"
+        assert not left or "newcomer" in world.resident(), "I7: the place is not the newcomer's"
     rode = "newcomer" in {slot.run_id for slot in world.history[-1][1].gang}
-    assert rode or "newcomer" in {slot.run_id for slot in world.gang().gang}
+    assert rode or "newcomer" in {slot.run_id for slot in world.gang().gang}, "I7: it has a place and does not ride"
 
 
 @quick
@@ -210,7 +217,7 @@ def test_a_tenant_without_a_place_waits_for_at_most_one_stay_of_each_other(
                 share = clients[other].share
                 behind = max(0.0, share * (client.counter - counter))
                 stay = world.min_stay * share / least + gang_in_which_it_is_over_and_one_more
-                assert clients[other].served - served <= behind + stay + SLACK
+                assert clients[other].served - served <= behind + stay + SLACK, "I7: it waits for more than a stay"
 
 
 @quick
@@ -231,7 +238,7 @@ def test_work_that_is_split_into_many_runs_gets_no_more(
     for number, other in enumerate(others):
         world.submit(f"o{number}", f"o{number}", endless(other))
     world.gangs(60)
-    assert abs(world.served("split") - world.served("whole")) <= 2 * MAX_COST
+    assert abs(world.served("split") - world.served("whole")) <= 2 * MAX_COST, "I14: split work is served otherwise"
 
 
 @quick
@@ -246,8 +253,8 @@ def test_a_drain_lets_no_run_in_and_comes_to_an_end(loads: list[tuple[str, list[
     for _ in range(sum(len(step) for _, steps_, _ in loads for step in steps_)):
         before = set(world.resident())
         world.gang()
-        assert set(world.resident()) <= before
-    assert world.resident() == []
+        assert set(world.resident()) <= before, "I12: a run comes in while draining"
+    assert world.resident() == [], "I12: a drain does not end"
 
 
 def submitted(loads: Sequence[tuple[str, list[list[Microbatch]], int]]) -> tuple[World, list[Run]]:

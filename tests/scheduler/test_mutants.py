@@ -32,4 +32,6 @@ def raised(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
 def test_a_scheduler_with_a_fault_is_caught_by_the_test_of_its_invariant(
     mutant: Mutant, raised: dict[str, str | None]
 ) -> None:
-    assert raised[mutant.fault] == "AssertionError"
+    said = raised[mutant.fault]
+    assert said is not None, "nothing sees it"
+    assert said.startswith(f"AssertionError: {mutant.invariant}: ")

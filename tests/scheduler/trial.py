@@ -1,7 +1,7 @@
 """Tries the mutants in a process of its own, one after the other: `python -m tests.scheduler.trial FOLDER`.
 
 One for all, since to load Hypothesis takes longer than a mutant's test; of ours each mutant's copy is loaded anew.
-What it prints is a line of JSON: for each fault the name of what its test raised, or null.
+What it prints is a line of JSON: for each fault what its test raised, or null.
 """
 
 import importlib
@@ -37,7 +37,7 @@ def replace_once(path: Path, before: str, after: str) -> None:
 
 
 def raised(mutant: Mutant, folder: Path) -> str | None:
-    """The name of what the mutant's test raises."""
+    """What the mutant's test raises: its name, and what it says."""
     for name in [name for name in sys.modules if name.partition(".")[0] in ("scheduler", "tests")]:
         del sys.modules[name]
     sys.path[0] = str(folder)
@@ -47,12 +47,13 @@ def raised(mutant: Mutant, folder: Path) -> str | None:
     try:
         test().runTest() if isinstance(test, type) else test()
     except Exception as error:
-        return type(error).__name__
+        return f"{type(error).__name__}: {error}"
     return None
 
 
 def main(folder: Path) -> None:
     sys.dont_write_bytecode = True
+    os.environ["NUM_EXAMPLES"] = "600"
     settings.register_profile(
         "mutants", phases=[Phase.generate], database=None, derandomize=True, report_multiple_bugs=False
     )
