@@ -152,7 +152,7 @@ def _publish(
         created_at=time.time(),
         **found,
     )
-    with services.database.write() as session:
+    with services.naming(key) as session:
         adapters.add_adapter(session, row)
     return row
 

@@ -20,7 +20,6 @@ from server.api.schemas import Name, StrictModel, validated
 from server.api.services import Services
 from server.db import datasets
 from server.db.bases import current_base
-from server.db.session import is_in_doubt
 from server.db.tables import Dataset
 from server.errors import MixloomError
 from server.hub import HubSplit, fetch
@@ -159,11 +158,6 @@ def _keep(
         **found,
     )
     most = services.settings.max_datasets_mib
-    try:
-        with services.database.write() as session:
-            datasets.add_dataset(session, dataset, None if most is None else most * MIB)
-    except BaseException as error:
-        if not is_in_doubt(error):
-            services.store.delete(key_of(dataset_id))
-        raise
+    with services.naming(key_of(dataset_id)) as session:
+        datasets.add_dataset(session, dataset, None if most is None else most * MIB)
     return dataset

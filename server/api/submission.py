@@ -19,7 +19,6 @@ from server.db import idempotency, jobs
 from server.db.adapters import usable_adapter
 from server.db.bases import current_base
 from server.db.idempotency import Sent
-from server.db.session import is_in_doubt
 from server.db.tables import Adapter, Base
 from server.errors import MixloomError, not_found
 from server.ids import new_id
@@ -118,15 +117,10 @@ def submit(services: Services, tenant: Tenant, submission: Submission, sent: Sen
     key = f"jobs/{id_}"
     kept = manifest(services.store.put(key, write))
     job = {"id": id_, "tokens_key": key, "tokens_manifest": kept, **_columns(tenant, submission)}
-    try:
-        with services.database.write() as session:
-            made = id_ if sent is None else idempotency.claim(session, sent, id_)
-            if made == id_:
-                jobs.add_job(session, job, submission.notes)
-    except BaseException as error:
-        if not is_in_doubt(error):
-            services.store.delete(key)
-        raise
+    with services.naming(key) as session:
+        made = id_ if sent is None else idempotency.claim(session, sent, id_)
+        if made == id_:
+            jobs.add_job(session, job, submission.notes)
     if made != id_:
         services.store.delete(key)
     return made

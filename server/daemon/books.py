@@ -43,6 +43,7 @@ class Books:
         self._supervisor = supervisor
         self.writes = 0  # that the database has answered for, at least
         self._renewed = begun
+        self._ahead: float | None = None  # the database's clock, of ours, at the last heartbeat
 
     @classmethod
     def begin(
@@ -103,12 +104,16 @@ class Books:
             raise Fenced(f"the lease of epoch {self.epoch} was last renewed {silent:.1f} seconds ago")
 
     def renew(self) -> None:
-        """A heartbeat: this life goes on, and those that nobody lives any more end. Raises `Fenced`."""
+        """A heartbeat: this life goes on, and those that nobody lives any more end. Raises `Fenced`.
+
+        Where the database's clock has jumped ahead they may have been alive, so nothing that they held is to blame.
+        """
         sent = boot_time()
         with self._write({}) as session:
-            daemons.renew(session, self.epoch, self.lease_seconds)
-            leases.end_dead(session, supervisor=self._supervisor, but=self.epoch)
-        self._renewed = sent
+            ahead = daemons.renew(session, self.epoch, self.lease_seconds) - sent
+            has_jumped = self._ahead is not None and ahead - self._ahead > self.lease_seconds / 2
+            leases.end_dead(session, supervisor=self._supervisor, crashed=not has_jumped, but=self.epoch)
+        self._renewed, self._ahead = sent, ahead
 
     def end(self) -> None:
         """End this life in order: nothing is held any more."""

@@ -118,9 +118,10 @@ def check_written(epoch: int, found: int, known: int) -> None:
         raise Fenced(f"the database has {found} of {known} writes of epoch {epoch}: it has lost what came later")
 
 
-def renew(session: Session, epoch: int, lease_seconds: float) -> None:
-    """Say that this life goes on."""
-    session.execute(_UPDATE.values(heartbeat_at=now(), expires_at=now() + lease_seconds), {"life": epoch})
+def renew(session: Session, epoch: int, lease_seconds: float) -> float:
+    """Say that this life goes on; the database's time."""
+    values = _UPDATE.values(heartbeat_at=now(), expires_at=now() + lease_seconds)
+    return session.execute(values.returning(_DAEMONS.c.heartbeat_at), {"life": epoch}).scalar_one()
 
 
 def update_daemon(session: Session, epoch: int, **values: object) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from engine.base_model import BaseModel
 from engine.engine import Engine
 from server.api.services import Services
+from server.daemon.books import Books
 from server.daemon.main import Daemon, Served
 from server.daemon.publish import base_row, publish_tokenizer
 from server.daemon.room import Room
@@ -34,7 +35,7 @@ from tests import postgresql as package
 from tests.postgresql import PostgreSQL
 from tests.relay import Relay
 from tests.server.conftest import Caller
-from tests.server.daemon.conftest import MIXTURE, Life, final_hash, job, memory_of, steps, submit
+from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, final_hash, job, memory_of, steps, submit
 from tests.server.making import prompt_rows, upload
 
 STEPS = 40
@@ -428,3 +429,18 @@ def test_a_clock_of_the_database_that_jumps_costs_no_byte_and_blames_nobody(
     assert ("life_lost" in caplog.messages) is (ahead > 0)
     with services.database.read() as reading:
         assert set(reading.scalars(select(t.Run.crashes))) == {0}
+
+
+@pytest.mark.databases("postgresql")
+def test_a_clock_that_jumps_ahead_lets_no_daemon_blame_what_another_holds(
+    life: Life, alice: Caller, services: Services, clock: Clock
+) -> None:
+    submit(alice, PLAIN)
+    life.turn(2)
+    other = Books.begin(services.database, lease_seconds=60.0)
+    other.renew()
+    clock.ahead = DAY
+    other.renew()
+    with services.database.read() as reading:
+        assert reading.scalars(select(t.Job.status)).all() == ["queued"]
+        assert reading.scalars(select(t.Run.crashes)).all() == [0]
