@@ -1,5 +1,6 @@
 """`mixloom serve`: the API process and, as a supervised child, the engine daemon."""
 
+import itertools
 import logging
 import os
 import signal
@@ -60,6 +61,7 @@ class Supervisor:
         self._id = new_id("sup")
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
+        self._asked = itertools.count()  # to end; a signal may come between a look and a set
         self._thread = threading.Thread(target=self._run, name="supervisor")
         self.gave_up = False
 
@@ -68,20 +70,22 @@ class Supervisor:
 
     def stop(self) -> None:
         """Ask the daemon to save every run and end; a second call ends it at once."""
-        again = self._stopping.is_set()
-        self._stopping.set()
-        if self._child is not None and self._child.poll() is None:
-            self._child.send_signal(signal.SIGKILL if again else signal.SIGTERM)
+        self._signal(signal.SIGKILL if next(self._asked) else signal.SIGTERM)
 
     def join(self, seconds: float) -> None:
         """Ask the daemon to end, unless somebody has, wait for that, and kill it when the time is over."""
-        if not self._stopping.is_set():
-            self.stop()
+        if not next(self._asked):
+            self._signal(signal.SIGTERM)
         self._thread.join(seconds)
         if self._thread.is_alive():
             log.warning("daemon_killed", extra={"fields": {"after_seconds": seconds}})
-            self.stop()
+            self._signal(signal.SIGKILL)
             self._thread.join()
+
+    def _signal(self, number: signal.Signals) -> None:
+        self._stopping.set()
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(number)
 
     def _run(self) -> None:
         failures = 0

@@ -53,7 +53,7 @@ REASONS = {
     Reason.MEMORY: "It waits for memory: it does not fit beside the jobs that train now.",
     Reason.DRAINING: "The operator is draining the server; it goes on after `mixloom admin undrain`.",
     Reason.DISK: "The server's disk is full; it goes on when there is space.",
-    Reason.TRIAL: "It waits while a job is tried alone that trained each time that the engine died.",
+    Reason.TRIAL: "The engine died again and again; the jobs that trained each time are tried one at a time first.",
     Reason.WAITING_FOR_BASE: "It waits for a server with the base model that it was submitted for.",
     Reason.NO_DAEMON: "No engine daemon is running; it goes on when one is back.",
 }

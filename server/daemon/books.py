@@ -35,6 +35,7 @@ class Books:
         supervisor: str | None,
         name: str | None,
         begun: float,
+        ahead: float,
     ):
         self.database = database
         self.epoch = epoch
@@ -43,7 +44,8 @@ class Books:
         self._supervisor = supervisor
         self.writes = 0  # that the database has answered for, at least
         self._renewed = begun
-        self._ahead: float | None = None  # the database's clock, of ours, at the last heartbeat
+        self._ahead = ahead  # the database's clock, of ours, at the last heartbeat
+        self._pardons_until = begun
 
     @classmethod
     def begin(
@@ -67,7 +69,10 @@ class Books:
             epoch = daemons.begin_life(
                 session, pid=os.getpid(), supervisor=supervisor, name=name, lease_seconds=lease_seconds
             )
-        return cls(database, epoch, lease_seconds=lease_seconds, supervisor=supervisor, name=name, begun=begun)
+            ahead = daemons.read_clock(session) - boot_time()
+        return cls(
+            database, epoch, lease_seconds=lease_seconds, supervisor=supervisor, name=name, begun=begun, ahead=ahead
+        )
 
     @contextmanager
     def write(self, **values: object) -> Iterator[Session]:
@@ -106,13 +111,16 @@ class Books:
     def renew(self) -> None:
         """A heartbeat: this life goes on, and those that nobody lives any more end. Raises `Fenced`.
 
-        Where the database's clock has jumped ahead they may have been alive, so nothing that they held is to blame.
+        Where the database's clock has jumped ahead they may well live, so nothing that they hold is to blame: until,
+        a lease later, each of them would have been heard again.
         """
         sent = boot_time()
         with self._write({}) as session:
-            ahead = daemons.renew(session, self.epoch, self.lease_seconds) - sent
-            has_jumped = self._ahead is not None and ahead - self._ahead > self.lease_seconds / 2
-            leases.end_dead(session, supervisor=self._supervisor, crashed=not has_jumped, but=self.epoch)
+            ahead = daemons.renew(session, self.epoch, self.lease_seconds) - boot_time()
+            if ahead - self._ahead > self.lease_seconds / 2:
+                self._pardons_until = boot_time() + self.lease_seconds
+            is_pardoned = boot_time() < self._pardons_until
+            leases.end_dead(session, supervisor=self._supervisor, crashed=not is_pardoned, but=self.epoch)
         self._renewed, self._ahead = sent, ahead
 
     def end(self) -> None:

@@ -1,6 +1,5 @@
 """Statements on drains: the operator's wish that nothing trains, anywhere or in one daemon."""
 
-import time
 from collections.abc import Sequence
 
 from sqlalchemy import ColumnElement, select, update
@@ -77,4 +76,4 @@ def end_drains(session: Session, daemon: str | None = None) -> None:
     in_force = update(Drain).where(IS_IN_FORCE)
     if daemon is not None:
         in_force = in_force.where(Drain.daemon == daemon)
-    session.execute(in_force.values(ended_at=time.time()))
+    session.execute(in_force.values(ended_at=read_clock(session)))

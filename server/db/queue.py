@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Float, bindparam, case, cast, func, or_, select
 
-from server.db.among import is_one_of
+from server.db.among import among, is_one_of
 from server.db.bases import NEWEST
 from server.db.daemons import IS_LIVE, tokens_per_second
 from server.db.drains import IS_IN_FORCE, first_for, open_drains
@@ -29,9 +29,8 @@ _STATE = select(
     select(Run.id).where(Run.crashes >= SUSPECT_CRASHES).exists().label("is_suspected"),
 ).subquery()
 _STATE_AND_DAEMONS = select(_STATE, Daemon).outerjoin_from(_STATE, Daemon, IS_LIVE).order_by(Daemon.epoch.desc())
-_SUSPECTS = (
-    select(Job.base_hash, Job.status).join(Run, Run.job_id == Job.id).where(Run.crashes >= SUSPECT_CRASHES, _IS_ACTIVE)
-)
+_SUSPECTS = select(Run.job_id).where(Run.crashes >= SUSPECT_CRASHES)
+_ACTIVE = select(Job.base_hash, Job.status).where(among(Job.metadata.tables["jobs"].c.id, "ids"), _IS_ACTIVE)
 _LEFT = cast(Job.total_tokens - Job.tokens, Float)
 _ORDER: dict[str, Any] = {
     "partition_by": Job.tenant_id,
@@ -58,7 +57,8 @@ def read_outlook(reader: Reader, jobs: Sequence[Job], *, max_resident_runs: int)
     state, live = found[0], [row for row in found if row.epoch is not None]
     drains = open_drains(reader) if state.is_drained else []
     drain = first_for(drains)
-    suspects = rows(reader, _SUSPECTS) if state.is_suspected else []
+    suspects = [one.job_id for one in rows(reader, _SUSPECTS)] if state.is_suspected else []
+    tried = rows(reader, _ACTIVE, {"ids": suspects}) if suspects else []
     num_places = max_resident_runs * max(1, len(live))
     wanted = {"tenant_ids": sorted({job.tenant_id for job in jobs}), "job_ids": [job.id for job in jobs]}
     shares: dict[str, float] = {}
@@ -69,7 +69,7 @@ def read_outlook(reader: Reader, jobs: Sequence[Job], *, max_resident_runs: int)
     return Outlook(
         now=time.time(),
         is_daemon_live=bool(live),
-        services=_services(state.newest_hash, live, drains, suspects),
+        services=_services(state.newest_hash, live, drains, tried),
         drain=OpenDrain(reason=drain.reason) if drain else None,
         tokens_per_second=tokens_per_second(reader, live),
         free_places=max(0, num_places - state.num_resident),
@@ -79,20 +79,21 @@ def read_outlook(reader: Reader, jobs: Sequence[Job], *, max_resident_runs: int)
 
 
 def _services(
-    newest_hash: str | None, live: Sequence[Daemon], drains: Sequence[Drain], suspects: Sequence[Any]
+    newest_hash: str | None, live: Sequence[Daemon], drains: Sequence[Drain], tried: Sequence[Any]
 ) -> dict[str, Service]:
     """Of the bases of live daemons, and of the one that is in force while a daemon still loads it.
 
-    A suspect that waits keeps all daemons of its base from taking others in; one on trial keeps its own.
+    `tried`: (base_hash, status) of the jobs that are tried alone. One that waits keeps all daemons of its base from
+    taking others in; one that trains keeps its own.
     """
     services = {newest_hash: Service()} if newest_hash else {}
     for base_hash in {one.base_hash for one in live if one.base_hash}:
         of_base = [one for one in live if one.base_hash == base_hash]
-        tried = [one.status for one in suspects if one.base_hash == base_hash]
+        statuses = [one.status for one in tried if one.base_hash == base_hash]
         in_force = [drain for one in of_base if (drain := first_for(drains, one.name)) is not None]
         services[base_hash] = Service(
             drain=OpenDrain(reason=in_force[0].reason) if len(in_force) == len(of_base) else None,
             is_disk_full=all(one.state == "disk_full" for one in of_base),
-            is_trying=JobStatus.QUEUED in tried or len(tried) >= len(of_base),
+            is_trying=JobStatus.QUEUED in statuses or 0 < len(of_base) - len(in_force) <= len(statuses),
         )
     return services

@@ -64,6 +64,7 @@ def release(session: Session, epochs: Sequence[int], *, crashed: bool) -> None:
             message = _CRASHED.format(count=run.crashes, step=run.crash_step + 1)
             job.status, job.finished_at = JobStatus.FAILED, time.time()
             job.error = {"code": "crashed_daemon", "message": message}
+            run.crashes, run.crash_step = 0, None
             events.record(session, job, "failed", message, {"code": "crashed_daemon"})
 
 

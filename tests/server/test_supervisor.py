@@ -40,7 +40,9 @@ def test_a_child_of_which_nothing_is_heard_for_too_long_is_killed(
 
 def test_who_waits_for_a_daemon_that_nobody_has_asked_to_end_asks_it(tmp_path: Path) -> None:
     """As when the API ends by an error of its own."""
-    supervisor = Supervisor(Settings(data_dir=tmp_path), ["--base", str(tmp_path / "none")])
+    supervisor = Supervisor(
+        Settings(data_dir=tmp_path), ["--data-dir", str(tmp_path), "--base", str(tmp_path / "none")]
+    )
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # which a supervisor sends where there is no base
     try:
         supervisor.start()

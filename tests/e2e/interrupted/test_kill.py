@@ -16,8 +16,8 @@ import pytest
 from benchmarks.oracle import Trace, not_leased
 from mixloom import ServerUnreachable
 from tests.e2e.conftest import NewServer
-from tests.e2e.interrupted.disturbed import LONG, SHORT, left_by, let_an_hour_pass, submit_all
-from tests.e2e.making import PLAIN, dataset, submit
+from tests.e2e.interrupted.disturbed import LONG, VALIDATED, left_by, let_an_hour_pass, submit_all
+from tests.e2e.making import MIXTURE, PLAIN, dataset, submit
 from tests.e2e.server import Server, is_gone, wait_for
 from tests.postgresql import PostgreSQL
 
@@ -75,10 +75,12 @@ def test_kills_of_the_api_the_daemon_and_both_and_a_daemon_that_is_stopped_chang
 def test_a_kill_changes_no_byte_on_postgresql_either(
     server: Server, new_server: NewServer, postgresql: PostgreSQL
 ) -> None:
-    undisturbed = server.finish(*submit_all(server, SHORT))
+    configs = {"alice": [(MIXTURE, 60, {})], "bob": [(PLAIN, 60, VALIDATED)]}
+    undisturbed = server.finish(*submit_all(server, configs))
     shared = new_server(name="postgresql", database_url=postgresql.new_database()).start()
-    jobs = submit_all(shared, SHORT)
-    wait_for(lambda: all(shared.step(job) >= 2 for job in jobs))
+    jobs = submit_all(shared, configs)
+    wait_for(lambda: all(shared.step(job) >= 2 for job in jobs), every=0.2)
+    assert {shared.status(job) for job in jobs} == {"running"}
     shared.kill("daemon")
     left_by(shared, jobs)
     assert [shared.hash(job) for job in jobs] == undisturbed

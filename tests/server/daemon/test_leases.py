@@ -398,13 +398,13 @@ def test_the_runs_of_a_daemon_that_is_drained_go_on_in_another(
         assert reading.scalars(select(t.Run.lease_epoch)).one() == other.books.epoch
 
 
-@pytest.mark.databases("sqlite")
 def reason(tenant: Caller, job_id: str) -> str | None:
     """Why a job waits; None if it does not."""
     queue = tenant.get(f"/jobs/{job_id}").json()["queue"]
     return None if queue is None else queue["reason"]
 
 
+@pytest.mark.databases("sqlite")
 class TestSuspects:
     """Jobs that were resident when a daemon died again and again."""
 
@@ -437,6 +437,27 @@ class TestSuspects:
         assert reason(alice, innocent) is None
         last.finish()
         assert final_hash(services, innocent) == final_hash(services, lonely)
+
+    @pytest.mark.databases("postgresql")
+    @pytest.mark.usefixtures("life")
+    def test_others_wait_for_the_trial_unless_another_daemon_takes_them_in(
+        self, new_life: Callable[..., Life], alice: Caller, services: Services
+    ) -> None:
+        suspect = submit(alice, PLAIN)
+        life = self.crash(new_life, runs.SUSPECT_CRASHES)
+        late = submit(alice, MIXTURE)
+        other = begin(services, name="other")
+        with other.write() as writing:
+            daemons.update_daemon(writing, other.epoch, base_hash=life.loop.engine.base.hash, state="ready")
+        assert [reason(alice, one) for one in (suspect, late)] == ["trial"] * 2, "either may try it"
+        life.turn()
+        assert [reason(alice, one) for one in (suspect, late)] == [None, "fair_share"]
+        values = {"mode": "quick", "deadline_seconds": None, "reason": "", "exit_": False, "created_by": "admin"}
+        with services.database.write() as writing:
+            drains.add_drain(writing, daemon="other", **values)  # type: ignore[arg-type]
+        assert reason(alice, late) == "trial"
+        life.finish()
+        assert reason(alice, late) is None
 
     @pytest.mark.usefixtures("life")
     def test_who_gets_further_alone_is_acquitted(

@@ -3,6 +3,7 @@
 Each is made by hand in a data directory that was in order.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -99,6 +100,13 @@ def test_what_must_never_be_is_seen(said: str, copied: OnDisk) -> None:
     found = anomalies(copied)
     assert found
     assert all(said in one for one in found)
+
+
+def test_what_a_dead_daemon_has_half_done_may_lie_there_for_a_while(copied: OnDisk) -> None:
+    a_half_written_folder(copied)
+    assert anomalies(copied, uncollected_seconds=60.0) == []
+    os.utime(copied.data / "adapters" / "adp_half.1234.tmp", (time.time() - 61.0,) * 2)
+    assert len(anomalies(copied, uncollected_seconds=60.0)) == 1
 
 
 @pytest.mark.parametrize(
