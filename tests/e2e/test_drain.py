@@ -13,7 +13,7 @@ from mixloom import MixloomError
 from tests.e2e.command_line import mixloom
 from tests.e2e.conftest import NewServer
 from tests.e2e.making import MIXTURE, PLAIN, WIDE, dataset, submit
-from tests.e2e.server import ADMIN_KEY, Server, is_gone, wait_for
+from tests.e2e.server import ADMIN_KEY, Server, is_gone, is_stopped, wait_for
 
 ADAPTERS = (MIXTURE, PLAIN)
 STEPS = 80
@@ -179,6 +179,7 @@ def test_a_daemon_that_has_not_ended_in_time_is_killed_and_no_job_is_to_blame(
     daemon = server.daemon_pid
     assert daemon is not None
     os.kill(daemon, signal.SIGSTOP)
+    wait_for(lambda: is_stopped(daemon))
     began = time.monotonic()
     server.process.terminate()
     assert server.process.wait(40) == 0, "sooner than a supervisor kills a silent daemon"

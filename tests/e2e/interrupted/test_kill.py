@@ -18,7 +18,7 @@ from mixloom import ServerUnreachable
 from tests.e2e.conftest import NewServer
 from tests.e2e.interrupted.disturbed import LONG, VALIDATED, left_by, let_an_hour_pass, submit_all
 from tests.e2e.making import MIXTURE, PLAIN, dataset, submit
-from tests.e2e.server import Server, is_gone, wait_for
+from tests.e2e.server import Server, is_gone, is_stopped, wait_for
 from tests.postgresql import PostgreSQL
 
 
@@ -146,6 +146,7 @@ def stop_the_daemon_and_restart_the_api(server: Server, *, wakes: bool) -> None:
     old, before = server.daemon_pid, len(server.log)
     assert old is not None
     os.kill(old, signal.SIGSTOP)
+    wait_for(lambda: is_stopped(old))  # one that waits for the disk runs until then, and sees its parent die
     server.kill("api")
     server.spawn()
     if wakes:
