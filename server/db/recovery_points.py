@@ -61,5 +61,7 @@ def all_keys(session: Session) -> set[str]:
 
 
 def all_runs(session: Session) -> Sequence[str]:
-    """Every run: each may have points, or be writing its first."""
-    return session.scalars(select(Run.id)).all()
+    """Those that have points, or may be writing their first: not those of ended jobs, which may only have had some."""
+    has_points = exists().where(RecoveryPoint.run_id == Run.id)
+    runs = select(Run.id).join(Job, Job.id == Run.job_id)
+    return session.scalars(runs.where(has_points | ~is_one_of(Job.metadata.tables["jobs"].c.status, ENDED))).all()
