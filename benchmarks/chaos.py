@@ -142,8 +142,7 @@ class Chaos:
     def _traces(self, jobs: list[str]) -> list[Trace]:
         """Of jobs, when they have ended and the daemon has cleared up after them."""
         self.server.wait(lambda: self.server.is_ready() and not self._training(jobs), "The jobs were to end")
-        found = self._anomalies(self.uncollected_seconds)
-        self._note(found)
+        self._note(self._anomalies(self.uncollected_seconds))
         return [Trace.of(self.server, job) for job in jobs]
 
     def let_an_hour_pass(self) -> None:

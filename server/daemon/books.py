@@ -116,12 +116,12 @@ class Books:
         """
         sent = boot_time()
         with self._write({}) as session:
-            ahead = daemons.renew(session, self.epoch, self.lease_seconds) - boot_time()
-            if ahead - self._ahead > self.lease_seconds / 2:
-                self._pardons_until = boot_time() + self.lease_seconds
-            is_pardoned = boot_time() < self._pardons_until
-            leases.end_dead(session, supervisor=self._supervisor, crashed=not is_pardoned, but=self.epoch)
-        self._renewed, self._ahead = sent, ahead
+            theirs, ours = daemons.renew(session, self.epoch, self.lease_seconds), boot_time()
+            if theirs - ours - self._ahead > self.lease_seconds / 2:
+                self._pardons_until = ours + self.lease_seconds
+            crashed = ours >= self._pardons_until
+            leases.end_dead(session, supervisor=self._supervisor, crashed=crashed, but=self.epoch)
+        self._renewed, self._ahead = sent, theirs - ours
 
     def end(self) -> None:
         """End this life in order: nothing is held any more."""

@@ -11,9 +11,9 @@ from server.db.among import among, is_one_of
 from server.db.bases import NEWEST
 from server.db.daemons import IS_LIVE, tokens_per_second
 from server.db.drains import IS_IN_FORCE, first_for, open_drains
-from server.db.runs import SUSPECT_CRASHES
+from server.db.runs import SUSPECTS, suspects
 from server.db.session import Reader, rows
-from server.db.tables import Base, Daemon, Drain, Job, Run, Tenant
+from server.db.tables import Base, Daemon, Drain, Job, Tenant
 from server.outlook import OpenDrain, Outlook, QueuedJob, Service
 from server.states import RESIDENT, JobStatus
 
@@ -26,10 +26,9 @@ _STATE = select(
     select(func.count()).where(_IS_RESIDENT).scalar_subquery().label("num_resident"),
     select(func.sum(_BUSY.c.share)).scalar_subquery().label("total_share"),
     select(Drain.id).where(IS_IN_FORCE).exists().label("is_drained"),
-    select(Run.id).where(Run.crashes >= SUSPECT_CRASHES).exists().label("is_suspected"),
+    SUSPECTS.exists().label("is_suspected"),
 ).subquery()
 _STATE_AND_DAEMONS = select(_STATE, Daemon).outerjoin_from(_STATE, Daemon, IS_LIVE).order_by(Daemon.epoch.desc())
-_SUSPECTS = select(Run.job_id).where(Run.crashes >= SUSPECT_CRASHES)
 _ACTIVE = select(Job.base_hash, Job.status).where(among(Job.metadata.tables["jobs"].c.id, "ids"), _IS_ACTIVE)
 _LEFT = cast(Job.total_tokens - Job.tokens, Float)
 _ORDER: dict[str, Any] = {
@@ -57,8 +56,7 @@ def read_outlook(reader: Reader, jobs: Sequence[Job], *, max_resident_runs: int)
     state, live = found[0], [row for row in found if row.epoch is not None]
     drains = open_drains(reader) if state.is_drained else []
     drain = first_for(drains)
-    suspects = [one.job_id for one in rows(reader, _SUSPECTS)] if state.is_suspected else []
-    tried = rows(reader, _ACTIVE, {"ids": suspects}) if suspects else []
+    tried = rows(reader, _ACTIVE, {"ids": suspects(reader)}) if state.is_suspected else []
     num_places = max_resident_runs * max(1, len(live))
     wanted = {"tenant_ids": sorted({job.tenant_id for job in jobs}), "job_ids": [job.id for job in jobs]}
     shares: dict[str, float] = {}

@@ -13,11 +13,12 @@ from server.states import ENDED
 
 KEPT = 2
 _OF_OTHERS = exists().where(Daemon.epoch == Run.lease_epoch, Daemon.epoch != bindparam("epoch"), IS_OPEN)
+_HAS_ENDED = is_one_of(Job.metadata.tables["jobs"].c.status, ENDED)
 _RUNS_ENDED = (
     select(RecoveryPoint.run_id)
     .join(Run, Run.id == RecoveryPoint.run_id)
     .join(Job, Job.id == Run.job_id)
-    .where(is_one_of(Job.metadata.tables["jobs"].c.status, ENDED), ~_OF_OTHERS)
+    .where(_HAS_ENDED, ~_OF_OTHERS)
     .distinct()
 )
 
@@ -64,4 +65,4 @@ def all_runs(session: Session) -> Sequence[str]:
     """Those that have points, or may be writing their first: not those of ended jobs, which may only have had some."""
     has_points = exists().where(RecoveryPoint.run_id == Run.id)
     runs = select(Run.id).join(Job, Job.id == Run.job_id)
-    return session.scalars(runs.where(has_points | ~is_one_of(Job.metadata.tables["jobs"].c.status, ENDED))).all()
+    return session.scalars(runs.where(has_points | ~_HAS_ENDED)).all()

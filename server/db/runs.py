@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from server.db import accounts, events
 from server.db.among import among, is_one_of
 from server.db.given import given
-from server.db.session import rows
+from server.db.session import Reader, rows
 from server.db.tables import Adapter, Event, Job, Metric, Run
 from server.states import RESIDENT, JobStatus, Reason, sources
 
@@ -75,15 +75,17 @@ _CRASHED = (
 )
 
 
-def next_suspect(session: Session, base_hash: str) -> str | None:
-    """The first queued run on this base that is to be tried alone.
+def suspects(reader: Reader) -> list[str]:
+    """The jobs whose runs are to be tried alone. Few: in a join with them SQLite would go through the whole queue."""
+    return [one.job_id for one in rows(reader, SUSPECTS)]
 
-    In two statements: as one join SQLite goes through the whole queue in its order.
-    """
-    suspects = rows(session, _SUSPECTS)
-    if not suspects:
+
+def next_suspect(session: Session, base_hash: str) -> str | None:
+    """The first queued run on this base that is to be tried alone."""
+    job_ids = suspects(session)
+    if not job_ids:
         return None
-    waiting = select(Run.id).join(Job, Job.id == Run.job_id).where(Job.id.in_([one.job_id for one in suspects]))
+    waiting = select(Run.id).join(Job, Job.id == Run.job_id).where(Job.id.in_(job_ids))
     waiting = waiting.where(Job.status == JobStatus.QUEUED, Job.base_hash == base_hash)
     return session.scalar(waiting.order_by(Job.number).limit(1))
 
@@ -206,7 +208,7 @@ _WISHES = (
     .join(_RUNS, _RUNS.c.job_id == _JOBS.c.id)
     .where(among(_JOBS.c.id, "ids"))
 )
-_SUSPECTS = select(_RUNS.c.job_id).where(_RUNS.c.crashes >= SUSPECT_CRASHES)
+SUSPECTS = select(_RUNS.c.job_id).where(_RUNS.c.crashes >= SUSPECT_CRASHES)
 _LOCKED = _JOBS.alias("locked")
 _HELD = (
     select(_LOCKED.c.id)

@@ -1,39 +1,21 @@
 """Whose row could not be written has no files either; whose row may be there keeps them."""
 
 import json
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import event
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
 
 from server.api.services import Services
 from server.db.tables import Base
 from tests.server.conftest import Caller
+from tests.server.daemon.test_commits import breaking
 from tests.server.making import prompt_rows, upload, uploadable_adapter
 from tests.server.test_uploads import LORA, send
 
 pytestmark = pytest.mark.databases("sqlite")
 
 FOLDERS = ("datasets", "jobs", "uploads")
-
-
-@contextmanager
-def breaking(when: str, *, in_doubt: bool) -> Iterator[None]:
-    """The database breaks off at each commit."""
-
-    def strike(_session: Session) -> None:
-        raise OperationalError("COMMIT", {}, sqlite3.OperationalError("broken"), connection_invalidated=in_doubt)
-
-    event.listen(Session, when, strike)
-    try:
-        yield
-    finally:
-        event.remove(Session, when, strike)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -51,9 +33,9 @@ def test_what_no_row_names_is_gone_at_once_and_what_one_may_name_stays(
         return {name: set(services.store.list(name)) for name in FOLDERS}
 
     before = kept()
-    with breaking("before_commit", in_doubt=False):
+    with breaking("before_commit", after=0):
         assert requests[folder]().status_code == 503
     assert kept() == before
-    with breaking("after_commit", in_doubt=True):
+    with breaking("after_commit", after=0, in_doubt=True):
         assert requests[folder]().status_code == 503
     assert [len(kept()[name] - before[name]) for name in FOLDERS] == [name == folder for name in FOLDERS]

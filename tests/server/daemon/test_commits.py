@@ -25,14 +25,15 @@ FEWEST = 15
 
 
 @contextmanager
-def breaking(when: str, after: int) -> Iterator[list[bool]]:
+def breaking(when: str, after: int, *, in_doubt: bool = False) -> Iterator[list[bool]]:
     """The database breaks off before or after a commit, when so many have gone well; which commits have been struck."""
     been: list[bool] = []
 
     def strike(_session: Session) -> None:
         been.append(len(been) == after)
         if been[-1]:
-            raise OperationalError("COMMIT", {}, sqlite3.OperationalError("disk I/O error"))
+            error = sqlite3.OperationalError("disk I/O error")
+            raise OperationalError("COMMIT", {}, error, connection_invalidated=in_doubt)
 
     event.listen(Session, when, strike)
     try:
