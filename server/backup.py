@@ -3,18 +3,24 @@
 What rows name never changes, so a folder that the copy has already is not copied again. The tables come first, as
 they are at one moment. What they name may be erased before its turn comes: then newer tables are taken, until all
 that they name is there.
+
+A backup's tables are SQLite's, whichever database they come from, and are restored into either.
 """
 
 import os
 import shutil
 import sqlite3
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import URL
+from sqlalchemy.exc import SQLAlchemyError
 
-from server.db import adapters, bases, datasets, jobs, recovery_points
+from server.db import adapters, bases, datasets, jobs, leases, operations, recovery_points
+from server.db.copying import copy_rows, need_empty
+from server.db.migrate import open_current, upgrade_tables
 from server.db.session import Database
 from server.doctor import Finding, examine_files
 from server.errors import MixloomError
@@ -42,34 +48,24 @@ class Copied:
 def back_up(settings: Settings, target: Path) -> Copied:
     """Bring the backup in `target` up to date. Until the last moment it is the one that was there before.
 
-    Raises `not_sqlite`, `no_database`, `not_a_backup`.
+    Raises `no_database`, `other_version`, `database_too_new`, `database_unreachable`, `not_a_backup`, `not_copied`.
     """
-    if settings.database_url is not None:
-        raise MixloomError(
-            "not_sqlite",
-            "The tables are in PostgreSQL, which has its own way: `mixloom admin drain --wait`, then "
-            "`pg_dump --format=custom --file=FILE DATABASE` and a copy of the data directory, then "
-            "`mixloom admin undrain`. docs/operations.md has the steps back.",
-            400,
-            "database_url",
-        )
     if target.exists() and any(target.iterdir()) and not (target / DATABASE).exists():
         raise MixloomError(
             "not_a_backup", f"{target} is not empty and holds no {DATABASE}. Name an empty folder, or a backup.", 400
         )
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return _copy(settings.data_dir, target)
+    original = open_current(settings)
+    with _one_sentence():
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _copy(original, settings.data_dir, target, lambda copy: _publish(copy, LocalStore(target)))
 
 
 def restore(settings: Settings, source: Path) -> Copied:
-    """Make a data directory of a backup. Raises `not_sqlite`, `no_database`, `data_dir_not_empty`."""
-    if settings.database_url is not None:
-        raise MixloomError(
-            "not_sqlite",
-            "The tables are in PostgreSQL: bring them back with `pg_restore`, and copy the data directory's files.",
-            400,
-            "database_url",
-        )
+    """Make a data directory of a backup, and with PostgreSQL the rows of an empty database.
+
+    Raises `no_database`, `data_dir_not_empty`, `database_not_empty`, `database_too_new`, `database_unreachable`,
+    `rows_refused`, `not_copied`.
+    """
     target = settings.data_dir
     if target.exists() and any(target.iterdir()):
         raise MixloomError(
@@ -78,52 +74,103 @@ def restore(settings: Settings, source: Path) -> Copied:
             400,
             "data_dir",
         )
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return _copy(source, target)
-
-
-def _copy(source: Path, target: Path) -> Copied:
     if not (source / DATABASE).is_file():
         raise MixloomError("no_database", f"There is no {DATABASE} in {source}. Name another folder.", 400)
+    database = Database(settings.database, is_patient=True)
+    if database.path is None:
+        upgrade_tables(database)
+        need_empty(database)
+
+    def publish(copy: Database) -> None:
+        if database.path is None:
+            copy_rows(copy, database)
+        else:
+            _publish(copy, LocalStore(target))
+
+    with _one_sentence():
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _copy(_sqlite(source / DATABASE), source, target, publish)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """For what the disk or a database does not do. Raises `not_copied`."""
+    try:
+        yield
+    except (OSError, sqlite3.Error, SQLAlchemyError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise MixloomError(
+            "not_copied",
+            f"The copy is not complete ({reason}). Mend that and run the command again; `restore` begins with an empty "
+            "folder.",
+            500,
+        ) from error
+
+
+def _copy(original: Database, source: Path, target: Path, publish: Callable[[Database], None]) -> Copied:
+    """Copy tables and files; what makes the copy valid, and what was there before it invalid, is to `publish` them."""
     store, copies = LocalStore(source), LocalStore(target)
     had = _folders(copies)
     new = target / f"{DATABASE}.new"
     missing: set[str] | None = None
-    while True:
-        _copy_tables(source / DATABASE, new)
-        database = Database(URL.create("sqlite", database=str(new)))
-        keys, before = _named(database), missing
-        missing = {key for key in keys if not _copy_folder(store, copies, key)}
-        if not missing or missing == before:  # what two tables name and is not there is lost
-            break
-        database.close()
-    findings = examine_files(database, copies)
-    database.close()
-    with closing(sqlite3.connect(new)) as connection:
-        connection.execute("PRAGMA journal_mode=DELETE")  # one file, which can be read where nothing can be written
-    _copy_key(source / KEY, target / KEY)
-    _remove(target / DATABASE, "-wal", "-shm")  # whoever has looked into the last one may have left them
-    copies.publish_file(new, DATABASE)
+    try:
+        while True:
+            tables = _take_tables(original, new)
+            keys, before = _named(tables), missing
+            missing = {key for key in keys if not _copy_folder(store, copies, key)}
+            if not missing or missing == before:  # what two tables name and is not there is lost
+                break
+            tables.close()
+        findings = examine_files(tables, copies)
+        _copy_key(source / KEY, target / KEY)
+        publish(tables)
+    finally:
+        _remove(new)
     surplus = _folders(copies) - keys
     for key in surplus:
         copies.delete(key)
     return Copied(len(keys - missing), len(keys - missing - had), len(surplus), findings)
 
 
-def _copy_tables(source: Path, target: Path) -> None:
-    """The tables at one moment. Requests to `/generate` stay behind: nobody waits for their answers any more."""
-    _remove(target, "", "-wal", "-shm")
-    with (
-        closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as original,
-        closing(sqlite3.connect(target)) as copy,
-    ):
-        original.backup(copy)
-        copy.execute("DELETE FROM operations")
-        copy.commit()
+def _take_tables(original: Database, path: Path) -> Database:
+    """A new file of SQLite with the tables at one moment, as this version has them.
+
+    Nobody lives there, nor waits for an answer to `/generate`.
+    """
+    _remove(path)
+    if original.path is not None:
+        with (
+            closing(sqlite3.connect(f"{original.path.resolve().as_uri()}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(path)) as target,
+        ):
+            source.backup(target)
+    tables = _sqlite(path)
+    upgrade_tables(tables)
+    if original.path is None:
+        copy_rows(original, tables)
+    with tables.write() as session:
+        operations.remove_all(session)
+        leases.end_all(session)
+    return tables
 
 
-def _remove(path: Path, *suffixes: str) -> None:
-    for suffix in suffixes:
+def _publish(tables: Database, copies: LocalStore) -> None:
+    """Put them where those of the last backup are, if there was one."""
+    assert tables.path is not None
+    tables.close()
+    with closing(sqlite3.connect(tables.path)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")  # one file, which can be read where nothing can be written
+    for suffix in ("-wal", "-shm"):  # whoever has looked into the last one may have left them
+        copies.path(f"{DATABASE}{suffix}").unlink(missing_ok=True)
+    copies.publish_file(tables.path, DATABASE)
+
+
+def _sqlite(path: Path) -> Database:
+    return Database(URL.create("sqlite", database=str(path)))
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
         path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
 
 

@@ -30,14 +30,18 @@ def upgrade(settings: Settings) -> None:
     ensure_data_dir(settings)
     database = Database(settings.database, is_patient=True)  # of large tables a migration takes its time
     with _locked(settings.data_dir):
-        try:
-            current = _revision(database)
-        except OperationalError as error:
-            raise _unreachable(database, error) from error
-        if not _pending(current, database):
-            return
-        if current is not None and database.path is not None:
+        current = _revision(database)
+        if _pending(current, database) and current is not None and database.path is not None:
             _copy(database.path, current)
+        upgrade_tables(database)
+
+
+def upgrade_tables(database: Database) -> None:
+    """The same for a database alone: of SQLite one that nobody else has open, and no copy is made of it.
+
+    Raises `database_unreachable`, `postgres_not_installed`, `database_too_new`.
+    """
+    if _pending(_revision(database), database):
         with database.write() as session:
             one_at_a_time(session, "migrations")
             command.upgrade(_config(session.connection()), "head")
@@ -50,19 +54,25 @@ def open_current(settings: Settings) -> Database:
         raise MixloomError(
             "no_database", f"There is no {database.path}. Name the server's folder with --data-dir.", 400, "data_dir"
         )
-    try:
-        current = _revision(database)
-    except OperationalError as error:
-        raise _unreachable(database, error) from error
-    if _pending(current, database):
+    if _pending(_revision(database), database):
         message = f"The database {database.name} is of an older version. `mixloom db upgrade` brings it up to date."
         raise MixloomError("other_version", message, 400)
     return database
 
 
 def _revision(database: Database) -> str | None:
-    with database.engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+    """Raises `database_unreachable`."""
+    try:
+        with database.engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+    except OperationalError as error:
+        said = str(error.orig).strip().splitlines()[0]
+        raise MixloomError(
+            "database_unreachable",
+            f"The database {database.name} cannot be reached ({said}). Start it, or mend MIXLOOM_DATABASE_URL.",
+            500,
+            "database_url",
+        ) from error
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -90,16 +100,6 @@ def _pending(current: str | None, database: Database) -> list[str]:
             500,
         )
     return known[: known.index(current)]
-
-
-def _unreachable(database: Database, error: OperationalError) -> MixloomError:
-    said = str(error.orig).strip().splitlines()[0]
-    return MixloomError(
-        "database_unreachable",
-        f"The database {database.name} cannot be reached ({said}). Start it, or mend MIXLOOM_DATABASE_URL.",
-        500,
-        "database_url",
-    )
 
 
 def _copy(path: Path, revision: str) -> None:

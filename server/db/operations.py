@@ -75,6 +75,11 @@ def remove_forgotten(session: Session) -> list[str]:
     return list(session.scalars(statement.returning(Operation.key)))
 
 
+def remove_all(session: Session) -> None:
+    """Of a copy of the tables: nobody waits there for an answer."""
+    session.execute(delete(Operation))
+
+
 def count_waiting(session: Session) -> int:
     """How many operations, on any base, have no answer yet."""
     waiting = select(func.count()).where(Operation.status.in_((PENDING, RUNNING)))

@@ -12,15 +12,15 @@ from sqlalchemy import URL, Engine, create_engine, event
 QUIET_SECONDS = 1.0
 
 
-def create(url: URL, *, lock_seconds: float, idle_seconds: float, silent_seconds: float | None) -> Engine:
+def create(url: URL, *, lock_seconds: float | None, idle_seconds: float, silent_seconds: float | None) -> Engine:
     """An engine. PostgreSQL itself ends waits for a lock, and transactions whose owner says nothing.
 
     A network that loses all packets is noticed by TCP. Who only keeps quiet (a server that is stopped, or whose disk
-    hangs; something between that swallows data) is given up after `silent_seconds`; None: never.
+    hangs; something between that swallows data) is given up after `silent_seconds`. Of both, None: never.
     """
     settings = {
         "idle_in_transaction_session_timeout": f"{idle_seconds}s",
-        "lock_timeout": f"{lock_seconds}s",
+        "lock_timeout": f"{lock_seconds or 0}s",
         "plan_cache_mode": "force_generic_plan",  # to plan the snapshot anew takes longer than to carry it out
     }
     engine = create_engine(

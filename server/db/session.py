@@ -39,16 +39,17 @@ class Database:
     """
 
     def __init__(self, url: URL, *, is_patient: bool = False, many_read: bool = False):
-        """`is_patient`: a statement may take as long as it takes. `many_read`: threads that do so at once are many.
+        """`is_patient`: a statement may take as long as it takes, and wait as long for a lock.
 
-        A read of SQLite is processor time alone, and Python's lock changes hands at each statement: ten threads in the
-        middle of a read wait for each other ten times over. So the many read one after the other.
+        `many_read`: threads that read at once are many. A read of SQLite is processor time alone, and Python's lock
+        changes hands at each statement: ten threads in the middle of a read wait for each other ten times over. So the
+        many read one after the other.
         """
         self.url = url
         self._is_postgresql = url.get_backend_name() == "postgresql"
         self._turn = RLock() if many_read and not self._is_postgresql else nullcontext()
         if self._is_postgresql:
-            self.engine = _postgresql(url, None if is_patient else SILENT_SECONDS)
+            self.engine = _postgresql(url, is_patient)
             self._reading: Engine = self.engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
@@ -150,12 +151,15 @@ def one_at_a_time(session: Session, noun: str) -> None:
         connection.execute(_PASS_ALONE, {"noun": noun})
 
 
-def _postgresql(url: URL, silent_seconds: float | None) -> Engine:
+def _postgresql(url: URL, is_patient: bool) -> Engine:
     try:
         from server.db import postgresql
 
         return postgresql.create(
-            url, lock_seconds=BUSY_SECONDS, idle_seconds=IDLE_SECONDS, silent_seconds=silent_seconds
+            url,
+            lock_seconds=None if is_patient else BUSY_SECONDS,
+            idle_seconds=IDLE_SECONDS,
+            silent_seconds=None if is_patient else SILENT_SECONDS,
         )
     except ModuleNotFoundError as error:
         raise MixloomError(

@@ -1,6 +1,7 @@
 """The database is what the tables say, whoever opens it first."""
 
 import multiprocessing
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from server.admin_key import ensure_admin_key
 from server.data_dir import ensure_data_dir
 from server.db import migrate
 from server.db.metrics import column_names, read_metrics
-from server.db.session import Database
+from server.db.session import Database, one_at_a_time
 from server.db.tables import Job, Table
 from server.errors import MixloomError
 from server.settings import Settings
@@ -233,6 +234,21 @@ def test_processes_that_start_at_once_share_the_work(settings: Settings, tmp_pat
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert revision_of(settings.database)
+
+
+@pytest.mark.databases("postgresql")
+def test_a_start_waits_for_anothers_migration_however_long_that_takes(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.db.session.BUSY_SECONDS", 1)  # whoever else waits for a lock gives up then
+    with Database(settings.database, is_patient=True).write() as other:
+        one_at_a_time(other, "migrations")
+        start = threading.Thread(target=migrate.upgrade, args=(settings,))
+        start.start()
+        start.join(2)
+        assert start.is_alive()
+    start.join(60)
+    assert revision_of(settings.database) == REVISIONS[0]
 
 
 @pytest.mark.parametrize("start", [migrate.upgrade, ensure_admin_key])

@@ -1,22 +1,31 @@
 """A backup is a data directory: made in mid-run, again made from what it has, and gone on from elsewhere."""
 
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from alembic import command
+from sqlalchemy import Connection, Engine, event, select, text
 
 from engine.base_model import BaseModel
 from server import doctor
 from server.api.app import open_services
 from server.api.services import Services
-from server.backup import back_up, restore
+from server.backup import DATABASE, back_up, restore
+from server.db import daemons, events, migrate
+from server.db.copying import need_empty
+from server.db.session import Database
+from server.db.tables import Job, Table, Tenant
 from server.errors import MixloomError
+from server.faults import Fault, arm
 from server.settings import Settings
+from server.store import LocalStore
 from tests.server.conftest import ADMIN_KEY, Caller
-from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, final_hash, job, steps, submit
-
-pytestmark = pytest.mark.databases("sqlite")
+from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, break_rows, final_hash, job, steps, submit
 
 
 @pytest.fixture
@@ -24,8 +33,16 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "backup"
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """Where a backup is restored: a folder and a database of which nothing is there yet."""
+    url = None if request.param == "sqlite" else request.getfixturevalue("postgresql").new_database()
+    return Settings(data_dir=tmp_path / "elsewhere", database_url=url, admin_key=ADMIN_KEY)
+
+
+@pytest.mark.every_case
 def test_the_original_is_destroyed_and_elsewhere_each_job_ends_with_the_bytes_it_would_have_had(
-    life: Life, alice: Caller, services: Services, copy: Path, frozen: BaseModel, folder: Path
+    life: Life, alice: Caller, services: Services, copy: Path, elsewhere: Settings, frozen: BaseModel, folder: Path
 ) -> None:
     undisturbed = []
     for adapter in (MIXTURE, PLAIN):
@@ -43,14 +60,97 @@ def test_the_original_is_destroyed_and_elsewhere_each_job_ends_with_the_bytes_it
     life.finish()  # what the original does after that is in no backup
     shutil.rmtree(services.settings.data_dir)
 
-    elsewhere = Settings(data_dir=copy.with_name("elsewhere"), admin_key=ADMIN_KEY)
+    assert doctor.examine(Database(Settings(data_dir=copy).database), LocalStore(copy)) == []
     assert restore(elsewhere, copy).findings == []
     restored = open_services(elsewhere)
+    assert {job(restored, id_).status for id_ in ids} == {"queued"}, "nobody lives there"
     assert [job(restored, id_).step for id_ in ids] == [11, 11]
     Life(restored, frozen, folder).finish()
     assert [final_hash(restored, id_) for id_ in ids] == undisturbed
     assert [steps(restored, id_) for id_ in ids] == [list(range(1, 13))] * 2
     assert doctor.examine(restored.database, restored.store) == []
+
+
+def every_row(database: Database) -> dict[str, list[dict[str, Any]]]:
+    """By table, in order of its key."""
+    with database.look() as connection:
+        return {
+            table.name: [dict(row) for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()]
+            for table in Table.metadata.sorted_tables
+        }
+
+
+def jobs_without_error(database: Database) -> int:
+    """As SQL sees it, to which the `null` of JSON is not nothing."""
+    with database.look() as connection:
+        return connection.execute(text("SELECT count(*) FROM jobs WHERE error IS NULL")).scalar_one()
+
+
+@pytest.mark.every_case
+def test_a_database_that_is_restored_has_every_row_as_it_was_and_numbers_new_ones_after_them(
+    life: Life, alice: Caller, services: Services, copy: Path, elsewhere: Settings
+) -> None:
+    submit(alice, MIXTURE, steps=3, validation=0.3, metadata={"why": "\u2713", "then": "\\u0041"})
+    broken = submit(alice, PLAIN, steps=3)
+    break_rows(services, broken, 0)
+    life.finish()
+    life.books.end()
+    with services.database.write() as session:
+        events.record(session, session.get_one(Job, broken), "noted", "of the largest number", {"number": 2**53 + 1})
+    before = every_row(services.database)
+    assert {name for name, rows in before.items() if rows} >= {
+        "adapters",
+        "daemons",
+        "events",
+        "expert_loads",
+        "metrics",
+    }
+    back_up(services.settings, copy)
+    restore(elsewhere, copy)
+    restored = Database(elsewhere.database)
+    assert every_row(restored) == before
+    assert jobs_without_error(restored) == jobs_without_error(services.database) == 1
+    with restored.write() as session:
+        job = session.get_one(Job, broken)
+        events.record(session, job, "noted", "a new row", {})
+        epoch = daemons.begin_life(session, pid=1, supervisor=None, name=None, lease_seconds=1)
+    after = every_row(restored)
+    assert epoch == before["daemons"][-1]["epoch"] + 1
+    assert after["events"][-1]["id"] == before["events"][-1]["id"] + 1
+
+
+@pytest.mark.databases("postgresql")
+def test_a_backup_is_of_one_moment_whoever_writes_meanwhile(services: Services, admin: Caller, copy: Path) -> None:
+    came = []
+
+    def come(_connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        """With a key, which is read next, when the tenants have been read."""
+        if statement.startswith("SELECT keys.") and not came:
+            came.append("late")
+            assert admin.post("/admin/tenants", json={"name": "late"}).status_code == 201
+
+    assert admin.post("/admin/tenants", json={"name": "early"}).status_code == 201
+    event.listen(Engine, "before_cursor_execute", come)
+    try:
+        back_up(services.settings, copy)
+    finally:
+        event.remove(Engine, "before_cursor_execute", come)
+    tables = every_row(Database(Settings(data_dir=copy).database))
+    assert came
+    assert [tenant["name"] for tenant in tables["tenants"]] == ["early"]
+    assert len(tables["keys"]) == 1
+
+
+@pytest.mark.every_case
+def test_a_backup_of_an_older_version_is_restored_as_of_this_one(elsewhere: Settings, copy: Path) -> None:
+    copy.mkdir()
+    first = migrate._revisions(str(Path(migrate.migrations.__file__ or "").parent))[-1]
+    with Database(Settings(data_dir=copy).database).write() as session:
+        command.upgrade(migrate._config(session.connection()), first)
+        session.execute(text("INSERT INTO tenants VALUES ('ten_1', 'old', 1, 0, false, 1, NULL)"))
+    restore(elsewhere, copy)
+    with migrate.open_current(elsewhere).read() as session:
+        assert session.get_one(Tenant, "ten_1").trained_tokens == 0
 
 
 def test_what_is_gone_from_the_original_goes_from_the_backup_and_what_is_damaged_is_named(
@@ -73,12 +173,34 @@ def test_what_is_gone_from_the_original_goes_from_the_backup_and_what_is_damaged
     assert {finding.kind for finding in found} == {"adapter_damaged", "tokens_missing"}
 
 
+def test_a_backup_that_does_not_fit_leaves_the_one_before(
+    life: Life, alice: Caller, services: Services, copy: Path, armed: Path
+) -> None:
+    submit(alice, PLAIN, steps=2)
+    back_up(services.settings, copy)
+    before = every_row(Database(Settings(data_dir=copy).database))
+    submit(alice, PLAIN, steps=2)
+    arm(armed, Fault(point="put.written", kind="ENOSPC", about="jobs"))
+    with pytest.raises(MixloomError, match="fault at") as caught:
+        back_up(services.settings, copy)
+    assert caught.value.code == "not_copied"
+    assert every_row(Database(Settings(data_dir=copy).database)) == before
+    assert not list(copy.glob(f"{DATABASE}.new*"))
+    assert back_up(services.settings, copy).findings == []
+    assert len(every_row(Database(Settings(data_dir=copy).database))["jobs"]) == 2
+
+
 def nowhere(settings: Settings, folder: Path) -> None:
     restore(settings.model_copy(update={"data_dir": folder / "new"}), folder / "nothing")
 
 
-def into_what_is_there(settings: Settings, folder: Path) -> None:
+def into_a_folder_that_is_used(settings: Settings, folder: Path) -> None:
     restore(settings, folder)
+
+
+def into_a_file(settings: Settings, folder: Path) -> None:
+    folder.write_text("")
+    back_up(settings, folder / "backup")
 
 
 def over_something_else(settings: Settings, folder: Path) -> None:
@@ -86,17 +208,35 @@ def over_something_else(settings: Settings, folder: Path) -> None:
     back_up(settings, folder)
 
 
-def of_postgresql(settings: Settings, folder: Path) -> None:
-    back_up(settings.model_copy(update={"database_url": "postgresql://me@host/tables"}), folder)
+def of_an_older_version(settings: Settings, folder: Path) -> None:
+    set_revision(settings, "0007")
+    try:
+        back_up(settings, folder)
+    finally:
+        set_revision(settings, "0013")
 
 
+def of_a_newer_version(settings: Settings, folder: Path) -> None:
+    back_up(settings, folder)
+    set_revision(Settings(data_dir=folder), "from the future")
+    restore(settings.model_copy(update={"data_dir": folder / "new", "database_url": None}), folder)
+
+
+def set_revision(settings: Settings, revision: str) -> None:
+    with Database(settings.database).write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+
+
+@pytest.mark.every_case
 @pytest.mark.parametrize(
     ("wish", "code", "says"),
     [
         (nowhere, "no_database", "nothing"),
-        (into_what_is_there, "data_dir_not_empty", "Move what is in it away"),
+        (into_a_folder_that_is_used, "data_dir_not_empty", "Move what is in it away"),
+        (into_a_file, "not_copied", "Not a directory"),
         (over_something_else, "not_a_backup", "is not empty"),
-        (of_postgresql, "not_sqlite", "pg_dump"),
+        (of_an_older_version, "other_version", "mixloom db upgrade"),
+        (of_a_newer_version, "database_too_new", "newer version"),
     ],
 )
 def test_what_cannot_be_copied_is_refused_with_what_to_do(
@@ -105,3 +245,31 @@ def test_what_cannot_be_copied_is_refused_with_what_to_do(
     with pytest.raises(MixloomError, match=says) as caught:
         wish(services.settings, copy)
     assert caught.value.code == code
+
+
+@pytest.mark.databases("postgresql")
+def test_a_database_that_has_rows_gets_no_others(services: Services, alice: Caller, copy: Path) -> None:
+    back_up(services.settings, copy)
+    again = services.settings.model_copy(update={"data_dir": copy.with_name("elsewhere")})
+    before = every_row(services.database)
+    with pytest.raises(MixloomError, match="has rows already") as caught:
+        restore(again, copy)
+    assert caught.value.code == "database_not_empty"
+    assert every_row(services.database) == before
+    assert not again.data_dir.exists(), "with an empty database the same command works"
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("elsewhere", ["postgresql"], indirect=True)
+def test_rows_that_a_damaged_backup_has_and_no_database_takes_are_named(
+    services: Services, alice: Caller, copy: Path, elsewhere: Settings
+) -> None:
+    """SQLite does not look at what it is given with `foreign_keys` off, as somebody's own program may have it."""
+    back_up(services.settings, copy)
+    with closing(sqlite3.connect(copy / DATABASE)) as connection:
+        connection.execute("UPDATE keys SET tenant_id = 'nobody'")
+        connection.commit()
+    with pytest.raises(MixloomError, match="violates foreign key") as caught:
+        restore(elsewhere, copy)
+    assert caught.value.code == "rows_refused"
+    need_empty(Database(elsewhere.database))

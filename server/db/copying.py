@@ -1,0 +1,56 @@
+"""Every row of one database into another, whichever kinds the two are."""
+
+from sqlalchemy import Connection, func, literal, select
+from sqlalchemy.exc import DataError, IntegrityError
+
+from server.db.session import Database
+from server.db.tables import Table
+from server.errors import MixloomError
+
+BATCH_ROWS = 1000
+"""In memory at once."""
+
+
+def need_empty(database: Database) -> None:
+    """Raises `database_not_empty`, `database_unreachable`."""
+    with database.read() as session:
+        _need_empty(database, session.connection())
+
+
+def copy_rows(original: Database, copy: Database) -> None:
+    """All rows as they are at one moment, in one transaction. Both have this version's tables, `copy` without rows.
+
+    Raises `database_not_empty`, or `rows_refused` where the original is damaged.
+    """
+    with original.look() as reader, copy.write() as session:
+        writer = session.connection()
+        _need_empty(copy, writer)
+        try:
+            for table in Table.metadata.sorted_tables:  # whoever is referred to before who refers
+                found = reader.execution_options(yield_per=BATCH_ROWS).execute(select(table))
+                for batch in found.mappings().partitions():
+                    writer.execute(table.insert(), [dict(row) for row in batch])
+        except (IntegrityError, DataError) as error:
+            raise MixloomError(
+                "rows_refused",
+                f"{copy.name} does not take the rows of {original.name}: {str(error.orig).splitlines()[0]}. "
+                "`mixloom admin doctor` says what is wrong there.",
+                400,
+            ) from error
+        if copy.path is None:
+            _go_on_counting(writer)
+
+
+def _need_empty(database: Database, connection: Connection) -> None:
+    for table in Table.metadata.sorted_tables:
+        if connection.execute(select(literal(1)).select_from(table).limit(1)).first() is not None:
+            message = f"The database {database.name} has rows already ({table.name}). Name an empty one."
+            raise MixloomError("database_not_empty", message, 400, "database_url")
+
+
+def _go_on_counting(connection: Connection) -> None:
+    """PostgreSQL numbers new rows by counters, which rows that bring their number leave where they are."""
+    for table in Table.metadata.sorted_tables:
+        if (number := table.autoincrement_column) is not None:
+            counter = func.pg_get_serial_sequence(table.name, number.name)
+            connection.execute(select(func.setval(counter, func.coalesce(func.max(number), 0) + 1, False)))
