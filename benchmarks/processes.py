@@ -33,12 +33,15 @@ class Tables:
             url, options = make_url(f"sqlite:///file:{data / 'mixloom.db'}?mode=rw&uri=true"), {"timeout": 30}
         else:
             url, options = make_url(database_url).set(drivername="postgresql+psycopg"), {}
-        self._engine = create_engine(url, poolclass=NullPool, connect_args=options)
+        self._engine = create_engine(url, poolclass=NullPool, connect_args=options, json_deserializer=bytes.decode)
 
     def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
-        """What a statement returns, in which `?` stands for each value. Raises `DBAPIError` until there are tables."""
+        """What a statement returns, in which `?` stands for each value; JSON is text, as it is kept.
+
+        Raises `DBAPIError` until there are tables.
+        """
         if self._engine.dialect.name == "postgresql":
-            statement = statement.replace("?", "%s")
+            statement = statement.replace("%", "%%").replace("?", "%s")
         with self._engine.begin() as connection:
             found = connection.exec_driver_sql(statement, values or None)
             return [dict(row) for row in found.mappings()] if found.returns_rows else []

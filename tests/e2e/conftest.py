@@ -12,6 +12,16 @@ from tests.e2e.server import Server
 NewServer = Callable[..., Server]
 
 
+def database(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Settings for a new database of the kind that a fixture's parameter names.
+
+    On PostgreSQL a server waits for the lease of what another one's daemon held: not for long here.
+    """
+    if request.param == "sqlite":
+        return {}
+    return {"database_url": request.getfixturevalue("postgresql").new_database(), "lease_seconds": 10}
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random base model."""

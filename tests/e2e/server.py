@@ -196,8 +196,7 @@ class Server:
         daemon = self.newest_daemon()
         if daemon is None or daemon["pid"] != self.daemon_pid:
             return 0
-        detail = daemon["detail"]
-        return int((json.loads(detail) if isinstance(detail, str) else detail).get("gangs", 0))
+        return int(json.loads(daemon["detail"]).get("gangs", 0))
 
     def status(self, job_id: str) -> str:
         """A job's status in the database."""

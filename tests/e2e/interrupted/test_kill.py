@@ -15,11 +15,15 @@ import pytest
 
 from benchmarks.oracle import Trace, not_leased
 from mixloom import ServerUnreachable
-from tests.e2e.conftest import NewServer
-from tests.e2e.interrupted.disturbed import LONG, VALIDATED, left_by, let_an_hour_pass, submit_all
-from tests.e2e.making import MIXTURE, PLAIN, dataset, submit
+from tests.e2e.interrupted.disturbed import VALIDATED, Configs, left_by, let_an_hour_pass, submit_all
+from tests.e2e.making import MIXTURE, NARROW, PLAIN, WIDE, dataset, submit
 from tests.e2e.server import Server, is_gone, is_stopped, wait_for
-from tests.postgresql import PostgreSQL
+
+JOBS: Configs = {
+    "alice": [(MIXTURE, 20, {}), (PLAIN, 110, VALIDATED)],
+    "bob": [(WIDE, 40, VALIDATED), (NARROW, 75, {})],
+}
+"""The second outlasts many kills."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,10 @@ class Disturbed:
         assert left_by(self.server, self.jobs) == self.undisturbed
 
 
-@pytest.fixture(scope="module")
-def undisturbed(shared: Server) -> list[Trace]:
-    """What the jobs of `LONG` leave when nothing happens."""
-    return left_by(shared.start(), submit_all(shared, LONG))
-
-
 @pytest.fixture
 def killed(server: Server, undisturbed: list[Trace]) -> Disturbed:
     """The same jobs, just submitted again."""
-    return Disturbed(server, submit_all(server, LONG), undisturbed)
+    return Disturbed(server, submit_all(server, JOBS), undisturbed)
 
 
 TWO, NINE = [8, 1], [8, 3, 12, 7, 10, 1, 8, 6, 9]
@@ -63,6 +61,8 @@ def test_kills_of_the_api_the_daemon_and_both_and_a_daemon_that_is_stopped_chang
         time.sleep(chance.random() * 0.1)
         assert server.status(longest) == "running", "a job that trains when it happens"
         server.kill(*whom)
+        if "api" in whom:
+            let_an_hour_pass(server)
         server.start()
         assert list(not_leased(server)) == []
     wait_for(lambda: server.num_gangs() >= 7)
@@ -70,21 +70,6 @@ def test_kills_of_the_api_the_daemon_and_both_and_a_daemon_that_is_stopped_chang
     killed.check()
     attempts = server.rows("SELECT attempts FROM runs WHERE job_id = ?", longest)[0]["attempts"]
     assert attempts == len(moments) + 2
-
-
-def test_a_kill_changes_no_byte_on_postgresql_either(
-    server: Server, new_server: NewServer, postgresql: PostgreSQL
-) -> None:
-    configs = {"alice": [(MIXTURE, 60, {})], "bob": [(PLAIN, 60, VALIDATED)]}
-    undisturbed = server.finish(*submit_all(server, configs))
-    shared = new_server(name="postgresql", database_url=postgresql.new_database()).start()
-    jobs = submit_all(shared, configs)
-    wait_for(lambda: all(shared.step(job) >= 2 for job in jobs), every=0.2)
-    assert {shared.status(job) for job in jobs} == {"running"}
-    shared.kill("daemon")
-    left_by(shared, jobs)
-    assert [shared.hash(job) for job in jobs] == undisturbed
-    assert {row["attempts"] for row in shared.rows("SELECT attempts FROM runs")} == {2}
 
 
 @pytest.mark.slow
@@ -134,6 +119,7 @@ def test_what_was_accepted_is_there_after_a_kill_and_nothing_is_there_by_halves(
     assert {one["id"] for one in known} >= {name for pair in accepted for name in pair}
 
 
+@pytest.mark.databases("sqlite")  # where the next one waits for its lock; elsewhere see tests/e2e/test_daemons.py
 @pytest.mark.slow
 def test_a_stopped_daemon_that_wakes_after_the_api_was_restarted_ends_itself(killed: Disturbed) -> None:
     wait_for(lambda: killed.server.num_gangs() >= 7)
@@ -142,12 +128,21 @@ def test_a_stopped_daemon_that_wakes_after_the_api_was_restarted_ends_itself(kil
 
 
 def stop_the_daemon_and_restart_the_api(server: Server, *, wakes: bool) -> None:
-    """SIGSTOP, kill -9, start. One that never wakes is ended by the new daemon, which waits for its lock."""
+    """SIGSTOP, kill -9, start. One that never wakes is ended by the new daemon, which waits for its lock.
+
+    On PostgreSQL it waits for nothing but the lease of the old one's runs.
+    """
     old, before = server.daemon_pid, len(server.log)
     assert old is not None
     os.kill(old, signal.SIGSTOP)
     wait_for(lambda: is_stopped(old))  # one that waits for the disk runs until then, and sees its parent die
     server.kill("api")
+    if "database_url" in server.settings:
+        let_an_hour_pass(server)
+        server.start()
+        wait_for(lambda: not server.rows("SELECT * FROM daemons WHERE pid = ? AND ended_at IS NULL", old))
+        os.kill(old, signal.SIGKILL)
+        return
     server.spawn()
     if wakes:
         wait_for(lambda: "waiting_for_lock" in server.log[before:])

@@ -9,21 +9,17 @@ import pytest
 from benchmarks.oracle import Trace
 from mixloom import MixloomError, ServerUnreachable
 from server.faults import POINTS, Fault, Kind, arm
-from tests.e2e.interrupted.disturbed import SHORT, left_by, let_an_hour_pass, submit_all
-from tests.e2e.making import PLAIN, dataset, submit
-from tests.e2e.server import Server
+from tests.e2e.interrupted.disturbed import VALIDATED, Configs, left_by, let_an_hour_pass, submit_all
+from tests.e2e.making import MIXTURE, PLAIN, dataset, submit
+from tests.e2e.server import Server, is_gone, wait_for
+
+JOBS: Configs = {"alice": [(MIXTURE, 12, VALIDATED)], "bob": [(PLAIN, 14, {})]}
 
 KINDS: tuple[Kind, ...] = ("kill", "EIO", "ENOSPC", "delay")
 ANSWERS = "answer.append"
 """The one point that no job comes by."""
 OFTEN = {"record.begin-kill", "put.synced-recovery-EIO", "put.renamed-adapters-ENOSPC", "claim.done-delay"}
 """What also the quick tests do; only the first one ends the daemon, whose start takes seconds."""
-
-
-@pytest.fixture(scope="module")
-def undisturbed(shared: Server) -> list[Trace]:
-    """What the jobs of `SHORT` leave when nothing happens."""
-    return left_by(shared.start(), submit_all(shared, SHORT))
 
 
 def walk() -> list[Any]:
@@ -38,12 +34,13 @@ def walk() -> list[Any]:
     return cases
 
 
+@pytest.mark.every_case
 @pytest.mark.parametrize(("point", "about", "kind"), walk())
 def test_a_fault_at_any_point_changes_nothing_of_what_is_left(
     point: str, about: str, kind: Kind, server: Server, undisturbed: list[Trace]
 ) -> None:
     arm(server.faults, Fault(point=point, kind=kind, about=about, after=1))
-    assert left_by(server, submit_all(server, SHORT)) == undisturbed
+    assert left_by(server, submit_all(server, JOBS)) == undisturbed
     assert '"times": 0' in server.faults.read_text(), "it has struck"
 
 
@@ -67,7 +64,7 @@ def test_a_fault_in_an_answer_is_said_and_touches_no_job(
 
     right = tokens()
     arm(server.faults, Fault(point=ANSWERS, kind=kind, after=1))
-    jobs = submit_all(server, SHORT)
+    jobs = submit_all(server, JOBS)
     try:
         outcome = "right" if tokens() == right else "wrong"
     except MixloomError as error:
@@ -93,7 +90,7 @@ NOUNS = {
 def test_a_fault_in_a_request_that_keeps_something_is_said_leaves_nothing_of_it_and_touches_no_job(
     prefix: str, point: str, kind: Kind, server: Server, undisturbed: list[Trace], tmp_path: Path
 ) -> None:
-    client, jobs = server.tenant("alice"), submit_all(server, SHORT)
+    client, jobs = server.tenant("alice"), submit_all(server, JOBS)
     data = dataset(client, tmp_path)
     (adapter, *_) = server.rows("SELECT key FROM adapters WHERE final AND key LIKE 'adapters/%' LIMIT 1")
     send: Callable[[], object] = {
@@ -101,13 +98,15 @@ def test_a_fault_in_a_request_that_keeps_something_is_said_leaves_nothing_of_it_
         "jobs": lambda: submit(client, data, PLAIN, 1),
         "uploads": lambda: client.adapters.upload(server.data / adapter["key"]),
     }[prefix]
-    before = len(server.rows(NOUNS[prefix]))
+    before, daemon = len(server.rows(NOUNS[prefix])), server.daemon_pid
     arm(server.faults, Fault(point=point, kind=kind, about=prefix))
     assert outcome_of(send) == REFUSALS[kind]
     assert '"times": 0' in server.faults.read_text(), "it has struck"
     if kind == "kill":
         assert server.process is not None
+        assert daemon is not None
         server.process.wait()
+        wait_for(lambda: is_gone(daemon))
         let_an_hour_pass(server)
         server.start()
     send()

@@ -1,4 +1,4 @@
-"""Two servers on one data directory."""
+"""Two servers on one data directory with SQLite: one daemon trains. On PostgreSQL both would."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,8 @@ import pytest
 
 from tests.e2e.making import PLAIN, dataset, submit
 from tests.e2e.server import Server, wait_for
+
+pytestmark = pytest.mark.databases("sqlite")
 
 
 @pytest.fixture
