@@ -11,7 +11,7 @@ import pytest
 
 from mixloom import MixloomError
 from tests.e2e.command_line import mixloom
-from tests.e2e.conftest import NewServer
+from tests.e2e.conftest import NewServer, database
 from tests.e2e.making import MIXTURE, PLAIN, WIDE, dataset, submit
 from tests.e2e.server import ADMIN_KEY, Server, is_gone, is_stopped, wait_for
 
@@ -19,10 +19,10 @@ ADAPTERS = (MIXTURE, PLAIN)
 STEPS = 80
 
 
-@pytest.fixture(scope="module")
-def drained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def drained(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for this module's drains; recovery points come only where a drain makes them."""
-    server = Server(tmp_path_factory.mktemp("drain"), base, recovery_steps=0)
+    server = Server(tmp_path_factory.mktemp("drain"), base, recovery_steps=0, **database(request))
     try:
         yield server.start()
     finally:
