@@ -1,12 +1,17 @@
 """Why a job does not train now, and when it may start and end. Knows no SQL; `server.db.queue` reads for it.
 
-The estimate is a fluid one: a tenant gets its share of the tokens a second that the daemon last measured, its
-resident jobs divide that by their priority, its other jobs follow in order. Jobs to come are unknown to it. A tenant
-without a place is reckoned to have one now: another's run gives way once it has trained `stay_tokens`.
+The estimate is a fluid one (generalised processor sharing): the speed is the one that the daemon last measured, and
+tenants divide it by their shares until they are done. Within a tenant resident jobs do so by priority, and the others
+take its places, as many as it has now, in their order; far back in a long queue one follows the other. Jobs to come are
+unknown to it, and so are the places that other tenants leave. A tenant without a place is reckoned to have one now:
+another's run gives way once it has trained `stay_tokens`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from heapq import heapreplace
+from typing import NamedTuple
 
 from server.states import REASONS, RESIDENT, JobStatus, Reason
 
@@ -45,6 +50,23 @@ class Service:
 
 
 @dataclass(frozen=True)
+class EndingTenant:
+    """A tenant with a place, whose jobs are few enough to be added up."""
+
+    share: float
+    tokens_left: float
+    """Of all its jobs."""
+
+
+class _Ride(NamedTuple):
+    """When a job trains, in its tenant's virtual time: `weight` tokens in each unit."""
+
+    start: float
+    finish: float
+    weight: int
+
+
+@dataclass(frozen=True)
 class Expectation:
     """Unix seconds; None where nothing can be said."""
 
@@ -67,6 +89,8 @@ class Outlook:
     """Runs that may become resident at once."""
     shares: Mapping[str, float]
     """Of each tenant with jobs that wait or train; they sum to 1."""
+    ending: Sequence[EndingTenant]
+    """What these leave when they are done is the others'; who is not here is reckoned to go on."""
     jobs: Mapping[str, Sequence[QueuedJob]]
     """By tenant: those that ride or could if every place were its own, and those that are asked for."""
 
@@ -107,11 +131,39 @@ class Outlook:
         job = next((job for job in jobs if job.id == job_id), None)
         if job is None or not self.tokens_per_second or reason not in (None, Reason.FAIR_SHARE):
             return Expectation()
-        rate = self.tokens_per_second * self.shares[tenant_id]
-        num_riding = sum(job.status in RESIDENT for job in jobs) + self.free_places
-        if job.place <= num_riding:
-            riding = [other for other in jobs if other.place <= num_riding]
-            tokens = sum(min(job.tokens_left * other.weight / job.weight, other.tokens_left) for other in riding)
-            return Expectation(self.now, self.now + tokens / rate)
-        finish = self.now + job.tokens_until / rate
-        return Expectation(finish - job.tokens_left / rate, finish)
+        rides = self._rides[tenant_id]
+        if job.place <= len(rides):
+            ride = rides[job.place - 1]
+            before, until = _trained(rides, ride.start), _trained(rides, ride.finish)
+        else:
+            before, until = job.tokens_until - job.tokens_left, job.tokens_until
+        start, finish = (self.now + self._of_all(tenant_id, own) / self.tokens_per_second for own in (before, until))
+        return Expectation(start, finish)
+
+    @cached_property
+    def _rides(self) -> dict[str, list[_Ride]]:
+        """Of each tenant, as far as no job between is missing."""
+        return {tenant_id: _rides(jobs, self.free_places) for tenant_id, jobs in self.jobs.items()}
+
+    def _of_all(self, tenant_id: str, tokens: float) -> float:
+        """What all have trained when a tenant has trained so much: by their shares, and no more than they have left."""
+        level = tokens / self.shares[tenant_id]
+        return level - sum(max(0.0, level * other.share - other.tokens_left) for other in self.ending)
+
+
+def _rides(jobs: Sequence[QueuedJob], free_places: int) -> list[_Ride]:
+    """A place that comes free is the next job's."""
+    places = [0.0] * max(1, sum(job.status in RESIDENT for job in jobs) + free_places)
+    rides = []
+    for place, job in enumerate(jobs, 1):
+        if job.place != place:
+            break
+        ride = _Ride(places[0], places[0] + job.tokens_left / job.weight, job.weight)
+        heapreplace(places, ride.finish)
+        rides.append(ride)
+    return rides
+
+
+def _trained(rides: Sequence[_Ride], time: float) -> float:
+    """Tokens of all of them until then."""
+    return sum((min(time, ride.finish) - ride.start) * ride.weight for ride in rides if ride.start < time)

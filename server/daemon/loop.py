@@ -114,6 +114,7 @@ class Loop:
         self.upkeep.turn()
         self._reconcile(wishes)
         if self.waits_for_disk:
+            self.pace.rest()
             return self.sampler.turn(training_seconds=None)
         decision = self.decide()
         gang = self._gang(decision)
@@ -121,7 +122,9 @@ class Loop:
         tokens = self.passes.run(gang)
         ended = self._end_units(gang)
         if gang:
-            self.pace.add(tokens, time.monotonic() - began)
+            self.pace.add(tokens, began=began, ended=time.monotonic())
+        else:
+            self.pace.rest()
         self.record(decision, gang, ended)
         for resident in ended.residents:
             with self.roster.making_room(resident):

@@ -1,23 +1,44 @@
 """How fast gangs go, and how long the engine works."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+MEMORY_SECONDS = 60.0
+"""What was so long ago counts 1/e: estimates stay calm where gangs are short."""
+
 
 @dataclass
 class Pace:
-    """Means in which the last gang counts a fifth."""
+    """Sums over the last gangs, in which older ones count less."""
 
-    tokens_per_second: float = 0.0
-    gang_seconds: float = 0.0
+    _gangs: float = 0.0
+    _tokens: float = 0.0
+    _seconds: float = 0.0
+    _ended: float | None = None  # the last gang, unless the daemon has rested since
 
-    def add(self, tokens: int, seconds: float) -> None:
-        weight = 0.2 if self.gang_seconds else 1.0
-        rate = tokens / max(seconds, 1e-6)
-        self.tokens_per_second += weight * (rate - self.tokens_per_second)
-        self.gang_seconds += weight * (seconds - self.gang_seconds)
+    @property
+    def tokens_per_second(self) -> float:
+        return self._tokens / self._seconds if self._seconds else 0.0
+
+    @property
+    def gang_seconds(self) -> float:
+        return self._seconds / self._gangs if self._gangs else 0.0
+
+    def add(self, tokens: int, *, began: float, ended: float) -> None:
+        """A gang. What lies between it and the one before, such as decisions and books, is in its time."""
+        seconds = ended - (began if self._ended is None else self._ended)
+        kept = math.exp(-seconds / MEMORY_SECONDS)
+        self._gangs = kept * self._gangs + 1
+        self._tokens = kept * self._tokens + tokens
+        self._seconds = kept * self._seconds + seconds
+        self._ended = ended
+
+    def rest(self) -> None:
+        """Nothing trains: the time until the next gang is not its own."""
+        self._ended = None
 
 
 class Watch:

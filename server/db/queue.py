@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Float, bindparam, case, cast, func, or_, select
+from sqlalchemy import Float, bindparam, case, cast, func, literal_column, or_, select
 
 from server.db.among import among, is_one_of
 from server.db.bases import NEWEST
@@ -14,11 +14,14 @@ from server.db.drains import IS_IN_FORCE, first_for, open_drains
 from server.db.runs import SUSPECTS, suspects
 from server.db.session import Reader, rows
 from server.db.tables import Base, Daemon, Drain, Job, Tenant
-from server.outlook import OpenDrain, Outlook, QueuedJob, Service
+from server.outlook import EndingTenant, OpenDrain, Outlook, QueuedJob, Service
 from server.states import RESIDENT, JobStatus
 
+MOST_ADDED = 50
+"""A tenant with more jobs is reckoned to go on: who asks shall not wait until a long queue is added up."""
 _STATUS = Job.metadata.tables["jobs"].c.status
-_IS_RESIDENT = is_one_of(_STATUS, RESIDENT)
+_IS_RESIDENT = _STATUS.in_([literal_column(f"'{status.value}'") for status in RESIDENT])
+"""Written out: PostgreSQL makes one plan for all values, and is to know that such jobs are few."""
 _IS_ACTIVE = is_one_of(_STATUS, (JobStatus.QUEUED, *RESIDENT))
 _BUSY = select(Tenant.share).where(select(Job.id).where(Job.tenant_id == Tenant.id, _IS_ACTIVE).exists()).subquery()
 _STATE = select(
@@ -31,6 +34,15 @@ _STATE = select(
 _STATE_AND_DAEMONS = select(_STATE, Daemon).outerjoin_from(_STATE, Daemon, IS_LIVE).order_by(Daemon.epoch.desc())
 _ACTIVE = select(Job.base_hash, Job.status).where(among(Job.metadata.tables["jobs"].c.id, "ids"), _IS_ACTIVE)
 _LEFT = cast(Job.total_tokens - Job.tokens, Float)
+_FEW = (
+    select(_LEFT.label("left"))
+    .where(Job.tenant_id == Tenant.id, _IS_ACTIVE)
+    .correlate(Tenant)
+    .limit(MOST_ADDED + 1)
+    .subquery()
+)
+_SUM = select(case((func.count() <= MOST_ADDED, func.sum(_FEW.c.left)))).select_from(_FEW).scalar_subquery()
+_ENDING = select(Tenant.share, _SUM).where(Tenant.id.in_(select(Job.tenant_id).where(_IS_RESIDENT)))
 _ORDER: dict[str, Any] = {
     "partition_by": Job.tenant_id,
     "order_by": (case((_IS_RESIDENT, 0), else_=1), Job.weight.desc(), Job.number),
@@ -45,8 +57,10 @@ _QUEUES = (
     .where(Job.tenant_id.in_(bindparam("tenant_ids", expanding=True)), _IS_ACTIVE)
     .subquery()
 )
-_JOBS = select(_QUEUES).where(
-    or_(_QUEUES.c.place <= bindparam("places"), _QUEUES.c.id.in_(bindparam("job_ids", expanding=True)))
+_JOBS = (
+    select(_QUEUES)
+    .where(or_(_QUEUES.c.place <= bindparam("places"), _QUEUES.c.id.in_(bindparam("job_ids", expanding=True))))
+    .order_by(_QUEUES.c.place)
 )
 
 
@@ -72,6 +86,9 @@ def read_outlook(reader: Reader, jobs: Sequence[Job], *, max_resident_runs: int)
         tokens_per_second=tokens_per_second(reader, live),
         free_places=max(0, num_places - state.num_resident),
         shares=shares,
+        ending=[
+            EndingTenant(share / state.total_share, left) for share, left in rows(reader, _ENDING) if left is not None
+        ],
         jobs=queues,
     )
 

@@ -6,6 +6,7 @@ import pytest
 
 from server.api.services import Services
 from server.db import drains, recovery_points
+from server.db.queue import MOST_ADDED
 from server.db.tables import Base, Event, Metric, RecoveryPoint, Run
 from server.states import TRANSITIONS, JobStatus
 from tests.server.conftest import Caller
@@ -147,3 +148,27 @@ def test_estimates_follow_from_shares_and_speed(
     assert shared["estimated_finish"] - shared["queue"]["estimated_start"] == pytest.approx(2 * alone, rel=0.01)
     change_job(services, job["id"], status="paused")
     assert alice.get(f"/jobs/{job['id']}").json()["estimated_finish"] is None
+
+
+def test_who_is_done_soon_leaves_the_speed_to_others_unless_its_queue_is_long(
+    alice: Caller, bob: Caller, services: Services, publish_base: Callable[..., Base]
+) -> None:
+    publish_base(detail={"tokens_per_second": 100.0})
+    job, others = submit(alice), [submit(bob) for _ in range(2)]
+    tokens = job["progress"]["total_tokens"]
+    for one in (job, others[0]):
+        change_job(services, one["id"], status="running")
+
+    def seconds() -> float:
+        found = alice.get(f"/jobs/{job['id']}").json()
+        return float(found["estimated_finish"] - found["queue"]["estimated_start"])
+
+    change_job(services, others[0]["id"], tokens=tokens - 100)
+    change_job(services, others[1]["id"], tokens=tokens - 40)
+    assert seconds() == pytest.approx((tokens + 140) / 100)
+    while len(others) < MOST_ADDED:
+        others.append(submit(bob, others[0]["dataset"]))
+        change_job(services, others[-1]["id"], tokens=tokens)
+    assert seconds() == pytest.approx((tokens + 140) / 100)
+    change_job(services, submit(bob, others[0]["dataset"])["id"], tokens=tokens)
+    assert seconds() == pytest.approx(2 * tokens / 100)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.outlook import Expectation, OpenDrain, Outlook, QueuedJob, Service
+from server.outlook import EndingTenant, Expectation, OpenDrain, Outlook, QueuedJob, Service
 from server.states import Reason
 
 
@@ -31,6 +31,7 @@ def outlook(*jobs: dict[str, Any], **changes: Any) -> Outlook:
         "tokens_per_second": 10.0,
         "free_places": 0,
         "shares": {"ten": 1.0},
+        "ending": [],
         "jobs": {"ten": in_line(*jobs)},
     }
     return Outlook(**{**values, **changes})
@@ -58,6 +59,19 @@ def test_a_job_without_a_place_starts_when_those_before_it_are_done() -> None:
     assert queue.expectation("ten", "c", Reason.FAIR_SHARE) == Expectation(1015.0, 1018.0)
 
 
+def test_the_next_job_takes_the_place_that_comes_free_first_and_slows_who_still_trains() -> None:
+    queue = outlook(job("a", 100, "running"), job("b", 300, "running"), job("c", 50))
+    assert queue.expectation("ten", "a", None).finish == 1020.0
+    assert queue.expectation("ten", "c", Reason.FAIR_SHARE) == Expectation(1020.0, 1030.0)
+    assert queue.expectation("ten", "b", None).finish == 1045.0
+
+
+def test_far_back_in_a_queue_that_is_not_read_whole_one_follows_the_other() -> None:
+    last = QueuedJob(**job("z", 20), place=9, tokens_until=500)
+    queue = outlook(jobs={"ten": [*in_line(job("a", 100, "running"), job("b", 50)), last]})
+    assert queue.expectation("ten", "z", Reason.FAIR_SHARE) == Expectation(1048.0, 1050.0)
+
+
 def test_a_free_place_lets_it_start_now() -> None:
     queue = outlook(job("a", 100, "running"), job("b", 50), free_places=1)
     assert queue.expectation("ten", "b", Reason.FAIR_SHARE) == Expectation(1000.0, 1010.0)
@@ -66,6 +80,17 @@ def test_a_free_place_lets_it_start_now() -> None:
 def test_a_share_slows_it_down() -> None:
     shared = outlook(job("a", 100, "running"), shares={"ten": 0.25, "other": 0.75})
     assert shared.expectation("ten", "a", None).finish == 1040.0
+
+
+@pytest.mark.parametrize(
+    ("others_tokens", "finish"),
+    [(100, 1040.0), (300, 1060.0), (900, 1060.0)],
+    ids=["ends first", "ends with it", "ends later"],
+)
+def test_what_a_tenant_leaves_that_ends_is_the_others(others_tokens: float, finish: float) -> None:
+    ending = [EndingTenant(0.5, others_tokens), EndingTenant(0.5, 300)]
+    shared = outlook(job("a", 300, "running"), shares={"ten": 0.5}, ending=ending)
+    assert shared.expectation("ten", "a", None).finish == finish
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,9 @@ def scrape(admin: AdminDep, services: ServicesDep) -> Response:
         _gauge("mixloom_operations_waiting", "Requests to /generate that have no answer yet.", num_waiting),
         _gauge("mixloom_daemon_up", "Engine daemons that were heard from lately.", len(details)),
         _gauge("mixloom_resident_runs", "Runs in the daemons' memory.", _sum(details, "resident_runs")),
-        _gauge("mixloom_tokens_per_second", "Speed of the last gangs.", _sum(details, "tokens_per_second")),
+        _gauge(
+            "mixloom_tokens_per_second", "Speed over the last minute of training.", _sum(details, "tokens_per_second")
+        ),
         CounterMetricFamily(
             "mixloom_engine_seconds", "Time in passes and optimizer steps.", value=_sum(details, "engine_seconds")
         ),
