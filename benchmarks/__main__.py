@@ -14,6 +14,7 @@ NAMES = (
     "learning",
     "costs",
     "overhead",
+    "estimates",
     "plan",
     "schedule",
     "api",
