@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, Dialect, String, TypeDecorator, bindparam, literal
+from sqlalchemy import ARRAY, ColumnElement, Dialect, String, TypeDecorator, bindparam, literal_column
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
@@ -37,8 +37,11 @@ def among(column: ColumnElement[str], name: str) -> ColumnElement[bool]:
 
 
 def is_one_of(column: ColumnElement[str], values: Iterable[StrEnum]) -> ColumnElement[bool]:
-    """Whether a column has one of these values, always the same ones; with plain values `in_` is written out anew."""
-    return column.in_([literal(value.value) for value in values])
+    """Whether a column has one of these values, always the same ones, which are part of the statement's text.
+
+    PostgreSQL makes one plan for all parameters, and is to know how many rows have these.
+    """
+    return column.in_([literal_column(f"'{value.value}'") for value in values])
 
 
 @compiles(_Among, "postgresql")

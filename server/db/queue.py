@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Float, bindparam, case, cast, func, literal_column, or_, select
+from sqlalchemy import Float, bindparam, case, cast, func, or_, select
 
 from server.db.among import among, is_one_of
 from server.db.bases import NEWEST
@@ -20,8 +20,7 @@ from server.states import RESIDENT, JobStatus
 MOST_ADDED = 50
 """A tenant with more jobs is reckoned to go on: who asks shall not wait until a long queue is added up."""
 _STATUS = Job.metadata.tables["jobs"].c.status
-_IS_RESIDENT = _STATUS.in_([literal_column(f"'{status.value}'") for status in RESIDENT])
-"""Written out: PostgreSQL makes one plan for all values, and is to know that such jobs are few."""
+_IS_RESIDENT = is_one_of(_STATUS, RESIDENT)
 _IS_ACTIVE = is_one_of(_STATUS, (JobStatus.QUEUED, *RESIDENT))
 _BUSY = select(Tenant.share).where(select(Job.id).where(Job.tenant_id == Tenant.id, _IS_ACTIVE).exists()).subquery()
 _STATE = select(

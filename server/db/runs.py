@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, String, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import BigInteger, String, bindparam, delete, exists, func, insert, literal_column, select, update
 from sqlalchemy.orm import Session
 
 from server.db import accounts, events
@@ -208,7 +208,7 @@ _WISHES = (
     .join(_RUNS, _RUNS.c.job_id == _JOBS.c.id)
     .where(among(_JOBS.c.id, "ids"))
 )
-SUSPECTS = select(_RUNS.c.job_id).where(_RUNS.c.crashes >= SUSPECT_CRASHES)
+SUSPECTS = select(_RUNS.c.job_id).where(_RUNS.c.crashes >= literal_column(str(SUSPECT_CRASHES)))  # see `is_one_of`
 _LOCKED = _JOBS.alias("locked")
 _HELD = (
     select(_LOCKED.c.id)

@@ -27,7 +27,7 @@ def test_a_gang_counts_by_its_time_and_less_as_time_goes_by() -> None:
     assert pace.tokens_per_second == pytest.approx(1010 / 1.1, rel=0.01)
     for second in range(int(5 * MEMORY_SECONDS)):
         pace.add(50, began=2.0 + second, ended=3.0 + second)
-    assert pace.tokens_per_second == pytest.approx(50.0, rel=0.2)
+    assert pace.tokens_per_second == pytest.approx(50.0, rel=0.02)
 
 
 @pytest.mark.databases("sqlite")
