@@ -74,7 +74,7 @@ class LoopedExperts(nn.Module):
     def _lora(self, segment: Segment, linear: LoraLinear, expert: int, x_N: Tensor) -> Tensor:
         """s·xA'B; the scaling makes up for dropout too."""
         a, b = (
-            segment.parameter(self.layer, linear.module, matrix).expert(expert).leaf().to(x_N.dtype) for matrix in "AB"
+            segment.parameter(self.layer, linear.module, matrix).parts[expert].leaf().to(x_N.dtype) for matrix in "AB"
         )
         return segment.scaling * (F.linear(x_N, a) @ b)
 

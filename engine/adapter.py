@@ -119,20 +119,27 @@ class Parameter:
     def accumulate(self, gradient: Tensor) -> None:
         """`gradient`: any shape of as many elements."""
         assert self.gradient is not None
-        self.gradient.add_(gradient.view(self.gradient.shape))
+        if gradient.dim() != self.gradient.dim():
+            gradient = gradient.view(self.gradient.shape)
+        self.gradient.add_(gradient)
 
-    def expert(self, expert: int) -> "Parameter":
-        """One expert's part of a slot whose first dimension is E."""
-        return Parameter(
-            self.value[expert], self.precise[expert], None if self.gradient is None else self.gradient[expert]
-        )
+    @property
+    def parts(self) -> list["Parameter"]:
+        """Of each expert, or of each microbatch of a stack; of a single matrix itself."""
+        return [self] if self.value.dim() < 3 else self.unbound
 
-    def of_groups(self) -> "Parameter":
-        """With a dimension for the groups that have one each, of which one adapter's LoRA is one: [1, R, O]."""
-        if self.value.dim() > 2:
-            return self
-        gradient = None if self.gradient is None else self.gradient[None]
-        return Parameter(self.value[None], self.precise[None], gradient)
+    @cached_property
+    def unbound(self) -> list["Parameter"]:
+        """Along the first dimension."""
+        values = self.value.unbind()
+        precise = values if self.precise is self.value else self.precise.unbind()
+        gradients = [None] * len(values) if self.gradient is None else self.gradient.unbind()
+        return list(map(Parameter, values, precise, gradients))
+
+    @cached_property
+    def transposed(self) -> Sequence[Tensor]:
+        """The values of `parts`, transposed."""
+        return (self.value.t(),) if self.value.dim() < 3 else self.value.mT.unbind()
 
     def leaf(self) -> Tensor:
         """The precise value for autograd, which adds to the gradient by itself."""
@@ -212,7 +219,8 @@ class Weights:
     def of_slot(self, slot: Slot) -> Parameter:
         """One of the layout's."""
         if slot not in self._parameters:
-            value, precise = slot.view(self.value), slot.view(self.precise)
+            value = slot.view(self.value)
+            precise = value if self.precise is self.value else slot.view(self.precise)
             if self.value.dim() > 1 and slot.module in self.layout.expert_modules:
                 value = value.flatten(0, 1)
             gradient = None if self.gradient is None else slot.view(self.gradient)

@@ -86,8 +86,9 @@ class Places:
         drawn, width = [], h_mF.shape[1]
         for expert, rows in groups.shares:
             size = (rows.stop - rows.start) * width
-            drawn.append(self.key.dropped(layer, f"{input_name}.{expert}", size) + rows.start * width)
-        return to_device(torch.cat(drawn), h_mF.device)
+            places = self.key.dropped(layer, f"{input_name}.{expert}", size)
+            drawn.append(places.add_(rows.start * width) if rows.start else places)
+        return to_device(torch.cat(drawn) if len(drawn) > 1 else drawn[0], h_mF.device)
 
 
 @dataclass

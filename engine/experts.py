@@ -38,12 +38,13 @@ class ExpertLora:
 
     def project(self, x_nD: Tensor) -> None:
         """s·Ax, kept for `add_` and its backward."""
-        self.low_NR = self.routing.narrow(x_nD, self.a).mul_(self.scaling)
-        self.g_low_NR = torch.empty_like(self.low_NR)
+        low_NR = self.routing.narrow(x_nD, self.a).mul_(self.scaling)
+        self.g_low_NR = torch.empty_like(low_NR)
+        self.low, self.g_low = self.routing.split(low_NR), self.routing.split(self.g_low_NR)
 
     def add_(self, y_mF: Tensor, block: Block) -> Tensor | None:
         """y += s·Ax B for a block's rows, in place; then the magnitudes. Returns what they scale, for the backward."""
-        block.groups.add_(y_mF, self.low_NR[block.rows], self.b.value)
+        block.groups.add_(y_mF, self.low[block.number], self.b)
         if not self.magnitudes:
             return None
         z_mF = y_mF.clone() if self.bias_F is None else y_mF - self.bias_F
@@ -56,8 +57,8 @@ class ExpertLora:
         """`g_mF`, the gradient at what `add_` gave, becomes that at the frozen module's output."""
         if z_mF is not None:
             block.groups.scale_backward_(g_mF, z_mF, self.magnitudes)
-        block.groups.narrow(g_mF, self.b.value, out=self.g_low_NR[block.rows])
-        block.groups.accumulate(self.b, self.low_NR[block.rows], g_mF)
+        block.groups.narrow(g_mF, self.b, out=self.g_low[block.number])
+        block.groups.accumulate(self.b, self.low[block.number], g_mF)
 
     def project_backward(self, x_nD: Tensor, g_x_nD: Tensor) -> None:
         """Adds the gradient at x, once all blocks went through `add_backward_`."""
@@ -77,13 +78,12 @@ class DownLora:
     def begin(self) -> None:
         """Before the first block."""
         self.low_NR = self.a.value.new_empty(len(self.routing.slot_N), self.a.value.shape[1])
-        self.places: dict[int, Tensor | None] = {}  # first row of a block -> the dropped elements of its h
+        self.places: dict[int, Tensor | None] = {}  # number of a block -> the dropped elements of its h
 
-    def project(self, h_mF: Tensor, block: Block) -> None:
-        """s·A dropout(h) of a block's rows."""
-        places = self.places[block.rows.start] = self._places(h_mF, block)
-        low_mR = self.low_NR[block.rows]
-        block.groups.narrow(Dropped.of(h_mF, places).x, self.a.value, out=low_mR)
+    def project(self, h_mF: Tensor, block: Block, low_mR: Tensor) -> None:
+        """s·A dropout(h) of a block's rows, written to those of `low_NR`."""
+        places = self.places[block.number] = self._places(h_mF, block)
+        block.groups.narrow(Dropped.of(h_mF, places).x, self.a, out=low_mR)
         low_mR.mul_(self.segment.scaling)
 
     def output(self) -> Tensor:
@@ -97,12 +97,12 @@ class DownLora:
         self.g_low_NR = g_low_NR.mul_(self._weights_N1()).mul_(self.segment.scaling)
         return g_r_N
 
-    def project_backward(self, h_mF: Tensor, block: Block) -> Tensor:
-        """The gradient at a block's h, which is used up, after `output_backward`."""
-        dropped, g_low_mR = Dropped.of_(h_mF, self.places[block.rows.start]), self.g_low_NR[block.rows]
+    def project_backward(self, h_mF: Tensor, block: Block, g_low_mR: Tensor) -> Tensor:
+        """The gradient at a block's h, which is used up, from its rows of `g_low_NR`."""
+        dropped = Dropped.of_(h_mF, self.places[block.number])
         block.groups.accumulate(self.a, g_low_mR, dropped.x)
         g_mF = torch.empty_like(h_mF)
-        block.groups.widen(g_low_mR, self.a.value, out=g_mF)
+        block.groups.widen(g_low_mR, self.a, out=g_mF)
         return dropped.backward_(g_mF)
 
     def _weights_N1(self) -> Tensor:
@@ -132,8 +132,8 @@ class SplitDown(torch.autograd.Function):
     ) -> Tensor:
         block = down.routing.whole
         down.begin()
-        down.project(h_NF, block)
-        block.groups.add_(y_ND, down.low_NR, b.value)
+        down.project(h_NF, block, down.low_NR)
+        block.groups.add_(y_ND, down.low_NR, b)
         z_ND = y_ND.clone() if bias_D is None else y_ND - bias_D
         block.groups.scale(z_ND, magnitudes, out=y_ND)
         if bias_D is not None:
@@ -147,11 +147,9 @@ class SplitDown(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         g_ND, (h_NF,), down, block = gradients[0].clone(), ctx.saved_tensors, ctx.down, ctx.down.routing.whole
         block.groups.scale_backward_(g_ND, ctx.z_ND, ctx.magnitudes)
-        down.g_low_NR = torch.empty_like(down.low_NR)
-        block.groups.narrow(g_ND, ctx.b.value, out=down.g_low_NR)
-        down.g_low_NR.mul_(down.segment.scaling)
+        g_low_NR = block.groups.narrow(g_ND, ctx.b).mul_(down.segment.scaling)
         block.groups.accumulate(ctx.b, down.low_NR, g_ND)
-        return None, g_ND, down.project_backward(h_NF, block), None, None, None, None
+        return None, g_ND, down.project_backward(h_NF, block, g_low_NR), None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -187,13 +185,15 @@ class Experts:
         if self.down is not None:
             self.down.begin()
         h_NF = gate_nF.new_empty(len(self.routing.slot_N), gate_nF.shape[1])
+        h = self.routing.split(h_NF)
+        down_low = None if self.down is None else self.routing.split(self.down.low_NR)
 
         def work(block: Block) -> None:
             (gate_mF, _), (up_mF, _) = self._states(block)
             a_mF = activation.forward(self.activation, gate_mF, out=gate_mF)
-            h_mF = torch.mul(a_mF, up_mF, out=h_NF[block.rows])
-            if self.down is not None:
-                self.down.project(h_mF, block)
+            h_mF = torch.mul(a_mF, up_mF, out=h[block.number])
+            if self.down is not None and down_low is not None:
+                self.down.project(h_mF, block, down_low[block.number])
 
         on_all_threads(work, self.routing.blocks)
         if self.splits_down:
@@ -204,13 +204,17 @@ class Experts:
 
     def backward(self, g_hidden_nF: Tensor, g_extra: Tensor | None, out: InputGradients) -> Tensor | None:
         """From the gradients of what `forward` wrote and returned; returns that of the routing weights [n, K]."""
-        g_r_N = torch.zeros_like(self.routing.weights_N)
+        routing = self.routing
+        g_r_N = torch.zeros_like(routing.weights_N)
         if self.down is not None:
             assert g_extra is not None
             g_r_N += self.down.output_backward(g_extra)
         g_gate_NF, g_up_NF = (self.gate_nF.new_empty(len(g_r_N), self.gate_nF.shape[1]) for _ in range(2))
+        g_r, g_gate, g_up = (routing.split(tensor) for tensor in (g_r_N, g_gate_NF, g_up_NF))
+        g_low = None if self.down is None else routing.split(self.down.g_low_NR)
 
         def work(block: Block) -> None:
+            i = block.number
             (gate_mF, gate_z_mF), (up_mF, up_z_mF) = self._states(block)
             a_mF = activation.forward(self.activation, gate_mF, out=torch.empty_like(gate_mF))
             if self.splits_down:
@@ -218,15 +222,15 @@ class Experts:
                 g_h_mF = g_extra[block.rows]
             else:
                 h_mF = a_mF * up_mF
-                g_h_mF, g_r_m = self.routing.combine_backward(g_hidden_nF, h_mF, block)
-                g_r_N[block.rows] += g_r_m
-                if self.down is not None:
-                    g_h_mF += self.down.project_backward(h_mF, block)
-            torch.mul(g_h_mF, a_mF, out=g_up_NF[block.rows])
-            activation.backward(self.activation, gate_mF, up_mF.mul_(g_h_mF), out=g_gate_NF[block.rows])
-            for lora, g_NF, z_mF in ((self.gate, g_gate_NF, gate_z_mF), (self.up, g_up_NF, up_z_mF)):
+                g_h_mF, g_r_m = routing.combine_backward(g_hidden_nF, h_mF, routing.tokens[i], routing.weights[i])
+                g_r[i].add_(g_r_m)
+                if self.down is not None and g_low is not None:
+                    g_h_mF += self.down.project_backward(h_mF, block, g_low[i])
+            torch.mul(g_h_mF, a_mF, out=g_up[i])
+            activation.backward(self.activation, gate_mF, up_mF.mul_(g_h_mF), out=g_gate[i])
+            for lora, g_mF, z_mF in ((self.gate, g_gate[i], gate_z_mF), (self.up, g_up[i], up_z_mF)):
                 if lora is not None:
-                    lora.add_backward_(g_NF[block.rows], z_mF, block)
+                    lora.add_backward_(g_mF, z_mF, block)
 
         on_all_threads(work, self.routing.blocks)
         for lora in (self.gate, self.up):
@@ -241,7 +245,7 @@ class Experts:
         """Gate and up of a block's slots [m, F], with the experts' LoRA; each with what its magnitudes scale."""
         states = []
         for lora, frozen_nF in ((self.gate, self.gate_nF), (self.up, self.up_nF)):
-            y_mF = self.routing.dispatch(frozen_nF, block)
+            y_mF = frozen_nF.index_select(0, self.routing.tokens[block.number])
             z_mF = None if lora is None else lora.add_(y_mF, block)
             states.append((y_mF, z_mF))
         return states

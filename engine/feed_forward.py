@@ -217,5 +217,5 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        g_x_ND, g_r_N = ctx.routing.combine_backward(gradients[0], ctx.x_ND, ctx.routing.whole)
+        g_x_ND, g_r_N = ctx.routing.combine_backward(gradients[0], ctx.x_ND, ctx.routing.token_N, ctx.routing.weights_N)
         return g_x_ND, None, g_r_N[ctx.routing.place_nK]

@@ -27,17 +27,17 @@ class Groups(Protocol):
     def shares(self) -> "list[Share]":
         """Each expert's rows; to ask for them on a GPU is to wait."""
 
-    def add_(self, y_mO: Tensor, low_mR: Tensor, w_ERO: Tensor) -> None:
-        """y += low W, each place with its expert's W."""
+    def add_(self, y_mO: Tensor, low_mR: Tensor, w: Parameter) -> None:
+        """y += low W, each place with its expert's W; `w`: [E, R, O]."""
 
-    def widen(self, low_mR: Tensor, w_ERO: Tensor, out: Tensor | None = None) -> Tensor:
+    def widen(self, low_mR: Tensor, w: Parameter, out: Tensor | None = None) -> Tensor:
         """low W [m, O]."""
 
-    def narrow(self, x_mO: Tensor, w_ERO: Tensor, out: Tensor | None = None) -> Tensor:
+    def narrow(self, x_mO: Tensor, w: Parameter, out: Tensor | None = None) -> Tensor:
         """x W' [m, R]."""
 
-    def accumulate(self, parameter: Parameter, low_mR: Tensor, x_mO: Tensor) -> None:
-        """Adds low' x of each expert's places to its part of the gradient [E, R, O]."""
+    def accumulate(self, w: Parameter, low_mR: Tensor, x_mO: Tensor) -> None:
+        """Adds low' x of each expert's places to its part of the gradient."""
 
     def scale(self, z_mO: Tensor, magnitudes: list[Magnitude], out: Tensor) -> None:
         """`Magnitude.apply`, each place with its expert's."""
@@ -59,33 +59,39 @@ class Slices:
 
     shares: list[Share]
 
-    def add_(self, y_mO: Tensor, low_mR: Tensor, w_ERO: Tensor) -> None:
-        for expert, rows in self.shares:
-            y_mO[rows].addmm_(low_mR[rows], w_ERO[expert])
+    def add_(self, y_mO: Tensor, low_mR: Tensor, w: Parameter) -> None:
+        for expert, y_eO, low_eR in self._split(y_mO, low_mR):
+            y_eO.addmm_(low_eR, w.parts[expert].value)
 
-    def widen(self, low_mR: Tensor, w_ERO: Tensor, out: Tensor | None = None) -> Tensor:
-        out = low_mR.new_empty(len(low_mR), w_ERO.shape[2]) if out is None else out
-        for expert, rows in self.shares:
-            torch.mm(low_mR[rows], w_ERO[expert], out=out[rows])
+    def widen(self, low_mR: Tensor, w: Parameter, out: Tensor | None = None) -> Tensor:
+        out = low_mR.new_empty(len(low_mR), w.value.shape[-1]) if out is None else out
+        for expert, low_eR, out_eO in self._split(low_mR, out):
+            torch.mm(low_eR, w.parts[expert].value, out=out_eO)
         return out
 
-    def narrow(self, x_mO: Tensor, w_ERO: Tensor, out: Tensor | None = None) -> Tensor:
-        out = x_mO.new_empty(len(x_mO), w_ERO.shape[1]) if out is None else out
-        for expert, rows in self.shares:
-            torch.mm(x_mO[rows], w_ERO[expert].t(), out=out[rows])
+    def narrow(self, x_mO: Tensor, w: Parameter, out: Tensor | None = None) -> Tensor:
+        out = x_mO.new_empty(len(x_mO), w.value.shape[-2]) if out is None else out
+        for expert, x_eO, out_eR in self._split(x_mO, out):
+            torch.mm(x_eO, w.transposed[expert], out=out_eR)
         return out
 
-    def accumulate(self, parameter: Parameter, low_mR: Tensor, x_mO: Tensor) -> None:
-        for expert, rows in self.shares:
-            parameter.expert(expert).accumulate(low_mR[rows].t() @ x_mO[rows])
+    def accumulate(self, w: Parameter, low_mR: Tensor, x_mO: Tensor) -> None:
+        for expert, low_eR, x_eO in self._split(low_mR, x_mO):
+            w.parts[expert].accumulate(low_eR.t() @ x_eO)
 
     def scale(self, z_mO: Tensor, magnitudes: list[Magnitude], out: Tensor) -> None:
-        for expert, rows in self.shares:
-            out[rows] = magnitudes[expert].apply(z_mO[rows])
+        for expert, z_eO, out_eO in self._split(z_mO, out):
+            out_eO.copy_(magnitudes[expert].apply(z_eO))
 
     def scale_backward_(self, g_mO: Tensor, z_mO: Tensor, magnitudes: list[Magnitude]) -> None:
-        for expert, rows in self.shares:
-            g_mO[rows] = magnitudes[expert].backward(g_mO[rows], z_mO[rows])
+        for expert, g_eO, z_eO in self._split(g_mO, z_mO):
+            g_eO.copy_(magnitudes[expert].backward(g_eO, z_eO))
+
+    def _split(self, x_m: Tensor, y_m: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+        """Each expert with its rows of both; one that is alone has all of them."""
+        if len(self.shares) == 1:
+            return [(self.shares[0].expert, x_m, y_m)]
+        return [(expert, x_m[rows], y_m[rows]) for expert, rows in self.shares]
 
 
 @dataclass(frozen=True)
@@ -100,14 +106,15 @@ class Together:
         loads, ends = self.loads_E.tolist(), self._ends_E.tolist()
         return [Share(e, slice(end - load, end)) for e, (load, end) in enumerate(zip(loads, ends, strict=True)) if load]
 
-    def add_(self, y_mO: Tensor, low_mR: Tensor, w_ERO: Tensor) -> None:
-        y_mO.add_(self._product(low_mR, w_ERO))
+    def add_(self, y_mO: Tensor, low_mR: Tensor, w: Parameter) -> None:
+        y_mO.add_(self._product(low_mR, w.value))
 
-    def widen(self, low_mR: Tensor, w_ERO: Tensor, out: Tensor | None = None) -> Tensor:
-        y_mO = self._product(low_mR, w_ERO)
+    def widen(self, low_mR: Tensor, w: Parameter, out: Tensor | None = None) -> Tensor:
+        y_mO = self._product(low_mR, w.value)
         return y_mO if out is None else out.copy_(y_mO)
 
-    def narrow(self, x_mO: Tensor, w_ERO: Tensor, out: Tensor | None = None) -> Tensor:
+    def narrow(self, x_mO: Tensor, w: Parameter, out: Tensor | None = None) -> Tensor:
+        w_ERO = w.value
         if has_kernel(x_mO, w_ERO):
             low_mR = grouped_mm(x_mO, w_ERO.mT, offs=self._ends_E)
         else:
@@ -115,12 +122,12 @@ class Together:
             low_mR = wide_NER.gather(1, self._columns(w_ERO.shape[1])).squeeze(1)
         return low_mR if out is None else out.copy_(low_mR)
 
-    def accumulate(self, parameter: Parameter, low_mR: Tensor, x_mO: Tensor) -> None:
-        if has_kernel(x_mO, parameter.value):
+    def accumulate(self, w: Parameter, low_mR: Tensor, x_mO: Tensor) -> None:
+        if has_kernel(x_mO, w.value):
             gradient_ERO = grouped_mm(low_mR.t(), x_mO, offs=self._ends_E)
-            parameter.accumulate(gradient_ERO.masked_fill_(self._are_empty_E11, 0))
+            w.accumulate(gradient_ERO.masked_fill_(self._are_empty_E11, 0))
         else:
-            parameter.accumulate(self._wide(low_mR).t() @ x_mO)
+            w.accumulate(self._wide(low_mR).t() @ x_mO)
 
     def scale(self, z_mO: Tensor, magnitudes: list[Magnitude], out: Tensor) -> None:
         factor_EO = torch.stack([magnitude.factor_O for magnitude in magnitudes])

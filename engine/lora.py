@@ -27,12 +27,12 @@ class Narrowed:
     segment: Segment
     modules: tuple[str, ...]
     input: Dropped  # those rows of the input, without gradient
-    a: Parameter  # [J, M·R, D]: a pair for each of J microbatches
+    a: Parameter  # [M·R, D], or [J, M·R, D] of J microbatches
     low_nX: Tensor  # s·A dropout(x), X = M·R
 
     @classmethod
     def of(cls, start: int, segment: Segment, modules: tuple[str, ...], input_: Dropped, a: Parameter) -> "Narrowed":
-        low_nX = segment.groups.narrow(input_.x, a.value).mul_(segment.scaling)
+        low_nX = segment.groups.narrow(input_.x, a).mul_(segment.scaling)
         return cls(start, start + len(low_nX), segment, modules, input_, a, low_nX)
 
     @cached_property
@@ -46,12 +46,12 @@ class Narrowed:
         groups.accumulate(self.a, g_low_nX, self.input.x)
         if g_x_TD is not None:
             rows_nD = g_x_TD[self.start : self.stop]
-            groups.add_(rows_nD, g_low_nX, self.a.value)
+            groups.add_(rows_nD, g_low_nX, self.a)
             self.input.backward_(rows_nD)
 
     def columns(self, module: str) -> slice:
         """A module's own R of the X."""
-        rank, place = self.a.value.shape[1] // len(self.modules), self.modules.index(module)
+        rank, place = self.a.value.shape[-2] // len(self.modules), self.modules.index(module)
         return slice(place * rank, (place + 1) * rank)
 
 
@@ -61,7 +61,7 @@ class Group:
 
     narrowed: Narrowed
     columns: slice
-    b: Parameter  # [J, R, O]
+    b: Parameter  # [R, O], or [J, R, O]
 
     @property
     def rows(self) -> slice:
@@ -70,12 +70,12 @@ class Group:
     def add_(self, y_TO: Tensor) -> None:
         """y[rows] += s·xA'B."""
         groups, low_nR = self.narrowed.segment.groups, self.narrowed.low_nX[:, self.columns]
-        groups.add_(y_TO[self.rows], low_nR, self.b.value)
+        groups.add_(y_TO[self.rows], low_nR, self.b)
 
     def backward(self, g_TO: Tensor) -> None:
         """Adds to B's gradient; writes that at what was narrowed."""
         groups, g_nO = self.narrowed.segment.groups, g_TO[self.rows]
-        groups.narrow(g_nO, self.b.value, out=self.narrowed.g_low_nX[:, self.columns])
+        groups.narrow(g_nO, self.b, out=self.narrowed.g_low_nX[:, self.columns])
         groups.accumulate(self.b, self.narrowed.low_nX[:, self.columns], g_nO)
 
 
@@ -138,7 +138,7 @@ class LoraLinear(nn.Module):
         for part in narrowed:
             if self.module not in part.modules:
                 continue
-            b = part.segment.parameter(self.layer, self.module, "B").of_groups()
+            b = part.segment.parameter(self.layer, self.module, "B")
             groups.append(Group(part, part.columns(self.module), b))
             scales += [dora.Group(part.start, part.stop, magnitude) for magnitude in self.magnitudes(part.segment)]
         y = self.frozen(x_TD)
@@ -169,7 +169,7 @@ class LoraLinear(nn.Module):
         m, norm = segment.parameter(*key, "m"), weights.norms[key]
         if not segment.has_experts(self.module):
             return [dora.Magnitude.of(m, norm)]
-        return [dora.Magnitude.of(m.expert(expert), norm[expert]) for expert in range(len(norm))]
+        return [dora.Magnitude.of(part, norm[expert]) for expert, part in enumerate(m.unbound)]
 
     @cached_property
     def frozen_norm_O(self) -> Tensor:

@@ -27,6 +27,7 @@ BLOCK_ROWS = 256
 class Block(NamedTuple):
     """Neighbouring experts' places, which go through the feed-forward together."""
 
+    number: int
     rows: slice
     groups: Groups
 
@@ -52,12 +53,22 @@ class Routing:
         """place -> token."""
         return self.slot_N // self.place_nK.shape[1]
 
-    def dispatch(self, x_nD: Tensor, block: Block) -> Tensor:
-        """The token's row of each place of a block: [n, D] -> [m, D]."""
-        return x_nD.index_select(0, self.token_N[block.rows])
+    def split(self, x_N: Tensor) -> Sequence[Tensor]:
+        """The rows of each block, by its number."""
+        return x_N.split([block.rows.stop - block.rows.start for block in self.blocks])
+
+    @cached_property
+    def tokens(self) -> Sequence[Tensor]:
+        """Of each block: place -> token."""
+        return self.split(self.token_N)
+
+    @cached_property
+    def weights(self) -> Sequence[Tensor]:
+        """Of each block: r by place."""
+        return self.split(self.weights_N)
 
     def collect(self, x_ND: Tensor, out: Tensor | None = None) -> Tensor:
-        """The backward of `dispatch`: Σ_k x_k for each token, [N, D] -> [n, D]."""
+        """Σ_k x_k for each token, [N, D] -> [n, D]: the backward of giving each place its token's row."""
         out = torch.index_select(x_ND, 0, self.place_nK[:, 0], out=out)
         for place_n in self.place_nK.unbind(1)[1:]:
             out += x_ND.index_select(0, place_n)
@@ -74,9 +85,10 @@ class Routing:
             first_nD.addcmul_(difference_nD, self.weights_nK[:, k : k + 1].to(x_ND.dtype))
         return first_nD
 
-    def combine_backward(self, g_nD: Tensor, x_mD: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """Of a block: (gradient at x [m, D], gradient at r [m])."""
-        g_mD, r_m = self.dispatch(g_nD, block), self.weights_N[block.rows]
+    @staticmethod
+    def combine_backward(g_nD: Tensor, x_mD: Tensor, token_m: Tensor, r_m: Tensor) -> tuple[Tensor, Tensor]:
+        """Of places of these tokens and weights: (gradient at x [m, D], gradient at r [m])."""
+        g_mD = g_nD.index_select(0, token_m)
         g_r_m = (g_mD * x_mD).sum(-1, dtype=r_m.dtype)
         return g_mD.mul_(r_m[:, None].to(g_mD.dtype)), g_r_m
 
@@ -163,11 +175,11 @@ class PlaceRouting(Routing):
     """On a GPU: A and B work on places, so that no expert's rows touch another's (`engine.rows`)."""
 
     def narrow(self, x_nD: Tensor, a: Parameter) -> Tensor:
-        return self.whole.groups.narrow(self.dispatch(x_nD, self.whole), a.value)
+        return self.whole.groups.narrow(x_nD.index_select(0, self.token_N), a)
 
     def narrow_backward(self, g_low_NR: Tensor, x_nD: Tensor, a: Parameter, g_x_nD: Tensor) -> None:
-        self.whole.groups.accumulate(a, g_low_NR, self.dispatch(x_nD, self.whole))
-        g_x_ND = self.whole.groups.widen(g_low_NR, a.value)
+        self.whole.groups.accumulate(a, g_low_NR, x_nD.index_select(0, self.token_N))
+        g_x_ND = self.whole.groups.widen(g_low_NR, a)
         g_x_nD += self.collect(g_x_ND)
 
     def gather(self, low_NR: Tensor) -> Tensor:
@@ -177,12 +189,12 @@ class PlaceRouting(Routing):
         return g_gathered.clone()
 
     def widen_(self, y_nD: Tensor, gathered: Tensor, b: Parameter) -> None:
-        y_nD += self.collect(self.whole.groups.widen(gathered, b.value))
+        y_nD += self.collect(self.whole.groups.widen(gathered, b))
 
     def widen_backward(self, g_nD: Tensor, gathered: Tensor, b: Parameter) -> Tensor:
-        g_ND = self.dispatch(g_nD, self.whole)
+        g_ND = g_nD.index_select(0, self.token_N)
         self.whole.groups.accumulate(b, gathered, g_ND)
-        return self.whole.groups.narrow(g_ND, b.value)
+        return self.whole.groups.narrow(g_ND, b)
 
 
 def route(x_nD: Tensor, router: Tensor, top_k: int, rows: Rows | None = None) -> tuple[Routing, Tensor]:
@@ -239,26 +251,26 @@ def _place(experts: Tensor, num_experts: int) -> _Places:
     sizes = sizes_E.tolist()
     ends = list(accumulate(sizes))
     shares = [Share(e, slice(end - size, end)) for e, (size, end) in enumerate(zip(sizes, ends, strict=True)) if size]
-    return _Places(places, list(_blocks(sizes)), Block(slice(0, ends[-1]), Slices(shares)), loads_E)
+    return _Places(places, list(_blocks(sizes)), Block(0, slice(0, ends[-1]), Slices(shares)), loads_E)
 
 
 def _place_unseen(experts: Tensor, num_experts: int) -> _Places:
     """One after the other, in one block: what is read on the host does not depend on how many an expert has."""
     loads_E = (experts == torch.arange(num_experts, device=experts.device)[:, None]).sum(1)
-    whole = Block(slice(0, len(experts)), Together(experts, loads_E))
+    whole = Block(0, slice(0, len(experts)), Together(experts, loads_E))
     return _Places(torch.arange(len(experts), device=experts.device), [whole], whole, loads_E)
 
 
 def _blocks(sizes: Sequence[int]) -> Iterator[Block]:
     """Neighbouring experts together, as long as they have no more than `BLOCK_ROWS` places."""
     shares: list[Share] = []
-    start = rows = 0
+    number = start = rows = 0
     for expert, size in enumerate(sizes):
         if shares and rows + size > BLOCK_ROWS:
-            yield Block(slice(start, start + rows), Slices(shares))
-            start, rows, shares = start + rows, 0, []
+            yield Block(number, slice(start, start + rows), Slices(shares))
+            number, start, rows, shares = number + 1, start + rows, 0, []
         if size:
             shares.append(Share(expert, slice(rows, rows + size)))
             rows += size
     if shares:
-        yield Block(slice(start, start + rows), Slices(shares))
+        yield Block(number, slice(start, start + rows), Slices(shares))

@@ -60,11 +60,11 @@ class Segment:
         return self.caches or [None] * len(self.sequences)
 
     def narrowings(self, layer: int, input_name: str) -> list[tuple[tuple[str, ...], Parameter]]:
-        """Modules that read an input and have one LoRA each, and their A [J, M·R, D]: all whose A are neighbours."""
+        """Modules that read an input and have one LoRA each, and their A, whose slots are neighbours: (J,) M·R, D."""
         if self.weights is None:
             return []
         slots = self.weights.layout.narrowings.get((layer, input_name), {})
-        return [(modules, self.weights.of_slot(slot).of_groups()) for modules, slot in slots.items()]
+        return [(modules, self.weights.of_slot(slot)) for modules, slot in slots.items()]
 
     def has_experts(self, module: str) -> bool:
         """Whether each expert of this segment's adapter has a LoRA beside `module`."""

@@ -43,24 +43,24 @@ def weights(like: Tensor) -> Parameter:
 def magnitudes(like: Tensor) -> list[Magnitude]:
     value = random(like, EXPERTS, WIDTH)
     m = Parameter(value, value.float(), torch.ones_like(value, dtype=torch.float32))
-    return [Magnitude.of(m.expert(expert), m.precise[expert].abs() + 1) for expert in range(EXPERTS)]
+    return [Magnitude.of(m.unbound[expert], m.precise[expert].abs() + 1) for expert in range(EXPERTS)]
 
 
 def added(groups: Groups, like: Tensor) -> Tensor:
     y = random(like, PLACES, WIDTH)
-    groups.add_(y, random(like, PLACES, RANK), weights(like).value)
+    groups.add_(y, random(like, PLACES, RANK), weights(like))
     return y
 
 
 def widened(groups: Groups, like: Tensor) -> Tensor:
-    groups.widen(random(like, PLACES, RANK), weights(like).value, out := like.new_empty(PLACES, WIDTH))
-    assert torch.equal(groups.widen(random(like, PLACES, RANK), weights(like).value), out)
+    groups.widen(random(like, PLACES, RANK), weights(like), out := like.new_empty(PLACES, WIDTH))
+    assert torch.equal(groups.widen(random(like, PLACES, RANK), weights(like)), out)
     return out
 
 
 def narrowed(groups: Groups, like: Tensor) -> Tensor:
-    groups.narrow(random(like, PLACES, WIDTH), weights(like).value, out := like.new_empty(PLACES, RANK))
-    assert torch.equal(groups.narrow(random(like, PLACES, WIDTH), weights(like).value), out)
+    groups.narrow(random(like, PLACES, WIDTH), weights(like), out := like.new_empty(PLACES, RANK))
+    assert torch.equal(groups.narrow(random(like, PLACES, WIDTH), weights(like)), out)
     return out
 
 
