@@ -119,7 +119,7 @@ class Parameter:
     def accumulate(self, gradient: Tensor) -> None:
         """`gradient`: any shape of as many elements."""
         assert self.gradient is not None
-        if gradient.dim() != self.gradient.dim():
+        if gradient.shape != self.gradient.shape:
             gradient = gradient.view(self.gradient.shape)
         self.gradient.add_(gradient)
 
@@ -134,7 +134,7 @@ class Parameter:
         values = self.value.unbind()
         precise = values if self.precise is self.value else self.precise.unbind()
         gradients = [None] * len(values) if self.gradient is None else self.gradient.unbind()
-        return list(map(Parameter, values, precise, gradients))
+        return [Parameter(*part) for part in zip(values, precise, gradients, strict=True)]
 
     @cached_property
     def transposed(self) -> Sequence[Tensor]:

@@ -19,8 +19,8 @@ VERBS = {
     "daemon": "Run the engine daemon alone.",
     "config": "Print every setting with its source and default.",
     "doctor": "Look for what does not fit together in the database and the files.",
-    "backup": "Copy the data directory while the server runs.",
-    "restore": "Make a data directory of a backup.",
+    "backup": "Copy the data directory and the database while the server runs.",
+    "restore": "Make a data directory and a database of a backup.",
     "db": "`db upgrade` brings the database to this version's schema.",
 }
 UPKEEP = ("doctor", "backup", "restore")

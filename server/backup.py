@@ -48,14 +48,18 @@ class Copied:
 def back_up(settings: Settings, target: Path) -> Copied:
     """Bring the backup in `target` up to date. Until the last moment it is the one that was there before.
 
-    Raises `no_database`, `other_version`, `database_too_new`, `database_unreachable`, `not_a_backup`, `not_copied`.
+    Raises `not_a_backup`, `not_copied`, and what `open_current` does.
     """
-    if target.exists() and any(target.iterdir()) and not (target / DATABASE).exists():
-        raise MixloomError(
-            "not_a_backup", f"{target} is not empty and holds no {DATABASE}. Name an empty folder, or a backup.", 400
-        )
-    original = open_current(settings)
-    with _one_sentence():
+    if target.resolve() == settings.data_dir.resolve():
+        raise MixloomError("not_a_backup", f"{target} is the data directory itself. Name another folder.", 400)
+    with _one_sentence("What was there before is as it was. Mend that and back up again."):
+        if target.exists() and any(target.iterdir()) and not (target / DATABASE).exists():
+            raise MixloomError(
+                "not_a_backup",
+                f"{target} is not empty and holds no {DATABASE}. Name an empty folder, or a backup.",
+                400,
+            )
+        original = open_current(settings)
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
         return _copy(original, settings.data_dir, target, lambda copy: _publish(copy, LocalStore(target)))
 
@@ -64,47 +68,41 @@ def restore(settings: Settings, source: Path) -> Copied:
     """Make a data directory of a backup, and with PostgreSQL the rows of an empty database.
 
     Raises `no_database`, `data_dir_not_empty`, `database_not_empty`, `database_too_new`, `database_unreachable`,
-    `rows_refused`, `not_copied`.
+    `postgres_not_installed`, `rows_refused`, `not_copied`.
     """
-    target = settings.data_dir
-    if target.exists() and any(target.iterdir()):
-        raise MixloomError(
-            "data_dir_not_empty",
-            f"{target} is not empty. Move what is in it away, or name another folder with --data-dir.",
-            400,
-            "data_dir",
-        )
-    if not (source / DATABASE).is_file():
-        raise MixloomError("no_database", f"There is no {DATABASE} in {source}. Name another folder.", 400)
-    database = Database(settings.database, is_patient=True)
-    if database.path is None:
-        upgrade_tables(database)
-        need_empty(database)
-
-    def publish(copy: Database) -> None:
+    target, database = settings.data_dir, Database(settings.database, is_patient=True)
+    with _one_sentence(f"Mend that, empty {target} and restore again."):
+        if target.exists() and any(target.iterdir()):
+            raise MixloomError(
+                "data_dir_not_empty",
+                f"{target} is not empty. Move what is in it away, or name another folder with --data-dir.",
+                400,
+                "data_dir",
+            )
+        if not (source / DATABASE).is_file() or (source / DATABASE).stat().st_size == 0:
+            raise MixloomError("no_database", f"There is no {DATABASE} in {source}. Name another folder.", 400)
         if database.path is None:
-            copy_rows(copy, database)
-        else:
-            _publish(copy, LocalStore(target))
-
-    with _one_sentence():
+            need_empty(database)
+            upgrade_tables(database)
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+        def publish(copy: Database) -> None:
+            if database.path is None:
+                copy_rows(copy, database)
+            else:
+                _publish(copy, LocalStore(target))
+
         return _copy(_sqlite(source / DATABASE), source, target, publish)
 
 
 @contextmanager
-def _one_sentence() -> Iterator[None]:
+def _one_sentence(what_to_do: str) -> Iterator[None]:
     """For what the disk or a database does not do. Raises `not_copied`."""
     try:
         yield
     except (OSError, sqlite3.Error, SQLAlchemyError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise MixloomError(
-            "not_copied",
-            f"The copy is not complete ({reason}). Mend that and run the command again; `restore` begins with an empty "
-            "folder.",
-            500,
-        ) from error
+        reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+        raise MixloomError("not_copied", f"The copy is not complete ({reason}). {what_to_do}", 500) from error
 
 
 def _copy(original: Database, source: Path, target: Path, publish: Callable[[Database], None]) -> Copied:
@@ -162,6 +160,7 @@ def _publish(tables: Database, copies: LocalStore) -> None:
         connection.execute("PRAGMA journal_mode=DELETE")  # one file, which can be read where nothing can be written
     for suffix in ("-wal", "-shm"):  # whoever has looked into the last one may have left them
         copies.path(f"{DATABASE}{suffix}").unlink(missing_ok=True)
+    tables.path.chmod(0o600)
     copies.publish_file(tables.path, DATABASE)
 
 

@@ -81,7 +81,10 @@ def backup(context: typer.Context) -> None:
 
 
 def restore(context: typer.Context) -> None:
-    """Make a data directory, which must be empty, of a backup: `mixloom admin restore DIR --data-dir NEW`."""
+    """Make a data directory, which must be empty, of a backup: `mixloom admin restore DIR --data-dir NEW`.
+
+    With PostgreSQL also the rows of a database, which must be empty too.
+    """
     _become("restore", context)
 
 

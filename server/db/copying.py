@@ -1,6 +1,7 @@
 """Every row of one database into another, whichever kinds the two are."""
 
-from sqlalchemy import Connection, func, literal, select
+from sqlalchemy import Connection, func, insert, inspect, literal, select
+from sqlalchemy import Table as SqlTable
 from sqlalchemy.exc import DataError, IntegrityError
 
 from server.db.session import Database
@@ -12,37 +13,43 @@ BATCH_ROWS = 1000
 
 
 def need_empty(database: Database) -> None:
-    """Raises `database_not_empty`, `database_unreachable`."""
-    with database.read() as session:
-        _need_empty(database, session.connection())
+    """Of any version, or without tables. Raises `database_not_empty`."""
+    with database.look() as connection:
+        _need_empty(database, connection)
 
 
 def copy_rows(original: Database, copy: Database) -> None:
     """All rows as they are at one moment, in one transaction. Both have this version's tables, `copy` without rows.
 
-    Raises `database_not_empty`, or `rows_refused` where the original is damaged.
+    Raises `database_not_empty`, or `rows_refused`: SQLite takes what PostgreSQL does not, such as a row whose parent is
+    not there.
     """
-    with original.look() as reader, copy.write() as session:
+    with copy.write() as session:
         writer = session.connection()
         _need_empty(copy, writer)
-        try:
+        with original.look() as reader:  # which ends before a commit that may take long: PostgreSQL would end it
             for table in Table.metadata.sorted_tables:  # whoever is referred to before who refers
-                found = reader.execution_options(yield_per=BATCH_ROWS).execute(select(table))
-                for batch in found.mappings().partitions():
-                    writer.execute(table.insert(), [dict(row) for row in batch])
-        except (IntegrityError, DataError) as error:
-            raise MixloomError(
-                "rows_refused",
-                f"{copy.name} does not take the rows of {original.name}: {str(error.orig).splitlines()[0]}. "
-                "`mixloom admin doctor` says what is wrong there.",
-                400,
-            ) from error
+                _copy_table(table, reader, writer)
         if copy.path is None:
             _go_on_counting(writer)
 
 
+def _copy_table(table: SqlTable, reader: Connection, writer: Connection) -> None:
+    found = reader.execution_options(yield_per=BATCH_ROWS).execute(select(table))
+    try:
+        for batch in found.mappings().partitions():
+            writer.execute(insert(table), [dict(row) for row in batch])
+    except (IntegrityError, DataError) as error:
+        raise MixloomError(
+            "rows_refused", f"A row of {table.name} is not taken: {str(error.orig).strip()}. Mend it where it is.", 400
+        ) from error
+
+
 def _need_empty(database: Database, connection: Connection) -> None:
+    there = inspect(connection).get_table_names()
     for table in Table.metadata.sorted_tables:
+        if table.name not in there:
+            continue
         if connection.execute(select(literal(1)).select_from(table).limit(1)).first() is not None:
             message = f"The database {database.name} has rows already ({table.name}). Name an empty one."
             raise MixloomError("database_not_empty", message, 400, "database_url")

@@ -48,7 +48,10 @@ def upgrade_tables(database: Database) -> None:
 
 
 def open_current(settings: Settings) -> Database:
-    """The database that is there, left as it is. Raises `no_database`, `other_version`, `database_unreachable`."""
+    """The database that is there, left as it is.
+
+    Raises `no_database`, `other_version`, `database_too_new`, `database_unreachable`, `postgres_not_installed`.
+    """
     database = Database(settings.database)
     if database.path is not None and not database.path.is_file():
         raise MixloomError(
@@ -66,7 +69,7 @@ def _revision(database: Database) -> str | None:
         with database.engine.connect() as connection:
             return MigrationContext.configure(connection).get_current_revision()
     except OperationalError as error:
-        said = str(error.orig).strip().splitlines()[0]
+        said = str(error.orig).strip().partition("\n")[0]
         raise MixloomError(
             "database_unreachable",
             f"The database {database.name} cannot be reached ({said}). Start it, or mend MIXLOOM_DATABASE_URL.",

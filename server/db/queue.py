@@ -74,7 +74,7 @@ def read_outlook(reader: Reader, jobs: Sequence[Job], *, max_resident_runs: int)
     wanted = {"tenant_ids": sorted({job.tenant_id for job in jobs}), "job_ids": [job.id for job in jobs]}
     shares: dict[str, float] = {}
     queues: dict[str, list[QueuedJob]] = defaultdict(list)
-    for tenant_id, share, *queued in rows(reader, _JOBS, {**wanted, "places": num_places}):
+    for tenant_id, share, *queued in rows(reader, _JOBS, {**wanted, "places": max(num_places, MOST_ADDED)}):
         shares[tenant_id] = share / state.total_share
         queues[tenant_id].append(QueuedJob(*queued))
     return Outlook(

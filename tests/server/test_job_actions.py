@@ -1,6 +1,7 @@
 """Jobs stopped, resumed, forgotten; why they wait, and for how long."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -148,6 +149,26 @@ def test_estimates_follow_from_shares_and_speed(
     assert shared["estimated_finish"] - shared["queue"]["estimated_start"] == pytest.approx(2 * alone, rel=0.01)
     change_job(services, job["id"], status="paused")
     assert alice.get(f"/jobs/{job['id']}").json()["estimated_finish"] is None
+
+
+def test_a_job_has_the_same_estimate_alone_and_in_a_list(
+    alice: Caller, services: Services, publish_base: Callable[..., Base]
+) -> None:
+    """Though of a queue that is longer than there are places the end matters as well: it slows who rides longest."""
+    publish_base(detail={"tokens_per_second": 100.0})
+    first = submit(alice)
+    jobs = [first, *(submit(alice, first["dataset"]) for _ in range(2 * services.settings.max_resident_runs - 1))]
+    for left, job in enumerate(jobs):
+        change_job(services, job["id"], tokens=job["progress"]["total_tokens"] - 10 * (left + 1))
+    change_job(services, first["id"], status="running", tokens=0)
+
+    def seconds(found: dict[str, Any]) -> float:
+        return float(found["estimated_finish"] - found["queue"]["estimated_start"])
+
+    listed = {job["id"]: seconds(job) for job in alice.get("/jobs?limit=100").json()["data"]}
+    assert len(listed) == len(jobs)
+    alone = {job["id"]: seconds(alice.get(f"/jobs/{job['id']}").json()) for job in jobs}
+    assert alone == pytest.approx(listed)
 
 
 def test_who_is_done_soon_leaves_the_speed_to_others_unless_its_queue_is_long(

@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -24,8 +25,11 @@ from server.errors import MixloomError
 from server.faults import Fault, arm
 from server.settings import Settings
 from server.store import LocalStore
+from tests.postgresql import PostgreSQL
 from tests.server.conftest import ADMIN_KEY, Caller
 from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, break_rows, final_hash, job, steps, submit
+
+REVISIONS = migrate._revisions(str(Path(migrate.migrations.__file__ or "").parent))
 
 
 @pytest.fixture
@@ -144,9 +148,8 @@ def test_a_backup_is_of_one_moment_whoever_writes_meanwhile(services: Services, 
 @pytest.mark.every_case
 def test_a_backup_of_an_older_version_is_restored_as_of_this_one(elsewhere: Settings, copy: Path) -> None:
     copy.mkdir()
-    first = migrate._revisions(str(Path(migrate.migrations.__file__ or "").parent))[-1]
     with Database(Settings(data_dir=copy).database).write() as session:
-        command.upgrade(migrate._config(session.connection()), first)
+        command.upgrade(migrate._config(session.connection()), REVISIONS[-1])
         session.execute(text("INSERT INTO tenants VALUES ('ten_1', 'old', 1, 0, false, 1, NULL)"))
     restore(elsewhere, copy)
     with migrate.open_current(elsewhere).read() as session:
@@ -198,7 +201,22 @@ def into_a_folder_that_is_used(settings: Settings, folder: Path) -> None:
     restore(settings, folder)
 
 
+def of_an_empty_file(settings: Settings, folder: Path) -> None:
+    folder.mkdir()
+    (folder / DATABASE).touch()
+    restore(settings.model_copy(update={"data_dir": folder / "new"}), folder)
+
+
+def into_itself(settings: Settings, folder: Path) -> None:
+    back_up(settings, settings.data_dir / ".." / settings.data_dir.name)
+
+
 def into_a_file(settings: Settings, folder: Path) -> None:
+    folder.write_text("")
+    back_up(settings, folder)
+
+
+def into_a_folder_below_a_file(settings: Settings, folder: Path) -> None:
     folder.write_text("")
     back_up(settings, folder / "backup")
 
@@ -209,11 +227,12 @@ def over_something_else(settings: Settings, folder: Path) -> None:
 
 
 def of_an_older_version(settings: Settings, folder: Path) -> None:
-    set_revision(settings, "0007")
+    newest, *_, first = REVISIONS
+    set_revision(settings, first)
     try:
         back_up(settings, folder)
     finally:
-        set_revision(settings, "0013")
+        set_revision(settings, newest)
 
 
 def of_a_newer_version(settings: Settings, folder: Path) -> None:
@@ -233,7 +252,10 @@ def set_revision(settings: Settings, revision: str) -> None:
     [
         (nowhere, "no_database", "nothing"),
         (into_a_folder_that_is_used, "data_dir_not_empty", "Move what is in it away"),
+        (of_an_empty_file, "no_database", "There is no mixloom.db"),
+        (into_itself, "not_a_backup", "the data directory itself"),
         (into_a_file, "not_copied", "Not a directory"),
+        (into_a_folder_below_a_file, "not_copied", "Not a directory"),
         (over_something_else, "not_a_backup", "is not empty"),
         (of_an_older_version, "other_version", "mixloom db upgrade"),
         (of_a_newer_version, "database_too_new", "newer version"),
@@ -257,6 +279,51 @@ def test_a_database_that_has_rows_gets_no_others(services: Services, alice: Call
     assert caught.value.code == "database_not_empty"
     assert every_row(services.database) == before
     assert not again.data_dir.exists(), "with an empty database the same command works"
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("elsewhere", ["postgresql"], indirect=True)
+def test_an_older_database_that_has_rows_stays_as_it_is(services: Services, copy: Path, elsewhere: Settings) -> None:
+    back_up(services.settings, copy)
+    with Database(elsewhere.database).write() as session:
+        command.upgrade(migrate._config(session.connection()), REVISIONS[-1])
+        session.execute(text("INSERT INTO tenants VALUES ('ten_1', 'old', 1, 0, false, 1, NULL)"))
+    with pytest.raises(MixloomError, match="has rows already"):
+        restore(elsewhere, copy)
+    assert migrate._revision(Database(elsewhere.database)) == REVISIONS[-1]
+
+
+@pytest.mark.databases("postgresql")
+def test_the_reading_is_over_before_the_copy_is_written_to_the_disk(
+    services: Services, alice: Caller, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that takes: PostgreSQL ends a transaction whose owner says nothing."""
+    monkeypatch.setattr("server.db.session.IDLE_SECONDS", 1)
+
+    def take_long(connection: Connection) -> None:
+        if connection.dialect.name == "sqlite":
+            time.sleep(2)
+
+    event.listen(Engine, "commit", take_long)
+    try:
+        assert back_up(services.settings, copy).findings == []
+    finally:
+        event.remove(Engine, "commit", take_long)
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("elsewhere", ["postgresql"], indirect=True)
+def test_a_database_in_which_nothing_may_be_made_is_named(
+    services: Services, copy: Path, elsewhere: Settings, postgresql: PostgreSQL
+) -> None:
+    back_up(services.settings, copy)
+    name = str(elsewhere.database.database)
+    with Database(elsewhere.database).write() as session:
+        session.execute(text(f"CREATE ROLE {name}_guest LOGIN"))
+    url = elsewhere.database.set(username=f"{name}_guest").render_as_string(hide_password=False)
+    with pytest.raises(MixloomError, match="permission denied for schema") as caught:
+        restore(elsewhere.model_copy(update={"database_url": url}), copy)
+    assert caught.value.code == "not_copied"
 
 
 @pytest.mark.databases("sqlite")
