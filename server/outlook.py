@@ -3,8 +3,8 @@
 The estimate is a fluid one (generalised processor sharing): the speed is the one that the daemon last measured, and
 tenants divide it by their shares until they are done. Within a tenant resident jobs do so by priority, and the others
 take its places, as many as it has now, in their order; far back in a long queue one follows the other. Jobs to come are
-unknown to it, and so are the places that other tenants leave. A tenant without a place is reckoned to have one now:
-another's run gives way once it has trained `stay_tokens`.
+unknown to it, and so are the places and the memory that other tenants leave. A tenant without a place is reckoned to
+have one now: another's run gives way once it has trained `stay_tokens`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,6 +28,7 @@ class QueuedJob:
     """From 1, among its tenant's: resident ones, then the others in the order in which they will become so."""
     tokens_until: float
     """Left of it and of all before it."""
+    waits_for_memory: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,7 @@ class Outlook:
         """When a job may start and end if no other comes."""
         jobs = self.jobs.get(tenant_id, ())
         job = next((job for job in jobs if job.id == job_id), None)
-        if job is None or not self.tokens_per_second or reason not in (None, Reason.FAIR_SHARE):
+        if job is None or not self.tokens_per_second or reason not in (None, Reason.FAIR_SHARE, Reason.MEMORY):
             return Expectation()
         rides = self._rides[tenant_id]
         if job.place <= len(rides):
@@ -152,7 +153,9 @@ class Outlook:
 
 
 def _rides(jobs: Sequence[QueuedJob], free_places: int) -> list[_Ride]:
-    """A place that comes free is the next job's."""
+    """A place that comes free is the next job's; where one waits for memory, none is free."""
+    if any(job.waits_for_memory for job in jobs):
+        free_places = 0
     places = [0.0] * max(1, sum(job.status in RESIDENT for job in jobs) + free_places)
     rides = []
     for place, job in enumerate(jobs, 1):

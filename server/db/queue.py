@@ -15,7 +15,7 @@ from server.db.runs import SUSPECTS, suspects
 from server.db.session import Reader, rows
 from server.db.tables import Base, Daemon, Drain, Job, Tenant
 from server.outlook import EndingTenant, OpenDrain, Outlook, QueuedJob, Service
-from server.states import RESIDENT, JobStatus
+from server.states import RESIDENT, JobStatus, Reason
 
 MOST_ADDED = 50
 """A tenant with more jobs is reckoned to go on: who asks shall not wait until a long queue is added up."""
@@ -51,6 +51,7 @@ _QUEUES = (
         *(Job.tenant_id, Tenant.share, Job.id, Job.status, Job.weight, _LEFT.label("tokens_left")),
         func.row_number().over(**_ORDER).label("place"),
         func.sum(_LEFT).over(**_ORDER).label("tokens_until"),
+        (func.coalesce(Job.reason, "") == Reason.MEMORY).label("waits_for_memory"),
     )
     .join(Tenant, Tenant.id == Job.tenant_id)
     .where(Job.tenant_id.in_(bindparam("tenant_ids", expanding=True)), _IS_ACTIVE)

@@ -9,8 +9,9 @@ from server.outlook import EndingTenant, Expectation, OpenDrain, Outlook, Queued
 from server.states import Reason
 
 
-def job(id_: str, tokens_left: int, status: str = "queued", weight: int = 4) -> dict[str, Any]:
-    return {"id": id_, "status": status, "weight": weight, "tokens_left": tokens_left}
+def job(id_: str, tokens_left: int, status: str = "queued", weight: int = 4, *, short: bool = False) -> dict[str, Any]:
+    """`short`: of memory."""
+    return {"id": id_, "status": status, "weight": weight, "tokens_left": tokens_left, "waits_for_memory": short}
 
 
 def in_line(*jobs: dict[str, Any]) -> list[QueuedJob]:
@@ -75,6 +76,13 @@ def test_far_back_in_a_queue_that_is_not_read_whole_one_follows_the_other() -> N
 def test_a_free_place_lets_it_start_now() -> None:
     queue = outlook(job("a", 100, "running"), job("b", 50), free_places=1)
     assert queue.expectation("ten", "b", Reason.FAIR_SHARE) == Expectation(1000.0, 1010.0)
+
+
+def test_a_free_place_is_of_no_use_without_memory() -> None:
+    queue = outlook(job("a", 100, "running"), job("b", 50, short=True), job("c", 20), free_places=5)
+    assert queue.expectation("ten", "b", Reason.MEMORY) == Expectation(1010.0, 1015.0)
+    assert queue.expectation("ten", "c", Reason.FAIR_SHARE) == Expectation(1015.0, 1017.0)
+    assert queue.expectation("ten", "a", None).finish == 1010.0
 
 
 def test_a_share_slows_it_down() -> None:

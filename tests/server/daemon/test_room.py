@@ -1,5 +1,6 @@
 """Runs come into memory as far as their bytes fit, and passes are as large as the rest allows."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from engine.base_model import BaseModel
 from server.api.services import Services
 from server.daemon.publish import base_row
 from server.daemon.snapshot import MOST_TOKENS, take_snapshot
+from server.db import daemons
 from server.db.tables import Base
 from server.memory import recovery_bytes, resident_bytes, token_bytes
 from server.resolve import num_parameters
@@ -52,6 +54,11 @@ def test_a_run_that_does_not_fit_beside_the_others_waits_for_memory(
     assert [one.job.id for one in life.loop.residents] == [first]
     assert queue(alice, second)["reason"] == "memory"
     assert "memory" in queue(alice, second)["sentence"]
+    with services.database.write() as session:
+        daemons.update_daemon(session, life.books.epoch, detail={"tokens_per_second": 1.0})
+    ends = alice.get(f"/jobs/{first}").json()["estimated_finish"]
+    assert ends > time.time() + 100
+    assert queue(alice, second)["estimated_start"] == pytest.approx(ends, abs=60), "not now, though places are free"
     life.finish()
     assert final_hash(services, first) == final_hash(services, second)
     assert queue(alice, second)["reason"] is None
