@@ -4,6 +4,7 @@ from sqlalchemy import Connection, func, insert, inspect, literal, select
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.exc import DataError, IntegrityError
 
+from server.db.migrate import reaching
 from server.db.session import Database
 from server.db.tables import Table
 from server.errors import MixloomError
@@ -13,8 +14,8 @@ BATCH_ROWS = 1000
 
 
 def need_empty(database: Database) -> None:
-    """Of any version, or without tables. Raises `database_not_empty`."""
-    with database.look() as connection:
+    """Of any version, or without tables. Raises `database_not_empty`, `database_unreachable`."""
+    with reaching(database), database.look() as connection:
         _need_empty(database, connection)
 
 

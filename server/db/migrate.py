@@ -63,11 +63,11 @@ def open_current(settings: Settings) -> Database:
     return database
 
 
-def _revision(database: Database) -> str | None:
-    """Raises `database_unreachable`."""
+@contextmanager
+def reaching(database: Database) -> Iterator[None]:
+    """For the first that is asked of it. Raises `database_unreachable`."""
     try:
-        with database.engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
+        yield
     except OperationalError as error:
         said = str(error.orig).strip().partition("\n")[0]
         raise MixloomError(
@@ -76,6 +76,11 @@ def _revision(database: Database) -> str | None:
             500,
             "database_url",
         ) from error
+
+
+def _revision(database: Database) -> str | None:
+    with reaching(database), database.engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
 
 
 def _config(connection: Connection | None = None) -> Config:

@@ -221,6 +221,12 @@ def into_a_folder_below_a_file(settings: Settings, folder: Path) -> None:
     back_up(settings, folder / "backup")
 
 
+def into_a_database_that_is_away(settings: Settings, folder: Path) -> None:
+    back_up(settings, folder)
+    url = "postgresql://someone:secret@127.0.0.1:1/tables"
+    restore(settings.model_copy(update={"data_dir": folder / "new", "database_url": url}), folder)
+
+
 def over_something_else(settings: Settings, folder: Path) -> None:
     (folder / "letters").mkdir(parents=True)
     back_up(settings, folder)
@@ -258,6 +264,7 @@ def set_revision(settings: Settings, revision: str) -> None:
         (into_a_folder_below_a_file, "not_copied", "Not a directory"),
         (over_something_else, "not_a_backup", "is not empty"),
         (of_an_older_version, "other_version", "mixloom db upgrade"),
+        (into_a_database_that_is_away, "database_unreachable", "cannot be reached"),
         (of_a_newer_version, "database_too_new", "newer version"),
     ],
 )
@@ -267,6 +274,7 @@ def test_what_cannot_be_copied_is_refused_with_what_to_do(
     with pytest.raises(MixloomError, match=says) as caught:
         wish(services.settings, copy)
     assert caught.value.code == code
+    assert "secret" not in caught.value.message
 
 
 @pytest.mark.databases("postgresql")
