@@ -1,5 +1,6 @@
 """Every named point of the server's code, each kind of fault there: no job ends otherwise than it would have."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,14 @@ NOUNS = {
 """What the API alone keeps, by the first part of its key."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("point", [point for point in POINTS if point.startswith("put.")])
-@pytest.mark.parametrize("prefix", NOUNS)
+def requests() -> list[Any]:
+    """Every point at which something is kept of a request, what it keeps, and what goes wrong."""
+    cases = itertools.product(NOUNS, (point for point in POINTS if point.startswith("put.")), KINDS)
+    often = ("jobs", "put.synced", "kill")  # what also the quick tests do
+    return [pytest.param(*case, marks=() if case == often else pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(("prefix", "point", "kind"), requests())
 def test_a_fault_in_a_request_that_keeps_something_is_said_leaves_nothing_of_it_and_touches_no_job(
     prefix: str, point: str, kind: Kind, server: Server, undisturbed: list[Trace], tmp_path: Path
 ) -> None:
