@@ -71,6 +71,7 @@ def read_outlook(reader: Reader, jobs: Sequence[Job], *, max_resident_runs: int)
     drains = open_drains(reader) if state.is_drained else []
     drain = first_for(drains)
     tried = rows(reader, _ACTIVE, {"ids": suspects(reader)}) if state.is_suspected else []
+    ending = rows(reader, _ENDING) if state.num_resident else []
     num_places = max_resident_runs * max(1, len(live))
     wanted = {"tenant_ids": sorted({job.tenant_id for job in jobs}), "job_ids": [job.id for job in jobs]}
     shares: dict[str, float] = {}
@@ -86,9 +87,7 @@ def read_outlook(reader: Reader, jobs: Sequence[Job], *, max_resident_runs: int)
         tokens_per_second=tokens_per_second(reader, live),
         free_places=max(0, num_places - state.num_resident),
         shares=shares,
-        ending=[
-            EndingTenant(share / state.total_share, left) for share, left in rows(reader, _ENDING) if left is not None
-        ],
+        ending=[EndingTenant(share / state.total_share, left) for share, left in ending if left is not None],
         jobs=queues,
     )
 

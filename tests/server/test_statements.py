@@ -12,8 +12,8 @@ from tests.server.making import add_adapter, add_metric, change_job, submit
 
 MOST = {
     "/me": 4,
-    "/jobs": 6,
-    "/jobs/ID": 6,
+    "/jobs": 5,
+    "/jobs/ID": 5,
     "/jobs/ID/events": 3,
     "/jobs/ID/metrics": 3,
     "/jobs/ID/checkpoints": 3,
