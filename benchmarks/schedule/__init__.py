@@ -21,7 +21,6 @@ from benchmarks.schedule.workload import FLOODER, Workload, draw
 
 COSTS = Path(__file__).parents[1] / "results" / "2026-11-27-epyc-float32-costs.json"
 """The report that times come from unless another is named."""
-LOAD = 0.8
 ADVERSARYS_JOBS = (1, 12)
 NUM_OTHERS = 3
 
@@ -31,7 +30,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     costs = json.loads(options.costs.read_text(encoding="utf-8"))
     timing = Timing(costs)
-    drawn = draw(timing, num_tenants=options.tenants, num_jobs=options.jobs, load=LOAD, seed=options.seed)
+    drawn = draw(timing, num_tenants=options.tenants, num_jobs=options.jobs, load=options.load, seed=options.seed)
     workloads = {"with": drawn, "without": drawn.without(FLOODER)}
     with ProcessPoolExecutor(options.processes) as pool:
         outcomes = {
@@ -50,7 +49,7 @@ def main(arguments: list[str]) -> int:
         "benchmark": "schedule",
         "machine": machine.describe("cpu"),
         "settings": {
-            **{"tenants": options.tenants, "jobs": options.jobs, "seed": options.seed, "load": LOAD},
+            **{"tenants": options.tenants, "jobs": options.jobs, "seed": options.seed, "load": options.load},
             **{"base": costs["base"], "seconds_per_token_equivalent": timing.seconds},
         },
         "policies": policies,
@@ -80,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tenants", type=int, default=1000, help="beside the flooder and those of one small job (1000)"
     )
     parser.add_argument("--jobs", type=int, default=100_000, help="of which a tenth is the flooder's (100000)")
+    parser.add_argument("--load", type=float, default=0.8, help="of the machine, without the flooder's jobs (0.8)")
     parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (1)")
     parser.add_argument("--costs", type=Path, default=COSTS, help="a report of `python -m benchmarks costs`")
     parser.add_argument("--processes", type=int, help="simulations at once; else as many as there are cores")

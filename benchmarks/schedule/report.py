@@ -28,10 +28,12 @@ ADVERSARYS_TIME = 500_000.0
 
 
 def figures(workload: Workload, outcome: Outcome, timing: Timing) -> dict[str, Any]:
-    """One policy on one workload. Waits and slowdowns are those of all jobs but the flooder's; waits in seconds."""
+    """One policy on one workload. Waits, in seconds, and slowdowns are those of all jobs that were not cancelled, but
+    the flooder's.
+    """
     owners = np.array([job.tenant for job in workload.jobs])
     slowdowns = outcome.stays / np.array([job.alone for job in workload.jobs])
-    others = owners != FLOODER
+    others, done = owners != FLOODER, ~np.isnan(outcome.stays)
     errors = outcome.share_errors if len(outcome.share_errors) else np.zeros(1)
     of_small = {share: np.isin(owners, [small(share, number) for number in range(NUM_SMALL)]) for share in SMALL_SHARES}
     time = sum(outcome.took.values())
@@ -40,9 +42,9 @@ def figures(workload: Workload, outcome: Outcome, timing: Timing) -> dict[str, A
         "share_error": {"p99": float(np.percentile(errors, 99)), "max": float(errors.max()), "intervals": len(errors)},
         "fill": outcome.fill,
         "time_in_passes": outcome.num_gangs * PASS_TOKENS / (time + outcome.num_gangs * PASS_TOKENS),
-        "wait_seconds": _percentiles(outcome.waits[others] * timing.seconds),
-        "slowdown": _percentiles(slowdowns[others]),
-        "slowdown_curve": [float(np.quantile(slowdowns[others], 1 - part)) for part in CURVE],
+        "wait_seconds": _percentiles(outcome.waits[others & done] * timing.seconds),
+        "slowdown": _percentiles(slowdowns[others & done]),
+        "slowdown_curve": [float(np.quantile(slowdowns[others & done], 1 - part)) for part in CURVE],
         "small": {f"{share:g}": _percentiles(slowdowns[mask]) for share, mask in of_small.items()},
         "flooder_time_over_share": outcome.took[FLOODER] / outcome.due[FLOODER] if FLOODER in outcome.due else None,
     }

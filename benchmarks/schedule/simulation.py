@@ -4,6 +4,7 @@ from bisect import insort
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,8 @@ class Outcome:
     """What a policy came to. Arrays have a number for each job, in order of arrival; time is in token-equivalents."""
 
     num_gangs: int
-    waits: NDArray[np.float64]  # from arrival to the first gang
-    stays: NDArray[np.float64]  # from arrival to the end
+    waits: NDArray[np.float64]  # from arrival to the first gang; NaN: cancelled before
+    stays: NDArray[np.float64]  # from arrival to the end; NaN: cancelled
     share_errors: NDArray[np.float64]  # for each pair and interval, ÷ the bound
     fill: float  # of the budget, in gangs for which there was enough
     took: dict[str, float]  # time that a tenant's work took
@@ -112,18 +113,19 @@ class Simulation:
         self._max_cost = max(one.cost for job in workload.jobs for unit in job.units for one in unit.microbatches)
         self._share_error = ShareError(workload.shares, self._max_cost, sizes.max_resident_runs)
         self._times = TimeShares(workload.shares)
-        self._waits, self._stays = np.zeros(len(self._jobs)), np.zeros(len(self._jobs))
+        self._waits, self._stays = (np.full(len(self._jobs), np.nan) for _ in range(2))
+        self._impatient: list[tuple[float, int]] = []  # when a job will be cancelled, and its number
         self._filled: list[int] = []  # tokens of the gangs for which there was enough
 
     def run(self, until: float = float("inf")) -> Outcome:
         """Until every job has ended, or the time is up."""
-        self._arrive()
+        self._between_gangs()
         while self._now < until and (self._with_runs or self._queue or self._num_arrived < len(self._jobs)):
             if not self._with_runs and not self._queue:
                 self._now = self._jobs[self._num_arrived].arrival
-                self._arrive()
+                self._between_gangs()
             self._gang()
-            self._arrive()
+            self._between_gangs()
         for tenant in {*self._with_runs, *(name for _, _, name in self._queue)}:
             self._times.end(tenant)
         return Outcome(
@@ -136,6 +138,12 @@ class Simulation:
             self._times.due,
         )
 
+    def _between_gangs(self) -> None:
+        """Jobs come, and some are cancelled."""
+        self._arrive()
+        while self._impatient and self._impatient[0][0] <= self._now:
+            self._cancel(heappop(self._impatient)[1])
+
     def _arrive(self) -> None:
         while self._num_arrived < len(self._jobs) and self._jobs[self._num_arrived].arrival <= self._now:
             job = self._jobs[self._num_arrived]
@@ -144,7 +152,23 @@ class Simulation:
             account.waiting.append(_Run(job, self._num_arrived, str(self._num_arrived)))
             if not account.resident and len(account.waiting) == 1:
                 self._enqueue(account)
+            if job.patience < float("inf"):
+                heappush(self._impatient, (job.arrival + job.patience, self._num_arrived))
             self._num_arrived += 1
+
+    def _cancel(self, number: int) -> None:
+        """Nothing happens to a job that has ended."""
+        account = self._accounts[self._jobs[number].tenant]
+        if str(number) in account.resident:
+            self._remove(account, account.resident[str(number)])
+            self._settle(account)
+            return
+        run = next((run for run in account.waiting if run.number == number), None)
+        if run is not None:
+            if not account.resident:
+                self._queue.remove(self._turn(account))
+            account.waiting.remove(run)
+            self._settle(account)
 
     def _enqueue(self, account: _Account) -> None:
         account.queued = None
@@ -242,7 +266,7 @@ class Simulation:
     def _let_go(self) -> None:
         """Runs that are finished, or give way and stand between two units."""
         for account in list(self._with_runs.values()):
-            for run_id, run in list(account.resident.items()):
+            for run in list(account.resident.values()):
                 if run.is_finished:
                     self._stays[run.number] = self._now - run.job.arrival
                 elif run.leaving and not run.done:
@@ -250,13 +274,21 @@ class Simulation:
                     insort(account.waiting, run, key=_number)
                 else:
                     continue
-                del account.resident[run_id], self._resident[run_id]
-            if not account.resident:
-                del self._with_runs[account.name]
-                if account.waiting:
-                    self._enqueue(account)
-                else:
-                    self._times.end(account.name)
+                self._remove(account, run)
+            self._settle(account)
+
+    def _remove(self, account: _Account, run: _Run) -> None:
+        del account.resident[run.run_id], self._resident[run.run_id]
+
+    def _settle(self, account: _Account) -> None:
+        """Once some of its runs have gone: without a resident one it queues, or has no work."""
+        if account.resident:
+            return
+        self._with_runs.pop(account.name, None)
+        if account.waiting:
+            self._enqueue(account)
+        else:
+            self._times.end(account.name)
 
 
 def _number(run: _Run) -> int:

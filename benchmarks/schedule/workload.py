@@ -1,8 +1,9 @@
 """Who submits what, and when: drawn from a seed. Time is in token-equivalents, as in `timing`."""
 
+import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.schedule.timing import PASS_TOKENS, Timing, Unit
 
@@ -17,16 +18,19 @@ SMALL_SHARES = (1.0, 10.0)
 FLOODER = "flooder"
 ADVERSARY = "adversary"
 FLOOD_BEGINS = 0.3  # of the time in which jobs arrive
+FAILED, CANCELLED = 0.15, 0.1  # of all jobs
+MOST_PATIENCE = 20.0  # times what a job takes alone; who cancels does so within that
 
 
 @dataclass(frozen=True)
 class Job:
-    """Units that are done in turns, `num_rounds` times."""
+    """Units that are done in turns, `num_rounds` times, unless it is cancelled before."""
 
     tenant: str
     arrival: float
     units: tuple[Unit, ...]
     num_rounds: int
+    patience: float = math.inf  # from its arrival until it is cancelled
 
     @property
     def takes(self) -> float:
@@ -57,7 +61,7 @@ class Workload:
 def draw(timing: Timing, *, num_tenants: int, num_jobs: int, load: float, seed: int) -> Workload:
     """Tenants by Zipf's law, every other one on and off; a tenth of the jobs is the flooder's, all at once.
 
-    Those of the others keep `load` of the machine busy.
+    Those of the others would keep `load` of the machine busy if none were cancelled. Some fail: they end early.
     """
     rng = random.Random(seed)
     names = [f"t{number:04}" for number in range(num_tenants)]
@@ -65,12 +69,14 @@ def draw(timing: Timing, *, num_tenants: int, num_jobs: int, load: float, seed: 
     activity = [(number + 1) ** -ZIPF for number in range(num_tenants)]
     num_flood = num_jobs // 10
     owners = rng.choices(names, activity, k=num_jobs - num_flood - NUM_SMALL * len(SMALL_SHARES))
-    drawn = [_draw_job(rng, timing, owner) for owner in owners]
+    fates = random.Random(f"fates {seed}")
+    drawn = [_with_fate(fates, _draw_job(rng, timing, owner)) for owner in owners]
     end = sum(job.takes for job in drawn) / load
     bursts = {name: [rng.uniform(0, 0.995 * end) for _ in range(BURSTS)] for name in names[1::2]}
     jobs = [_at(job, _arrival(rng, bursts.get(job.tenant), end)) for job in drawn]
     shares[FLOODER] = 1.0
-    jobs += [_at(_draw_job(rng, timing, FLOODER), FLOOD_BEGINS * end) for _ in range(num_flood)]
+    flood = [_with_fate(fates, _draw_job(rng, timing, FLOODER)) for _ in range(num_flood)]
+    jobs += [_at(job, FLOOD_BEGINS * end) for job in flood]
     for share in SMALL_SHARES:
         for number in range(NUM_SMALL):
             name = small(share, number)
@@ -109,6 +115,16 @@ def _draw_job(rng: random.Random, timing: Timing, tenant: str) -> Job:
     return Job(tenant, 0.0, (unit,), num_rounds=max(1, round(min(size, MOST_TOKENS) / sum(sizes))))
 
 
+def _with_fate(rng: random.Random, job: Job) -> Job:
+    """It fails somewhere on its way, or is cancelled, waiting or training; most do neither."""
+    fate = rng.random()
+    if fate < FAILED:
+        return replace(job, num_rounds=max(1, round(job.num_rounds * rng.random())))
+    if fate < FAILED + CANCELLED:
+        return replace(job, patience=rng.uniform(0.0, MOST_PATIENCE) * job.alone)
+    return job
+
+
 def _sizes(row: int, batch: int) -> list[int]:
     """Microbatches of whole rows."""
     most = MICROBATCH_TOKENS // row
@@ -121,4 +137,4 @@ def _arrival(rng: random.Random, bursts: Sequence[float] | None, end: float) -> 
 
 
 def _at(job: Job, arrival: float) -> Job:
-    return Job(job.tenant, arrival, job.units, job.num_rounds)
+    return replace(job, arrival=arrival)
