@@ -15,6 +15,7 @@ NAMES = (
     "costs",
     "overhead",
     "estimates",
+    "adversary",
     "plan",
     "schedule",
     "api",
