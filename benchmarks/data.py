@@ -105,7 +105,7 @@ def _renderer(base: BaseModel, source: Path) -> Renderer:
     """The product's own: through a store, as the daemon publishes a base to the API."""
     with tempfile.TemporaryDirectory() as folder:
         store = LocalStore(Path(folder))
-        return Renderer(store.path(publish_tokenizer(store, base, source, Settings())))
+        return Renderer(store.path(publish_tokenizer(store, base, source, Settings())[0]))
 
 
 def _render(renderer: Renderer, texts: Sequence[dict[str, str]], context: int) -> list[TokenRow]:

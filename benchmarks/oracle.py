@@ -62,6 +62,7 @@ def anomalies(server: Data, *, uncollected_seconds: float = 0.0) -> list[str]:
     return [
         *not_leased(server),
         *_not_once(server),
+        *_not_counted(server),
         *_not_metered(server),
         *_damaged(server),
         *_unnamed(server, uncollected_seconds),
@@ -88,6 +89,14 @@ def _not_once(server: Data) -> Iterator[str]:
         rows = server.rows("SELECT step FROM metrics WHERE job_id = ? ORDER BY step", job["id"])
         if [row["step"] for row in rows] != list(range(1, job["step"] + 1)):
             yield f"{job['id']} is at step {job['step']} and has metrics of {[row['step'] for row in rows]}"
+
+
+def _not_counted(server: Data) -> Iterator[str]:
+    """Jobs whose row says more tokens, or fewer, than their metrics."""
+    last = "(SELECT max(metrics.tokens) FROM metrics WHERE job_id = jobs.id)"
+    for job in server.rows(f"SELECT id, tokens, {last} AS last FROM jobs"):
+        if job["tokens"] != (job["last"] or 0):
+            yield f"{job['id']} counts {job['tokens']} tokens and its metrics {job['last']}"
 
 
 def _not_metered(server: Data) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """What does not fit together: rows against files, rows against rows. Reads only; `mixloom admin doctor` prints it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import func, select, text
@@ -15,7 +16,7 @@ from server.db.tables import Adapter, Base, Dataset, Job, Metric, Operation, Rec
 from server.ingest.file import CONTENT_FILE, ROWS_FILE
 from server.orphans import SAFE_SECONDS, orphans
 from server.states import ENDED, RESIDENT
-from server.store import LocalStore, is_whole, sha256_of
+from server.store import LocalStore, Manifest, is_whole, sha256_of
 
 Kind = Literal[
     "adapter_damaged",
@@ -24,6 +25,7 @@ Kind = Literal[
     "database_damaged",
     "dataset_damaged",
     "dataset_missing",
+    "metrics_differ",
     "metrics_gap",
     "no_live_lease",
     "orphan",
@@ -33,6 +35,7 @@ Kind = Literal[
     "request_missing",
     "row_without_parent",
     "run_missing",
+    "tokenizer_damaged",
     "tokenizer_missing",
     "tokens_damaged",
     "tokens_missing",
@@ -54,7 +57,7 @@ class Finding:
 
 
 def examine(database: Database, store: LocalStore) -> list[Finding]:
-    """Everything that is wrong; each file that a row has a hash of is read.
+    """Everything that is wrong; each file that a row names is read, but those of requests.
 
     The server may be at work meanwhile: what a second look does not find was only being changed.
     """
@@ -68,9 +71,10 @@ def examine(database: Database, store: LocalStore) -> list[Finding]:
 
 def examine_files(database: Database, store: LocalStore) -> list[Finding]:
     """Of that what concerns the files that rows name, at first sight."""
-    checks = (_adapters, _recovery_points, _datasets, _tokens, _bases, _operations)
+    nouns = (_adapters, _recovery_points, _datasets, _tokens, _bases)
     with database.read() as session:
-        return sorted(finding for check in checks for finding in check(session, store))
+        found = [finding for noun in nouns for folder in noun(session) for finding in _compared(store, folder)]
+        return sorted([*found, *_operations(session, store)])
 
 
 def _look(database: Database, store: LocalStore) -> list[Finding]:
@@ -81,47 +85,62 @@ def _look(database: Database, store: LocalStore) -> list[Finding]:
     return sorted([*rows, *examine_files(database, store), *(Finding("orphan", key, message) for key in lost)])
 
 
-def _adapters(session: Session, store: LocalStore) -> Iterator[Finding]:
-    for adapter in session.scalars(select(Adapter)):
-        folder = store.path(adapter.key)
-        if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
-            yield Finding("adapter_missing", adapter.id, f"Its files are not in {adapter.key}. {_RESTORE}")
-        elif sha256_of(folder / WEIGHTS) != adapter.sha256:
-            yield Finding("adapter_damaged", adapter.id, f"{adapter.key}/{WEIGHTS} has another hash. {_RESTORE}")
+@dataclass(frozen=True)
+class _Folder:
+    """What a row says of its files."""
+
+    id: str
+    key: str
+    manifest: Manifest | None
+    told: Mapping[str, str | None]
+    """By a row of an older version, which has no manifest: the hash of a file, or only that it is there."""
+    missing: Kind
+    damaged: Kind
+    advice: str
 
 
-def _recovery_points(session: Session, store: LocalStore) -> Iterator[Finding]:
-    for point in session.scalars(select(RecoveryPoint)):
-        if not is_whole(store.path(point.key), point.manifest):
-            kind: Kind = "recovery_point_damaged" if store.path(point.key).is_dir() else "recovery_point_missing"
-            yield Finding(
-                kind, point.id, f"{point.key} is not what was written. Its run takes the point before it, if any."
-            )
+def _compared(store: LocalStore, folder: _Folder) -> Iterator[Finding]:
+    path, manifest = store.path(folder.key), folder.manifest
+    names = folder.told if manifest is None else manifest
+    if not path.is_dir() or not all((path / name).is_file() for name in names):
+        yield Finding(folder.missing, folder.id, f"Its files are not in {folder.key}. {folder.advice}")
+    elif not (_is_as_told(path, folder.told) if manifest is None else is_whole(path, manifest)):
+        yield Finding(folder.damaged, folder.id, f"{folder.key} is not what was written. {folder.advice}")
 
 
-def _datasets(session: Session, store: LocalStore) -> Iterator[Finding]:
-    for dataset in session.scalars(select(Dataset)):
-        folder = store.path(f"datasets/{dataset.id}")
-        if not (folder / CONTENT_FILE).is_file() or not (folder / ROWS_FILE).is_file():
-            yield Finding("dataset_missing", dataset.id, f"Its files are not there. {_RESTORE}")
-        elif sha256_of(folder / CONTENT_FILE) != dataset.sha256:
-            yield Finding("dataset_damaged", dataset.id, f"Its content has another hash. {_RESTORE}")
+def _is_as_told(folder: Path, told: Mapping[str, str | None]) -> bool:
+    return all(sha256 is None or sha256_of(folder / name) == sha256 for name, sha256 in told.items())
 
 
-def _tokens(session: Session, store: LocalStore) -> Iterator[Finding]:
-    for job in session.scalars(select(Job)):
-        folder = store.path(job.tokens_key)
-        if not (folder / "train.safetensors").is_file():
-            yield Finding("tokens_missing", job.id, f"Its own rows are not in {job.tokens_key}. {_RESTORE}")
-        elif job.tokens_manifest is not None and not is_whole(folder, job.tokens_manifest):
-            yield Finding("tokens_damaged", job.id, f"{job.tokens_key} is not what was written. {_RESTORE}")
+def _adapters(session: Session) -> Iterator[_Folder]:
+    for one in session.scalars(select(Adapter)):
+        told = {WEIGHTS: one.sha256, CONFIG: None}
+        yield _Folder(one.id, one.key, one.manifest, told, "adapter_missing", "adapter_damaged", _RESTORE)
 
 
-def _bases(session: Session, store: LocalStore) -> Iterator[Finding]:
-    for base in session.scalars(select(Base)):
-        if not store.path(base.folder_key).is_dir():
-            message = "Its tokenizer is not there. A daemon that serves it writes it again at its start."
-            yield Finding("tokenizer_missing", base.hash, message)
+def _recovery_points(session: Session) -> Iterator[_Folder]:
+    advice = "Its run takes the point before it, if any."
+    for one in session.scalars(select(RecoveryPoint)):
+        yield _Folder(one.id, one.key, one.manifest, {}, "recovery_point_missing", "recovery_point_damaged", advice)
+
+
+def _datasets(session: Session) -> Iterator[_Folder]:
+    for one in session.scalars(select(Dataset)):
+        told = {CONTENT_FILE: one.sha256, ROWS_FILE: None}
+        key = f"datasets/{one.id}"
+        yield _Folder(one.id, key, one.manifest, told, "dataset_missing", "dataset_damaged", _RESTORE)
+
+
+def _tokens(session: Session) -> Iterator[_Folder]:
+    told = {"train.safetensors": None}
+    for one in session.scalars(select(Job)):
+        yield _Folder(one.id, one.tokens_key, one.tokens_manifest, told, "tokens_missing", "tokens_damaged", _RESTORE)
+
+
+def _bases(session: Session) -> Iterator[_Folder]:
+    advice = "A daemon that serves this base writes its tokenizer again at its start."
+    for one in session.scalars(select(Base)):
+        yield _Folder(one.hash, one.folder_key, one.manifest, {}, "tokenizer_missing", "tokenizer_damaged", advice)
 
 
 def _operations(session: Session, store: LocalStore) -> Iterator[Finding]:
@@ -166,16 +185,25 @@ def _jobs(session: Session) -> Iterator[Finding]:
 
 
 def _metrics(session: Session) -> Iterator[Finding]:
-    """Every step of a job is in its metrics once, up to the step that its row says."""
-    count = func.count(Metric.step)
-    counted = (
-        select(Job.id, Job.step, count, func.coalesce(func.max(Metric.step), 0))
-        .outerjoin(Metric, Metric.job_id == Job.id)
-        .group_by(Job.id, Job.step)
-        .having((count != Job.step) | (func.coalesce(func.max(Metric.step), 0) != Job.step))
+    """Every step of a job is in its metrics once, up to the step and the tokens that its row says."""
+    count, last, trained = (
+        func.count(Metric.step),
+        func.coalesce(func.max(Metric.step), 0),
+        func.coalesce(func.max(Metric.tokens), 0),
     )
-    for job_id, step, num, last in session.execute(counted):
-        yield Finding("metrics_gap", job_id, f"Its row says {step} steps; its metrics hold {num}, the last is {last}.")
+    counted = (
+        select(Job.id, Job.step, Job.tokens, count, last, trained)
+        .outerjoin(Metric, Metric.job_id == Job.id)
+        .group_by(Job.id, Job.step, Job.tokens)
+        .having((count != Job.step) | (last != Job.step) | (trained != Job.tokens))
+    )
+    for job_id, step, tokens, num, last_step, last_tokens in session.execute(counted):
+        if num != step or last_step != step:
+            message = f"Its row says {step} steps; its metrics hold {num}, the last is {last_step}."
+            yield Finding("metrics_gap", job_id, message)
+        if last_tokens != tokens:
+            message = f"Its row says {tokens} trained tokens, its metrics say {last_tokens}."
+            yield Finding("metrics_differ", job_id, message)
 
 
 _RESTORE = "Restore it from a backup, or delete it."

@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,14 @@ def sha256_of(path: Path) -> str:
 def manifest(folder: Path) -> Manifest:
     """What each file of a folder is: to be kept in a row, and compared before the files are trusted."""
     return {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
+
+
+def manifest_of(contents: Mapping[str, bytes]) -> Manifest:
+    """The same of files that are yet to be written."""
+    return {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        for name, content in contents.items()
+    }
 
 
 def is_whole(folder: Path, expected: Manifest) -> bool:

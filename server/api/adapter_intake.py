@@ -25,6 +25,7 @@ from server.db.tables import Adapter, Base
 from server.errors import MixloomError
 from server.ids import new_id
 from server.settings import MIB, Settings
+from server.store import manifest
 
 MAX_CONFIG_BYTES = MIB
 CONVERSION = (
@@ -123,18 +124,16 @@ def _publish(
     """The files in the store, then the row that names them."""
     id_ = new_id("adp")
     key = f"uploads/{id_}"  # in `adapters` is what the daemon writes
-    found: dict[str, Any] = {}
 
     def write(folder: Path) -> None:
         try:
-            found["sha256"] = write_float32(weights, stored, folder / WEIGHTS)
+            write_float32(weights, stored, folder / WEIGHTS)
         except ValueError as error:
             raise _invalid(str(error)) from None
-        found["bytes"] = (folder / WEIGHTS).stat().st_size
         (folder / CONFIG).write_text(json.dumps(disk_config(adapter, base), indent=2, sort_keys=True) + "\n")
         (folder / CARD).write_text(_card(name, base, adapter, said))
 
-    services.store.put(key, write)
+    kept = manifest(services.store.put(key, write))
     row = Adapter(
         id=id_,
         tenant_id=tenant.tenant_id,
@@ -150,7 +149,8 @@ def _publish(
         exact=True,
         key=key,
         created_at=time.time(),
-        **found,
+        manifest=kept,
+        **kept[WEIGHTS],
     )
     with services.naming(key) as session:
         adapters.add_adapter(session, row)

@@ -26,7 +26,7 @@ from server.hub import HubSplit, fetch
 from server.ids import new_id
 from server.ingest.file import CONTENT_FILE, ROWS_FILE, format_of, histogram, ingest
 from server.settings import MIB, Settings
-from server.store import sha256_of
+from server.store import manifest
 
 HubOption = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
 
@@ -143,10 +143,9 @@ def _keep(
         found.update(obtain(content))
         shape, lengths = ingest(content, folder / ROWS_FILE, found["format"], columns or {}, renderer)
         tokens = {"total": int(lengths.sum()), "histogram": histogram(lengths), "base_hash": base.hash}
-        size, sha256 = content.stat().st_size, sha256_of(content)
-        found.update(shape=shape, rows=len(lengths), tokens=tokens, bytes=size, sha256=sha256)
+        found.update(shape=shape, rows=len(lengths), tokens=tokens)
 
-    services.store.put(key_of(dataset_id), write)
+    kept = manifest(services.store.put(key_of(dataset_id), write))
     dataset = Dataset(
         id=dataset_id,
         tenant_id=tenant.tenant_id,
@@ -155,6 +154,8 @@ def _keep(
         columns=columns,
         created_by=tenant.key_id,
         created_at=time.time(),
+        manifest=kept,
+        **kept[CONTENT_FILE],
         **found,
     )
     most = services.settings.max_datasets_mib

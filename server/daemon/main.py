@@ -155,12 +155,12 @@ class Daemon:
     def _load(self) -> Served:
         limit = limit_bytes(self.settings, torch.device(choose_device(self.settings.device)))
         base, probed, source = _load_base(self.settings)
-        key = publish_tokenizer(self.store, base, source, self.settings)
-        row = base_row(base, source=source, folder_key=key, probed=probed, memory=measure(base))
+        memory, fill_min = measure(base), fewest_rows(base, self.settings.microbatch_tokens)
+        key, files = publish_tokenizer(self.store, base, source, self.settings)
+        row = base_row(base, source=source, folder_key=key, manifest=files, probed=probed, memory=memory)
         room = Room.beside(row, limit, base.device)
         flops = 6 * base.num_parameters * most_tokens(self.settings)
         speed = probed.get(row.dtype, 0.0) * 1e9
-        fill_min = fewest_rows(base, self.settings.microbatch_tokens)
         engine = Engine(base)
         garbage.settle()  # torch, the base and all else
         return Served(engine, row, room, fill_min, flops / speed if speed else 0.0)

@@ -13,11 +13,11 @@ from engine.exactness import failing_facts
 from engine.memory import BaseMemory
 from server.db.tables import Base
 from server.settings import Settings
-from server.store import LocalStore
+from server.store import LocalStore, Manifest, is_whole, manifest_of
 
 
-def publish_tokenizer(store: LocalStore, base: BaseModel, source: Path, settings: Settings) -> str:
-    """Write `bases/<hash>/`; the operator's own chat template takes the place of the base's.
+def publish_tokenizer(store: LocalStore, base: BaseModel, source: Path, settings: Settings) -> tuple[str, Manifest]:
+    """Write `bases/<hash>/`; the operator's own chat template takes the place of the base's. Its key and its files.
 
     Raises:
         EngineError: the base has no fast tokenizer.
@@ -37,22 +37,24 @@ def publish_tokenizer(store: LocalStore, base: BaseModel, source: Path, settings
         "add_bos": tokenizer.bos_token_id is not None and tokenizer("x").input_ids[0] == tokenizer.bos_token_id,
     }
 
-    files = {"tokenizer.json": tokenizer.backend_tokenizer.to_str(), "special.json": json.dumps(special)}
+    texts = {"tokenizer.json": tokenizer.backend_tokenizer.to_str(), "special.json": json.dumps(special)}
     if template:
-        files["chat_template.jinja"] = template
+        texts["chat_template.jinja"] = template
+    contents = {name: text.encode() for name, text in texts.items()}
 
     def write(folder: Path) -> None:
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
 
-    key = f"bases/{base.hash}"
-    published = store.path(key)
-    if not published.is_dir() or {path.name: path.read_text("utf-8") for path in published.iterdir()} != files:
+    key, files = f"bases/{base.hash}", manifest_of(contents)
+    if not is_whole(store.path(key), files):
         store.put(key, write)  # not at every start: an API that lives may be reading it
-    return key
+    return key, files
 
 
-def base_row(base: BaseModel, *, source: Path, folder_key: str, probed: dict[str, float], memory: BaseMemory) -> Base:
+def base_row(
+    base: BaseModel, *, source: Path, folder_key: str, manifest: Manifest, probed: dict[str, float], memory: BaseMemory
+) -> Base:
     """What the API may know of the base."""
     return Base(
         hash=base.hash,
@@ -74,4 +76,5 @@ def base_row(base: BaseModel, *, source: Path, folder_key: str, probed: dict[str
         published_at=time.time(),
         activation=base.activation_name,
         memory=asdict(memory),
+        manifest=manifest,
     )

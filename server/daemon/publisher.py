@@ -70,7 +70,7 @@ class Publisher:
         )
 
         def add(files: Manifest) -> None:
-            row = _row(state, key, files[formats.WEIGHTS], final=_is_success(ending))
+            row = _row(state, key, files, final=_is_success(ending))
             for unwanted in self._add(job, row, ending):
                 self.writer.delete(unwanted)
             then()
@@ -108,7 +108,7 @@ def _is_success(ending: Ending | None) -> bool:
     return ending is not None and ending.status is JobStatus.SUCCEEDED
 
 
-def _row(state: State, key: str, weights: dict[str, Any], *, final: bool) -> dict[str, Any]:
+def _row(state: State, key: str, files: Manifest, *, final: bool) -> dict[str, Any]:
     job = state.job
     return {
         "id": state.id,
@@ -124,7 +124,7 @@ def _row(state: State, key: str, weights: dict[str, Any], *, final: bool) -> dic
         "valid_loss": state.valid_loss,
         "exact": job.exact,
         "key": key,
-        "sha256": weights["sha256"],
-        "bytes": weights["bytes"],
+        **files[formats.WEIGHTS],
         "created_at": time.time(),
+        "manifest": files,
     }

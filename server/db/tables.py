@@ -83,6 +83,7 @@ class Base(Table):
     published_at: Mapped[float]
     activation: Mapped[str | None]  # of the feed-forward, in transformers' words; null: published by an older version
     memory: Mapped[dict[str, Any] | None]  # `engine.memory.BaseMemory`; null: published by an older version
+    manifest: Mapped[dict[str, Any] | None]  # of its tokenizer's files; null: published by an older version
 
 
 class Dataset(Table):
@@ -98,9 +99,10 @@ class Dataset(Table):
     rows: Mapped[int]
     tokens: Mapped[dict[str, Any]]  # {"total", "histogram", "base_hash"}
     bytes: Mapped[int]
-    sha256: Mapped[str]
+    sha256: Mapped[str]  # of `content`
     created_by: Mapped[str]  # key id
     created_at: Mapped[float]
+    manifest: Mapped[dict[str, Any] | None]  # of its files; null: kept by an older version
 
 
 class Job(Table):
@@ -194,6 +196,7 @@ class Adapter(Table):
     sha256: Mapped[str]  # of adapter_model.safetensors
     bytes: Mapped[int]
     created_at: Mapped[float]
+    manifest: Mapped[dict[str, Any] | None]  # of its files; null: kept by an older version
 
     __table_args__ = (Index("adapters_of_job", "job_id", "step", unique=True),)
 

@@ -1,6 +1,5 @@
 """Safetensors of strangers: what is refused, and that what is kept is what the library would write."""
 
-import hashlib
 import io
 import json
 import math
@@ -38,10 +37,8 @@ def test_a_file_in_any_type_becomes_what_the_library_writes_in_float32(dtype: to
     file = io.BytesIO(save(stored, metadata={"format": "pt"}))
     found = read_header(file, MAX)
     assert {name: one.shape for name, one in found.items()} == {name: list(t.shape) for name, t in stored.items()}
-    sha256 = write_float32(file, found, tmp_path / "w")
-    wanted = save({name: tensor.float() for name, tensor in stored.items()})
-    assert (tmp_path / "w").read_bytes() == wanted
-    assert sha256 == hashlib.sha256(wanted).hexdigest()
+    write_float32(file, found, tmp_path / "w")
+    assert (tmp_path / "w").read_bytes() == save({name: tensor.float() for name, tensor in stored.items()})
     assert all(torch.equal(tensor, stored[name].float()) for name, tensor in load_file(tmp_path / "w").items())
 
 

@@ -1,6 +1,5 @@
 """Adapters: what a job made or a tenant sent, as files."""
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ from server.db import adapters
 from server.db.tables import Adapter
 from server.errors import MixloomError
 from server.settings import MIB
+from server.store import sha256_of
 
 router = new_router(prefix="/adapters", tag="adapters")
 
@@ -131,6 +131,5 @@ def _files(services: Services, adapter: Adapter) -> dict[str, Path]:
 
 
 def _sha256(adapter: Adapter, path: Path) -> str:
-    if path.name == WEIGHTS:
-        return adapter.sha256
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    known = (adapter.manifest or {WEIGHTS: {"sha256": adapter.sha256}}).get(path.name)
+    return str(known["sha256"]) if known else sha256_of(path)

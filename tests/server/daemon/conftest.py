@@ -86,8 +86,8 @@ class Life:
         engine, self.writer = Engine(base), Writer(services.store)
         self.roster = Roster(engine, self.books, services.store, self.writer, self.settings)
         sampler = Sampler(engine, self.books, services.store, self.settings)
-        key = publish_tokenizer(services.store, base, folder, self.settings)
-        published = base_row(base, source=folder, folder_key=key, probed={}, memory=memory_of(base))
+        key, files = publish_tokenizer(services.store, base, folder, self.settings)
+        published = base_row(base, source=folder, folder_key=key, manifest=files, probed={}, memory=memory_of(base))
         self.loop = Loop(
             engine,
             self.books,

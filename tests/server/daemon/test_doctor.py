@@ -16,7 +16,7 @@ from server import doctor
 from server.__main__ import main
 from server.api.services import Services
 from server.db import operations
-from server.db.tables import Adapter, Dataset, Job, RecoveryPoint
+from server.db.tables import Adapter, Base, Dataset, Job, RecoveryPoint
 from server.orphans import SAFE_SECONDS
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, final_hash, submit
@@ -67,6 +67,10 @@ def spoil_index(services: Services, name: str) -> None:
     services.database.path.write_bytes(content)
 
 
+def copy_of(row: Base, **changes: object) -> Base:
+    return Base(**{column.name: getattr(row, column.name) for column in Base.__table__.columns} | changes)
+
+
 def execute(services: Services, *statements: str) -> None:
     """On SQLite with no foreign keys in the way."""
     if services.database.path is None:
@@ -107,7 +111,10 @@ def test_every_damage_is_named_with_its_row(at_work: Services, capsys: pytest.Ca
     spoil(path(had["jobs"][2]) / "train.safetensors")
     path("operations/op_asked").rmdir()
     (base,) = at_work.store.list("bases")
-    shutil.rmtree(path(base))
+    spoil(path(base) / "special.json")
+    with at_work.database.write() as session:
+        row = session.query(Base).one()
+        session.add(copy_of(row, hash="gone", folder_key="bases/gone"))
     for name in ("adp_nobodys", "adp_half.1234.tmp"):
         path(f"adapters/{name}").mkdir()
         os.utime(path(f"adapters/{name}"), (time.time() - SAFE_SECONDS - 1,) * 2)
@@ -122,6 +129,7 @@ def test_every_damage_is_named_with_its_row(at_work: Services, capsys: pytest.Ca
         f"UPDATE jobs SET finished_at = finished_at - {SAFE_SECONDS + 1} WHERE id = '{other}'",
         f"UPDATE recovery_points SET run_id = (SELECT id FROM runs WHERE job_id = '{other}') WHERE id = '{point}'",
         f"DELETE FROM metrics WHERE job_id = '{training}' AND step = 2",
+        f"UPDATE metrics SET tokens = tokens + 1 WHERE job_id = '{other}' AND step = 3",
     )
     if of_sqlite:
         execute(at_work, "UPDATE events SET job_id = 'job_gone' WHERE id = 1")
@@ -132,6 +140,7 @@ def test_every_damage_is_named_with_its_row(at_work: Services, capsys: pytest.Ca
         ("adapter_missing", had["adapters"][0].partition("/")[2]),
         ("adapter_row_missing", done),
         ("dataset_missing", had["datasets"][0].partition("/")[2]),
+        ("metrics_differ", other),
         ("metrics_gap", training),
         ("no_live_lease", training),
         ("orphan", "adapters/adp_half.1234.tmp"),
@@ -141,7 +150,7 @@ def test_every_damage_is_named_with_its_row(at_work: Services, capsys: pytest.Ca
         ("request_missing", "op_asked"),
         *([("row_without_parent", "events 1")] if of_sqlite else []),
         ("run_missing", done),
-        ("tokenizer_missing", base.partition("/")[2]),
+        ("tokenizer_missing", "gone"),
         ("tokens_missing", done),
     ]
     assert [(one["kind"], one["id"]) for one in found if "damaged" in one["kind"]] == [
@@ -149,11 +158,71 @@ def test_every_damage_is_named_with_its_row(at_work: Services, capsys: pytest.Ca
         *([("database_damaged", "mixloom.db")] if of_sqlite else []),
         ("dataset_damaged", had["datasets"][1].partition("/")[2]),
         ("recovery_point_damaged", had["points"][1].rpartition("-")[2]),
+        ("tokenizer_damaged", base.partition("/")[2]),
         ("tokens_damaged", training),
     ]
     assert all(one["message"] for one in found)
     of_sqlites_alone = {"row_without_parent", "database_damaged"}
     assert {one["kind"] for one in found} | of_sqlites_alone == set(get_args(doctor.Kind))
+
+
+def every_file(services: Services) -> list[tuple[str, Path]]:
+    """With the kind of what is found when it is damaged: all but what was asked of `/generate`."""
+    kinds = {
+        "adapters": "adapter_damaged",
+        "bases": "tokenizer_damaged",
+        "datasets": "dataset_damaged",
+        "jobs": "tokens_damaged",
+        "recovery": "recovery_point_damaged",
+        "uploads": "adapter_damaged",
+    }
+    root = services.settings.data_dir
+    files = [path for prefix in kinds for path in root.glob(f"{prefix}/**/*") if path.is_file()]
+    return [(kinds[path.relative_to(root).parts[0]], path) for path in files]
+
+
+@pytest.mark.databases("sqlite")
+def test_one_bit_of_any_file_is_found_and_so_is_a_file_too_many(at_work: Services, alice: Caller) -> None:
+    (key, *_) = keys(at_work)["adapters"]
+    folder = at_work.store.path(key)
+    parts = {"config": folder / "adapter_config.json", "weights": folder / "adapter_model.safetensors"}
+    sent = alice.post("/adapters", files={part: (path.name, path.read_bytes()) for part, path in parts.items()})
+    assert sent.status_code == 201, sent.text
+    files = every_file(at_work)
+    names = {path.name for _, path in files}
+    assert names >= {"README.md", "adapter_config.json", "rows.jsonl", "special.json", "tokenizer.json", "run.json"}
+    for kind, path in files:
+        whole = path.read_bytes()
+        spoil(path)
+        assert [one.kind for one in doctor.examine_files(at_work.database, at_work.store)] == [kind], path
+        path.write_bytes(whole)
+    for kind, folder in {(kind, path.parent) for kind, path in files}:
+        (folder / "one.more").touch()
+        assert [one.kind for one in doctor.examine_files(at_work.database, at_work.store)] == [kind], folder
+        (folder / "one.more").unlink()
+    assert doctor.examine_files(at_work.database, at_work.store) == []
+
+
+@pytest.mark.databases("sqlite")
+def test_of_rows_of_an_older_version_the_files_are_compared_that_these_know(at_work: Services) -> None:
+    """Which have no manifest, but those of recovery points."""
+    for table, column in (
+        ("adapters", "manifest"),
+        ("bases", "manifest"),
+        ("datasets", "manifest"),
+        ("jobs", "tokens_manifest"),
+    ):
+        execute(at_work, f"UPDATE {table} SET {column} = NULL")
+    assert doctor.examine_files(at_work.database, at_work.store) == []
+    found = set()
+    for kind, path in every_file(at_work):
+        whole = path.read_bytes()
+        spoil(path)
+        if findings := doctor.examine_files(at_work.database, at_work.store):
+            assert [one.kind for one in findings] == [kind], path
+            found.add(path.name)
+        path.write_bytes(whole)
+    assert found == {"adapter_model.safetensors", "content", "state.safetensors", "run.json"}
 
 
 def test_where_there_is_no_server_the_doctor_makes_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from engine.errors import EngineError
 from server.daemon.main import _load_base
 from server.daemon.publish import publish_tokenizer
 from server.settings import Settings
-from server.store import LocalStore
+from server.store import LocalStore, is_whole, manifest
 from tests.base_folder import write_tiny_base
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import Life
@@ -128,7 +128,8 @@ def test_a_restart_leaves_the_published_tokenizer_untouched_unless_it_has_change
     frozen: BaseModel, folder: Path, tmp_path: Path
 ) -> None:
     store, settings = LocalStore(tmp_path / "data"), Settings(data_dir=tmp_path / "data")
-    key = publish_tokenizer(store, frozen, folder, settings)
+    key, files = publish_tokenizer(store, frozen, folder, settings)
+    assert files == manifest(store.path(key))
     first = store.path(key).stat().st_ino
     publish_tokenizer(store, frozen, folder, settings)
     assert store.path(key).stat().st_ino == first
@@ -136,3 +137,7 @@ def test_a_restart_leaves_the_published_tokenizer_untouched_unless_it_has_change
     template.write_text("{{ messages }}")
     publish_tokenizer(store, frozen, folder, settings.model_copy(update={"chat_template": template}))
     assert (store.path(key) / "chat_template.jinja").read_text() == "{{ messages }}"
+    for name in files:
+        (store.path(key) / name).write_bytes(b"\xff")
+        assert publish_tokenizer(store, frozen, folder, settings) == (key, files)
+        assert is_whole(store.path(key), files), "what is damaged is written anew"

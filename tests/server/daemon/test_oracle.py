@@ -86,6 +86,7 @@ ANOMALIES = {
     "without a live lease": statement("UPDATE jobs SET status = 'running'"),
     "is running without a live lease": an_expired_lease,
     "has metrics of": statement("DELETE FROM metrics WHERE step = 3"),
+    "counts": statement("UPDATE metrics SET tokens = tokens + 1"),
     "is metered": statement("UPDATE tenants SET trained_tokens = trained_tokens + 1 WHERE name = 'alice'"),
     "is not the file": a_flipped_bit,
     "has no row": a_half_written_folder,

@@ -58,8 +58,8 @@ def daemon(frozen: BaseModel, folder: Path, services: Services) -> Iterator[Call
     def make(**changes: Any) -> Daemon:
         settings = Settings(**{**services.settings.model_dump(), "recovery_steps": 3, **changes})
         one = Daemon(settings, Database(settings.database), None)
-        key = publish_tokenizer(services.store, frozen, folder, settings)
-        row = base_row(frozen, source=folder, folder_key=key, probed={}, memory=memory_of(frozen))
+        key, files = publish_tokenizer(services.store, frozen, folder, settings)
+        row = base_row(frozen, source=folder, folder_key=key, manifest=files, probed={}, memory=memory_of(frozen))
         one.served = Served(Engine(frozen), row, Room(row, 2**40), 64, 0.0)
         made.append(one)
         return one
