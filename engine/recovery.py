@@ -18,6 +18,8 @@ from engine.optimizer import AdamW
 from engine.run import Run
 
 SCHEMA = 2
+"""Raised when these files change, together with a migration: so an older version refuses the whole database, and never
+has to fail the jobs whose points it cannot read. Make golden files of it (`tests.golden.make`)."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ def read(folder: Path, empty_adapter: Callable[[AdapterConfig], Adapter], device
     """
     state = json.loads((folder / "run.json").read_text())
     if state["schema"] != SCHEMA:
-        raise EngineError(f"this recovery point has schema {state['schema']}, this engine reads {SCHEMA}")
+        raise EngineError(
+            f"this recovery point has schema {state['schema']}, this engine reads {SCHEMA}; "
+            "start the version of Mixloom that wrote it"
+        )
     tensors = {name: tensor.to(device) for name, tensor in load_file(folder / "state.safetensors").items()}
     adapter = empty_adapter(AdapterConfig.from_dict(state["config"]))
     if tensors["parameters"].shape != adapter.flat.shape:
