@@ -11,7 +11,7 @@ from benchmarks.errors import BenchmarkError
 from engine.base_model import BaseModel
 from engine.run import Row
 from mixloom.demo.tasks import TASKS
-from server.daemon.publish import publish_tokenizer
+from server.daemon.publish import publish_tokenizer, read_tokenizer
 from server.errors import MixloomError
 from server.render import Renderer, render_rows
 from server.settings import Settings
@@ -105,7 +105,7 @@ def _renderer(base: BaseModel, source: Path) -> Renderer:
     """The product's own: through a store, as the daemon publishes a base to the API."""
     with tempfile.TemporaryDirectory() as folder:
         store = LocalStore(Path(folder))
-        return Renderer(store.path(publish_tokenizer(store, base, source, Settings())[0]))
+        return Renderer(store.path(publish_tokenizer(store, base, read_tokenizer(base, source, Settings()))))
 
 
 def _render(renderer: Renderer, texts: Sequence[dict[str, str]], context: int) -> list[TokenRow]:

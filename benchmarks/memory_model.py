@@ -113,7 +113,7 @@ def predicted(base: Base, parts: list[tuple[AdapterConfig, list[list[int]]]]) ->
 
 def published(base: BaseModel) -> Base:
     """The base as a daemon tells the API of it."""
-    return base_row(base, source=Path(), folder_key="", manifest={}, probed={}, memory=measure(base))
+    return base_row(base, source=Path(), tokenizer={}, probed={}, memory=measure(base))
 
 
 def small_base(dtype: torch.dtype, *, recompute: bool) -> BaseModel:

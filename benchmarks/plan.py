@@ -151,7 +151,7 @@ def _loop(settings: Settings, folder: Path, options: argparse.Namespace) -> Time
     engine, writer = Engine(base), Writer(store)
     roster = Roster(engine, books, store, writer, settings)
     sampler, pulse = Sampler(engine, books, store, settings), Pulse(settings.hang_seconds)
-    row = base_row(base, source=place, folder_key="", manifest={}, probed={}, memory=measure(base))
+    row = base_row(base, source=place, tokenizer={}, probed={}, memory=measure(base))
     return Timed(
         engine,
         books,

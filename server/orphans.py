@@ -7,7 +7,7 @@ from server.store import LocalStore
 
 SAFE_SECONDS = 3600.0
 """Nobody takes so long from a folder's last file to its row."""
-OF_DAEMON = ("adapters", "recovery")
+OF_DAEMON = ("adapters", "bases", "recovery")
 """Where the daemon alone writes; elsewhere the API does."""
 
 

@@ -26,7 +26,7 @@ from server.daemon.books import Books
 from server.daemon.heart import Heart, hold_to_supervisor
 from server.daemon.lock import hold
 from server.daemon.loop import Loop
-from server.daemon.publish import base_row, publish_tokenizer
+from server.daemon.publish import base_row, publish_tokenizer, read_tokenizer
 from server.daemon.pulse import Pulse
 from server.daemon.room import Room, limit_bytes
 from server.daemon.roster import Roster
@@ -73,6 +73,7 @@ class Served:
 
     engine: Engine
     row: Base
+    tokenizer: dict[str, bytes]
     room: Room
     fill_min: int
     pass_seconds: float  # of a full pass, were it as fast as the probe
@@ -142,6 +143,7 @@ class Daemon:
                     stopping=self.stopping,
                     room=served.room,
                 )
+                publish_tokenizer(self.store, served.engine.base, served.tokenizer)
                 with books.write() as session:
                     bases.publish(session, served.row)
                     daemons.update_daemon(session, books.epoch, base_hash=served.row.hash, state="ready")
@@ -155,15 +157,15 @@ class Daemon:
     def _load(self) -> Served:
         limit = limit_bytes(self.settings, torch.device(choose_device(self.settings.device)))
         base, probed, source = _load_base(self.settings)
-        memory, fill_min = measure(base), fewest_rows(base, self.settings.microbatch_tokens)
-        key, files = publish_tokenizer(self.store, base, source, self.settings)
-        row = base_row(base, source=source, folder_key=key, manifest=files, probed=probed, memory=memory)
+        tokenizer = read_tokenizer(base, source, self.settings)
+        row = base_row(base, source=source, tokenizer=tokenizer, probed=probed, memory=measure(base))
         room = Room.beside(row, limit, base.device)
         flops = 6 * base.num_parameters * most_tokens(self.settings)
         speed = probed.get(row.dtype, 0.0) * 1e9
+        fill_min = fewest_rows(base, self.settings.microbatch_tokens)
         engine = Engine(base)
         garbage.settle()  # torch, the base and all else
-        return Served(engine, row, room, fill_min, flops / speed if speed else 0.0)
+        return Served(engine, row, tokenizer, room, fill_min, flops / speed if speed else 0.0)
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
         """First: save every run at its next optimizer step and end. Second: end now."""

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from engine.exactness import failing_facts
 from engine.memory import BaseMemory
 from server.db.tables import Base
 from server.settings import Settings
-from server.store import LocalStore, Manifest, is_whole, manifest_of
+from server.store import LocalStore, is_whole, manifest_of
 
 
-def publish_tokenizer(store: LocalStore, base: BaseModel, source: Path, settings: Settings) -> tuple[str, Manifest]:
-    """Write `bases/<hash>/`; the operator's own chat template takes the place of the base's. Its key and its files.
+def read_tokenizer(base: BaseModel, source: Path, settings: Settings) -> dict[str, bytes]:
+    """What rendering needs, as files by name; the operator's own chat template takes the place of the base's.
 
     Raises:
         EngineError: the base has no fast tokenizer.
@@ -40,27 +41,35 @@ def publish_tokenizer(store: LocalStore, base: BaseModel, source: Path, settings
     texts = {"tokenizer.json": tokenizer.backend_tokenizer.to_str(), "special.json": json.dumps(special)}
     if template:
         texts["chat_template.jinja"] = template
-    contents = {name: text.encode() for name, text in texts.items()}
+    return {name: text.encode() for name, text in texts.items()}
+
+
+def publish_tokenizer(store: LocalStore, base: BaseModel, files: Mapping[str, bytes]) -> str:
+    """Write `bases/<hash>/` unless it is there: an API that lives may be reading it. Its key."""
 
     def write(folder: Path) -> None:
-        for name, content in contents.items():
+        for name, content in files.items():
             (folder / name).write_bytes(content)
 
-    key, files = f"bases/{base.hash}", manifest_of(contents)
-    if not is_whole(store.path(key), files):
-        store.put(key, write)  # not at every start: an API that lives may be reading it
-    return key, files
+    key = _key(base)
+    if not is_whole(store.path(key), manifest_of(files)):
+        store.put(key, write)
+    return key
+
+
+def _key(base: BaseModel) -> str:
+    return f"bases/{base.hash}"
 
 
 def base_row(
-    base: BaseModel, *, source: Path, folder_key: str, manifest: Manifest, probed: dict[str, float], memory: BaseMemory
+    base: BaseModel, *, source: Path, tokenizer: Mapping[str, bytes], probed: dict[str, float], memory: BaseMemory
 ) -> Base:
     """What the API may know of the base."""
     return Base(
         hash=base.hash,
         name=base.name,
         path=str(source),
-        folder_key=folder_key,
+        folder_key=_key(base),
         dtype=str(base.dtype).removeprefix("torch."),
         context=base.context,
         microbatch_tokens=base.microbatch_tokens,
@@ -76,5 +85,5 @@ def base_row(
         published_at=time.time(),
         activation=base.activation_name,
         memory=asdict(memory),
-        manifest=manifest,
+        manifest=manifest_of(tokenizer),
     )

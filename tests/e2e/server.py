@@ -66,6 +66,7 @@ class Server:
         self.settings = {**DEFAULTS, **settings}
         self.rows = Tables(self.data, settings.get("database_url")).rows
         self.faults = folder / "faults"  # what `server.faults.arm` writes for it
+        self.environment = {**environment(), faults.VARIABLE: str(self.faults)}
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.admin = Client(f"http://127.0.0.1:{self.port}", ADMIN_KEY)
@@ -103,7 +104,7 @@ class Server:
         with (self.folder / "server.log").open("ab") as log:
             return subprocess.Popen(
                 children.command("server", verb, *flags),
-                env={**environment(), faults.VARIABLE: str(self.faults)},
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,11 +1,15 @@
 """Starts that cannot succeed say why in one sentence, promptly, and start nothing by halves."""
 
 import socket
+import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
+from mixloom import Client
 from tests.e2e.conftest import NewServer
-from tests.e2e.server import Server, is_gone, wait_for
+from tests.e2e.server import START_SECONDS, Server, is_gone, wait_for
 
 
 def ends(server: Server, *, seconds: float) -> str:
@@ -32,6 +36,49 @@ def test_a_port_in_use_is_named_and_no_daemon_is_started(new_server: NewServer) 
     assert f"127.0.0.1:{server.port}" in said
     assert "--port" in said
     assert not (server.data / "daemon.lock").exists()
+
+
+def start_at_once(*servers: Server) -> "list[subprocess.Popen[bytes]]":
+    """In one new folder, where the first of them is to write the operator's key."""
+    assert not servers[0].data.exists()
+    for server in servers:
+        del server.environment["MIXLOOM_ADMIN_KEY"]
+    return [server.spawn() for server in servers]
+
+
+def the_operator(server: Server) -> Client:
+    """With the key that was written, of which one has told."""
+    wait_for(lambda: f"Mixloom listens on {server.url}" in server.log, why=lambda: server.log)
+    assert server.log.count("The operator's key is in") == 1
+    return Client(server.url, (server.data / "admin.key").read_text().strip())
+
+
+def test_of_two_servers_that_start_at_once_on_one_port_one_serves_and_the_other_says_why_not(
+    new_server: NewServer,
+) -> None:
+    server, other = new_server(), new_server()
+    other.port = server.port
+    processes = start_at_once(server, other)
+    wait_for(lambda: any(process.poll() is not None for process in processes))
+    assert sorted(process.poll() is None for process in processes) == [False, True]
+    assert [process.returncode for process in processes if process.poll() is not None] == [1]
+    assert f"Cannot listen on 127.0.0.1:{server.port}" in server.log
+    assert the_operator(server).admin.queue() == []
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.slow
+def test_of_two_servers_that_start_at_once_on_ports_of_their_own_both_answer_with_one_key_and_one_daemon_trains(
+    new_server: NewServer,
+) -> None:
+    server, other = new_server(), new_server()
+    start_at_once(server, other)
+    operators = [the_operator(server), the_operator(other)]
+    wait_for(lambda: "waiting_for_lock" in server.log, START_SECONDS)
+    wait_for(lambda: "ready" in {one["state"] for one in operators[0].admin.daemons()}, START_SECONDS)
+    assert [len(operator.admin.daemons()) for operator in operators] == [1, 1]
+    assert [server.stop(), other.stop()] == [0, 0]
+    assert "Traceback" not in server.log
 
 
 def test_a_data_directory_that_cannot_be_written_is_named(new_server: NewServer) -> None:

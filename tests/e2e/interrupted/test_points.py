@@ -80,15 +80,17 @@ NOUNS = {
     "datasets": "SELECT id FROM datasets",
     "jobs": "SELECT id FROM jobs",
     "uploads": "SELECT id FROM adapters WHERE key LIKE 'uploads/%'",
+    "operations": "SELECT id FROM operations",
 }
-"""What the API alone keeps, by the first part of its key."""
+"""What the API alone keeps, by the first part of its key; the last until it is answered."""
+OF_A_FOLDER = [point for point in POINTS if point.startswith("put.")]
 
 
 def requests() -> list[Any]:
     """Every point at which something is kept of a request, what it keeps, and what goes wrong."""
-    cases = itertools.product(NOUNS, (point for point in POINTS if point.startswith("put.")), KINDS)
-    often = ("jobs", "put.synced", "kill")  # what also the quick tests do
-    return [pytest.param(*case, marks=() if case == often else pytest.mark.slow) for case in cases]
+    often = {("jobs", "put.synced", "kill"), ("operations", "put.renamed", "EIO")}  # what also the quick tests do
+    cases = itertools.product(NOUNS, OF_A_FOLDER, KINDS)
+    return [pytest.param(*case, marks=() if case in often else pytest.mark.slow) for case in cases]
 
 
 @pytest.mark.parametrize(("prefix", "point", "kind"), requests())
@@ -102,6 +104,7 @@ def test_a_fault_in_a_request_that_keeps_something_is_said_leaves_nothing_of_it_
         "datasets": lambda: dataset(client, tmp_path),
         "jobs": lambda: submit(client, data, PLAIN, 1),
         "uploads": lambda: client.adapters.upload(server.data / adapter["key"]),
+        "operations": lambda: client.generate("base", "What is 003?", max_tokens=2),
     }[prefix]
     before, daemon = len(server.rows(NOUNS[prefix])), server.daemon_pid
     arm(server.faults, Fault(point=point, kind=kind, about=prefix))
@@ -115,7 +118,26 @@ def test_a_fault_in_a_request_that_keeps_something_is_said_leaves_nothing_of_it_
         let_an_hour_pass(server)
         server.start()
     send()
-    assert len(server.rows(NOUNS[prefix])) == before + (kind == "delay") + 1
+    kept = 0 if prefix == "operations" else (kind == "delay") + 1
+    assert len(server.rows(NOUNS[prefix])) == before + kept
+    assert left_by(server, jobs) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("point", OF_A_FOLDER)
+def test_a_fault_while_a_start_writes_the_tokenizer_anew_delays_it_and_touches_no_job(
+    point: str, kind: Kind, server: Server, undisturbed: list[Trace]
+) -> None:
+    jobs = submit_all(server, JOBS)
+    assert server.stop() == 0
+    (folder,) = server.data.glob("bases/*")
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    (folder / "tokenizer.json").write_bytes(files["tokenizer.json"][:-1])
+    arm(server.faults, Fault(point=point, kind=kind, about="bases"))
+    server.start()
+    assert '"times": 0' in server.faults.read_text(), "it has struck"
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == files
     assert left_by(server, jobs) == undisturbed
 
 

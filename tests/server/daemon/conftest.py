@@ -18,7 +18,7 @@ from engine.memory import measure
 from server.api.services import Services
 from server.daemon.books import Books
 from server.daemon.loop import Loop
-from server.daemon.publish import base_row, publish_tokenizer
+from server.daemon.publish import base_row, publish_tokenizer, read_tokenizer
 from server.daemon.pulse import Pulse
 from server.daemon.room import Room
 from server.daemon.roster import Resident, Roster
@@ -86,8 +86,9 @@ class Life:
         engine, self.writer = Engine(base), Writer(services.store)
         self.roster = Roster(engine, self.books, services.store, self.writer, self.settings)
         sampler = Sampler(engine, self.books, services.store, self.settings)
-        key, files = publish_tokenizer(services.store, base, folder, self.settings)
-        published = base_row(base, source=folder, folder_key=key, manifest=files, probed={}, memory=memory_of(base))
+        tokenizer = read_tokenizer(base, folder, self.settings)
+        publish_tokenizer(services.store, base, tokenizer)
+        published = base_row(base, source=folder, tokenizer=tokenizer, probed={}, memory=memory_of(base))
         self.loop = Loop(
             engine,
             self.books,

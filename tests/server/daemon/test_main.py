@@ -12,9 +12,9 @@ from engine import exactness
 from engine.base_model import BaseModel, Fingerprint
 from engine.errors import EngineError
 from server.daemon.main import _load_base
-from server.daemon.publish import publish_tokenizer
+from server.daemon.publish import publish_tokenizer, read_tokenizer
 from server.settings import Settings
-from server.store import LocalStore, is_whole, manifest
+from server.store import LocalStore
 from tests.base_folder import write_tiny_base
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import Life
@@ -96,7 +96,7 @@ def test_a_base_that_cannot_be_used_is_named(make: Callable[[Path], Path], tmp_p
 
     def start() -> None:
         base, _, source = _load_base(settings)
-        publish_tokenizer(LocalStore(settings.data_dir), base, source, settings)
+        read_tokenizer(base, source, settings)
 
     with pytest.raises(EngineError, match=path.name):
         start()
@@ -128,16 +128,17 @@ def test_a_restart_leaves_the_published_tokenizer_untouched_unless_it_has_change
     frozen: BaseModel, folder: Path, tmp_path: Path
 ) -> None:
     store, settings = LocalStore(tmp_path / "data"), Settings(data_dir=tmp_path / "data")
-    key, files = publish_tokenizer(store, frozen, folder, settings)
-    assert files == manifest(store.path(key))
-    first = store.path(key).stat().st_ino
-    publish_tokenizer(store, frozen, folder, settings)
-    assert store.path(key).stat().st_ino == first
+    files = read_tokenizer(frozen, folder, settings)
+    path = store.path(publish_tokenizer(store, frozen, files))
+    first = path.stat().st_ino
+    publish_tokenizer(store, frozen, files)
+    assert path.stat().st_ino == first
+    for name in files:
+        (path / name).write_bytes(b"\xff")
+        publish_tokenizer(store, frozen, files)
+        assert {file.name: file.read_bytes() for file in path.iterdir()} == files, "what is damaged is written anew"
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages }}")
-    publish_tokenizer(store, frozen, folder, settings.model_copy(update={"chat_template": template}))
-    assert (store.path(key) / "chat_template.jinja").read_text() == "{{ messages }}"
-    for name in files:
-        (store.path(key) / name).write_bytes(b"\xff")
-        assert publish_tokenizer(store, frozen, folder, settings) == (key, files)
-        assert is_whole(store.path(key), files), "what is damaged is written anew"
+    other = read_tokenizer(frozen, folder, settings.model_copy(update={"chat_template": template}))
+    publish_tokenizer(store, frozen, other)
+    assert (path / "chat_template.jinja").read_text() == "{{ messages }}"

@@ -25,7 +25,7 @@ LEAST = 320  # tokens of the pass that must be possible: `fill_min`
 
 @pytest.fixture
 def base(frozen: BaseModel) -> Base:
-    return base_row(frozen, source=Path(), folder_key="", manifest={}, probed={}, memory=memory_of(frozen))
+    return base_row(frozen, source=Path(), tokenizer={}, probed={}, memory=memory_of(frozen))
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_what_the_engine_writes_comes_back_byte_for_byte(
     config: AdapterConfig, engine: Engine, life: Life, alice: Caller, services: Services, tmp_path: Path
 ) -> None:
     folder = saved(engine, config, tmp_path)
-    base = base_row(engine.base, source=tmp_path, folder_key="", manifest={}, probed={}, memory=measure(engine.base))
+    base = base_row(engine.base, source=tmp_path, tokenizer={}, probed={}, memory=measure(engine.base))
     values = json.loads((folder / formats.CONFIG).read_text())
     assert read_config(values, base) == config.as_dict()
     assert disk_config(config.as_dict(), base) == values
