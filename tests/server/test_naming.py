@@ -15,7 +15,7 @@ from tests.server.test_uploads import LORA, send
 
 pytestmark = pytest.mark.databases("sqlite")
 
-FOLDERS = ("datasets", "jobs", "uploads")
+FOLDERS = ("datasets", "jobs", "uploads", "operations")
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -27,6 +27,7 @@ def test_what_no_row_names_is_gone_at_once_and_what_one_may_name_stays(
         "datasets": lambda: alice.post("/datasets", files={"file": ("rows.jsonl", json.dumps(prompt_rows(1)[0]))}),
         "jobs": lambda: alice.post("/jobs", json={"dataset": data}),
         "uploads": lambda: send(alice, *uploadable_adapter(LORA, base)),
+        "operations": lambda: alice.post("/generate", json={"model": "base", "prompt": "What is 003?"}),
     }
 
     def kept() -> dict[str, set[str]]:
