@@ -1,15 +1,13 @@
 """Whether a server that has done many jobs is again as small as before: all are deleted in the end.
 
 Tenants send small jobs to the real server on a tiny model; each is trained, published and deleted. The tables are
-measured after a VACUUM, the files without the ballast, which is the disk's.
+measured after a VACUUM, of PostgreSQL a FULL one; the files without the ballast, which is the disk's.
 """
 
 import argparse
-import sqlite3
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
+from benchmarks.processes import Processes, running
 from benchmarks.reports import write_json
 from benchmarks.tiny import write_tiny_base
 from mixloom.client import Client
-from mixloom.demo.server import DemoServer, serving
 from mixloom.jobs import ENDED
 
 TENANTS = 4
@@ -31,7 +29,7 @@ METHODS: list[dict[str, Any]] = [
     {"method": "lora", "rank": 4},
     {"method": "mixlora", "rank": 4, "num_experts": 4, "top_k": 2},
 ]
-FLAGS = ("--dtype", "float32", "--threads", "1", "--recovery-steps", "1", "--microbatch-tokens", "256")
+SETTINGS = {"dtype": "float32", "threads": 1, "recovery_steps": 1, "microbatch_tokens": 256}
 
 
 def main(arguments: list[str]) -> int:
@@ -41,10 +39,9 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = write_tiny_base(folder / "base")
-        with serving(folder, "--base", str(base), *FLAGS) as server:
-            server.wait_until_ready(lambda reason: None)
-            operator = Client(server.url, server.admin_key)
-            keys = [operator.admin.create_tenant(f"tenant-{n}")["key"] for n in range(TENANTS)]
+        database = {"database_url": options.database_url} if options.database_url else {}
+        with running(folder, base, **SETTINGS, **database) as server:
+            keys = [server.operator.admin.create_tenant(f"tenant-{n}")["key"] for n in range(TENANTS)]
             clients = [Client(server.url, key) for key in keys]
             sizes = {"before": measure(server)}
             began = time.monotonic()
@@ -61,7 +58,12 @@ def main(arguments: list[str]) -> int:
     report = {
         "benchmark": "soak",
         "machine": machine.describe("cpu"),
-        "settings": {"jobs": options.jobs, "tenants": TENANTS, "steps": STEPS},
+        "settings": {
+            "jobs": options.jobs,
+            "tenants": TENANTS,
+            "steps": STEPS,
+            "database": "postgresql" if options.database_url else "sqlite",
+        },
         "seconds": seconds,
         "jobs_per_minute": 60 * options.jobs / seconds,
         "succeeded": statuses.count("succeeded"),
@@ -74,22 +76,21 @@ def main(arguments: list[str]) -> int:
     return 0 if is_good else 1
 
 
-def measure(server: DemoServer) -> dict[str, int]:
+def measure(server: Processes) -> dict[str, int]:
     """Bytes of the tables, after a VACUUM, and of all other files."""
-    with closing(sqlite3.connect(server.data / "mixloom.db", timeout=60, isolation_level=None)) as connection:
-        connection.execute("VACUUM")
-        pages, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     others = (path for path in server.data.rglob("*") if path.name != "ballast" and not path.name.startswith("mixloom"))
-    return {"database": pages * size, "files": sum(path.stat().st_size for path in others if path.is_file())}
+    return {
+        "database": server.tables.compact_bytes(),
+        "files": sum(path.stat().st_size for path in others if path.is_file()),
+    }
 
 
-def _let_a_day_pass(server: DemoServer) -> None:
+def _let_a_day_pass(server: Processes) -> None:
     """For the keys of submissions, which outlive their jobs by design, until somebody submits a day later."""
-    with closing(sqlite3.connect(server.data / "mixloom.db", timeout=60, isolation_level=None)) as connection:
-        connection.execute("UPDATE idempotency_keys SET created_at = created_at - 86400")
+    server.rows("UPDATE idempotency_keys SET created_at = created_at - 86400")
 
 
-def _settled(server: DemoServer) -> dict[str, int]:
+def _settled(server: Processes) -> dict[str, int]:
     """Once the daemon, too, has erased what was its."""
     recovery = server.data / "recovery"
     end = time.monotonic() + 30
@@ -144,5 +145,6 @@ def _table(report: dict[str, Any]) -> Table:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks soak", description=__doc__)
     parser.add_argument("--jobs", type=int, default=1000, help="jobs of all tenants together (1000)")
+    parser.add_argument("--database-url", help="an empty PostgreSQL database; else SQLite in a new folder")
     parser.add_argument("--json", type=Path, help="also write the report to this file")
     return parser

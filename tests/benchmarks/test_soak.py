@@ -9,10 +9,15 @@ from benchmarks.soak import main
 
 
 @pytest.mark.slow
-def test_after_all_jobs_are_deleted_the_server_is_as_small_as_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_after_all_jobs_are_deleted_the_server_is_as_small_as_before(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     report_file = tmp_path / "soak.json"
-    assert main(["--jobs", "6", "--json", str(report_file)]) == 0
+    of_kind = ["--database-url", request.getfixturevalue("postgresql").new_database()] if kind == "postgresql" else []
+    assert main(["--jobs", "6", *of_kind, "--json", str(report_file)]) == 0
     report = json.loads(report_file.read_text())
+    assert report["settings"]["database"] == kind
     assert report["succeeded"] == 6
     assert report["bytes"]["with all of them"]["files"] > 1.5 * report["bytes"]["before"]["files"]
     assert max(report["left"].values()) <= 0.05
