@@ -22,6 +22,7 @@ from server.db import adapters, bases, datasets, jobs, leases, operations, recov
 from server.db.copying import copy_rows, need_empty
 from server.db.migrate import open_current, upgrade_tables
 from server.db.session import Database
+from server.db.stores import MARK
 from server.doctor import Finding, examine_files
 from server.errors import MixloomError
 from server.settings import Settings
@@ -120,7 +121,8 @@ def _copy(original: Database, source: Path, target: Path, publish: Callable[[Dat
                 break
             tables.close()
         findings = examine_files(tables, copies)
-        _copy_key(source / KEY, target / KEY)
+        for name in (KEY, MARK):
+            _copy_private(source / name, target / name)
         publish(tables)
     finally:
         _remove(new)
@@ -199,7 +201,7 @@ def _copy_folder(store: LocalStore, copies: LocalStore, key: str) -> bool:
     return False
 
 
-def _copy_key(source: Path, target: Path) -> None:
+def _copy_private(source: Path, target: Path) -> None:
     if source.exists():
         with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(source.read_text())

@@ -13,6 +13,7 @@ from server.api.services import Services
 from server.api.waiting import OperationWatch
 from server.db.migrate import upgrade
 from server.db.session import Database
+from server.db.stores import refuse_other_store
 from server.disk import Disk
 from server.settings import MIB, Settings
 from server.store import LocalStore
@@ -23,6 +24,7 @@ def open_services(settings: Settings) -> Services:
     upgrade(settings)
     admin_key, _ = ensure_admin_key(settings)
     database = Database(settings.database, many_read=True)
+    refuse_other_store(settings, database)
     return Services(
         settings=settings,
         database=database,

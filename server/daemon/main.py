@@ -38,6 +38,7 @@ from server.db import bases, daemons
 from server.db.daemons import Fenced
 from server.db.migrate import upgrade
 from server.db.session import Database, is_outage
+from server.db.stores import refuse_other_store
 from server.db.tables import Base
 from server.disk import Disk, is_full
 from server.logs import configure_logging
@@ -59,6 +60,7 @@ def main(settings: Settings, *, supervisor: str | None) -> int:
         hold_to_supervisor()
     upgrade(settings)
     database = Database(settings.database)
+    refuse_other_store(settings, database)
     with nullcontext() if database.path is None else hold(settings.data_dir / "daemon.lock"):
         try:
             return Daemon(settings, database, supervisor).run()

@@ -259,6 +259,13 @@ class Operation(Table):
     attempts: Mapped[int] = mapped_column(default=0, server_default=text("0"))
 
 
+class Store(Table):
+    """The data directory that has the files, in one row: see `server.db.stores`."""
+
+    __tablename__ = "stores"
+    id: Mapped[str] = mapped_column(primary_key=True)
+
+
 class Drain(Table):
     __tablename__ = "drains"
     id: Mapped[str] = mapped_column(primary_key=True)

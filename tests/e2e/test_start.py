@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from mixloom import Client
+from server.db.stores import MARK
 from tests.e2e.conftest import NewServer
 from tests.e2e.server import START_SECONDS, Server, is_gone, wait_for
+from tests.postgresql import PostgreSQL
 
 
 def ends(server: Server, *, seconds: float) -> str:
@@ -79,6 +81,25 @@ def test_of_two_servers_that_start_at_once_on_ports_of_their_own_both_answer_wit
     assert [len(operator.admin.daemons()) for operator in operators] == [1, 1]
     assert [server.stop(), other.stop()] == [0, 0]
     assert "Traceback" not in server.log
+
+
+@pytest.mark.slow
+def test_of_two_servers_that_start_at_once_on_one_database_with_two_data_directories_one_serves(
+    new_server: NewServer, postgresql: PostgreSQL
+) -> None:
+    """Each would fail the jobs of the other, whose files it does not have."""
+    url = postgresql.new_database()
+    servers = [new_server(name=name, database_url=url) for name in ("one", "other")]
+    processes = [server.spawn() for server in servers]
+    wait_for(lambda: any(process.poll() is not None for process in processes))
+    (refused,) = (n for n, process in enumerate(processes) if process.poll() is not None)
+    serving = servers[1 - refused]
+    assert processes[refused].returncode == 1
+    assert f"in another data directory than {servers[refused].data}" in servers[refused].log
+    assert (serving.data / MARK).read_text().strip() in servers[refused].log
+    wait_for(lambda: "Mixloom listens on" in serving.log, why=lambda: serving.log)
+    assert serving.admin.admin.queue() == []
+    assert "Traceback" not in servers[0].log + servers[1].log
 
 
 def test_a_data_directory_that_cannot_be_written_is_named(new_server: NewServer) -> None:

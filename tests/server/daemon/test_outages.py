@@ -22,7 +22,7 @@ from engine.engine import Engine
 from server.api.services import Services
 from server.daemon.books import Books
 from server.daemon.main import Daemon, Served
-from server.daemon.publish import base_row, publish_tokenizer, read_tokenizer
+from server.daemon.publish import base_row, read_tokenizer
 from server.daemon.room import Room
 from server.db import session
 from server.db import tables as t
@@ -59,9 +59,8 @@ def daemon(frozen: BaseModel, folder: Path, services: Services) -> Iterator[Call
         settings = Settings(**{**services.settings.model_dump(), "recovery_steps": 3, **changes})
         one = Daemon(settings, Database(settings.database), None)
         tokenizer = read_tokenizer(frozen, folder, settings)
-        publish_tokenizer(services.store, frozen, tokenizer)
         row = base_row(frozen, source=folder, tokenizer=tokenizer, probed={}, memory=memory_of(frozen))
-        one.served = Served(Engine(frozen), row, Room(row, 2**40), 64, 0.0)
+        one.served = Served(Engine(frozen), row, tokenizer, Room(row, 2**40), 64, 0.0)
         made.append(one)
         return one
 
