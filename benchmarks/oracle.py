@@ -5,6 +5,7 @@ It reads the tables and files as they are on disk, by statements of its own and 
 
 import hashlib
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -85,10 +86,12 @@ def not_leased(server: Data) -> Iterator[str]:
 
 def _not_once(server: Data) -> Iterator[str]:
     """Jobs some of whose steps have no metrics, or have them twice."""
+    have: dict[str, list[int]] = defaultdict(list)
+    for row in server.rows("SELECT job_id, step FROM metrics ORDER BY step"):
+        have[row["job_id"]].append(row["step"])
     for job in server.rows("SELECT id, step FROM jobs"):
-        rows = server.rows("SELECT step FROM metrics WHERE job_id = ? ORDER BY step", job["id"])
-        if [row["step"] for row in rows] != list(range(1, job["step"] + 1)):
-            yield f"{job['id']} is at step {job['step']} and has metrics of {[row['step'] for row in rows]}"
+        if have[job["id"]] != list(range(1, job["step"] + 1)):
+            yield f"{job['id']} is at step {job['step']} and has metrics of {have[job['id']]}"
 
 
 def _not_counted(server: Data) -> Iterator[str]:

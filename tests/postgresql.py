@@ -45,7 +45,7 @@ class PostgreSQL:
         """And a note for the copy to follow its original (`-R`), which it finds at its socket."""
         folder.parent.chmod(0o755)
         self.own(folder)
-        self._run("pg_basebackup", "-R", "-c", "fast", "-D", str(folder), "-U", "postgres", "-h", primary.host)
+        self._run("pg_basebackup", "-R", "-N", "-c", "fast", "-D", str(folder), "-U", "postgres", "-h", primary.host)
         (folder / ".s.PGSQL.5432.lock").unlink()  # of the original's socket, which is not copied
 
     def new_database(self) -> str:

@@ -52,21 +52,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("database_url", marked.args if marked else ["sqlite", "postgresql"], indirect=True)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test's cases that meet PostgreSQL all but the first are slow: more statements they seldom have.
-
-    Those that have are marked `every_case`.
-    """
-    seen: set[str] = set()
-    for item in items:
-        if isinstance(item, pytest.Function) and "[" in item.name and "postgresql" in item.callspec.params.values():
-            test = item.nodeid.partition("[")[0]
-            if test in seen and not item.get_closest_marker("every_case"):
-                item.add_marker(pytest.mark.slow)
-            seen.add(test)
-
-
 @pytest.fixture(scope="session")
 def emptied(postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
     """Empties the one PostgreSQL database of all tests here: to make a new one takes longer than most tests.

@@ -100,7 +100,6 @@ SOMETHING = {str: "1", int: 1, float: 1.0, bool: True, object: {}}
 """By a column's type in Python, where JSON is an object."""
 
 
-@pytest.mark.every_case
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_a_database_of_any_version_keeps_its_rows(settings: Settings, revision: str) -> None:
     """A row in each of the tables that the version had. What later versions added to it is nothing, or none yet."""

@@ -12,17 +12,10 @@ from tests.e2e.server import Server
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What happens here happens on both kinds of database, unless a mark says that one is enough.
-
-    On PostgreSQL it is slow, unless it is marked `every_case`.
-    """
+    """What happens here happens on both kinds of database. PostgreSQL is slow, except where a mark names the kinds."""
     if "shared" in metafunc.fixturenames:
         marked = metafunc.definition.get_closest_marker("databases")
-        slow = () if metafunc.definition.get_closest_marker("every_case") else pytest.mark.slow
-        kinds = [
-            pytest.param(kind, marks=slow if kind == "postgresql" else ())
-            for kind in (marked.args if marked else ("sqlite", "postgresql"))
-        ]
+        kinds = marked.args if marked else ("sqlite", pytest.param("postgresql", marks=pytest.mark.slow))
         metafunc.parametrize("shared", kinds, indirect=True)
 
 

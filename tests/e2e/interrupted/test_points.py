@@ -35,7 +35,7 @@ def walk() -> list[Any]:
     return cases
 
 
-@pytest.mark.every_case
+@pytest.mark.databases("sqlite", "postgresql")
 @pytest.mark.parametrize(("point", "about", "kind"), walk())
 def test_a_fault_at_any_point_changes_nothing_of_what_is_left(
     point: str, about: str, kind: Kind, server: Server, undisturbed: list[Trace]

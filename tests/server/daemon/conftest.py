@@ -3,7 +3,6 @@
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -204,15 +203,12 @@ def undisturbed(kept: dict[str, str], life: Life, alice: Caller, services: Servi
     return kept["hash"]
 
 
-@dataclass
 class OnDisk:
     """A data directory and its database, as `benchmarks.oracle` reads them."""
 
-    data: Path
-    database_url: str | None = None
-
-    def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
-        return Tables(self.data, self.database_url).rows(statement, *values)
+    def __init__(self, data: Path, database_url: str | None = None):
+        self.data = data
+        self.rows = Tables(data, database_url).rows
 
 
 def break_rows(services: Services, job_id: str, *rows: int) -> None:

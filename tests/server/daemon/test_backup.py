@@ -44,7 +44,6 @@ def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     return Settings(data_dir=tmp_path / "elsewhere", database_url=url, admin_key=ADMIN_KEY)
 
 
-@pytest.mark.every_case
 def test_the_original_is_destroyed_and_elsewhere_each_job_ends_with_the_bytes_it_would_have_had(
     life: Life, alice: Caller, services: Services, copy: Path, elsewhere: Settings, frozen: BaseModel, folder: Path
 ) -> None:
@@ -90,7 +89,6 @@ def jobs_without_error(database: Database) -> int:
         return connection.execute(text("SELECT count(*) FROM jobs WHERE error IS NULL")).scalar_one()
 
 
-@pytest.mark.every_case
 def test_a_database_that_is_restored_has_every_row_as_it_was_and_numbers_new_ones_after_them(
     life: Life, alice: Caller, services: Services, copy: Path, elsewhere: Settings
 ) -> None:
@@ -145,7 +143,6 @@ def test_a_backup_is_of_one_moment_whoever_writes_meanwhile(services: Services, 
     assert len(tables["keys"]) == 1
 
 
-@pytest.mark.every_case
 def test_a_backup_of_an_older_version_is_restored_as_of_this_one(elsewhere: Settings, copy: Path) -> None:
     copy.mkdir()
     with Database(Settings(data_dir=copy).database).write() as session:
@@ -252,7 +249,6 @@ def set_revision(settings: Settings, revision: str) -> None:
         session.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
 
 
-@pytest.mark.every_case
 @pytest.mark.parametrize(
     ("wish", "code", "says"),
     [

@@ -42,7 +42,7 @@ def breaking(when: str, after: int, *, in_doubt: bool = False) -> Iterator[list[
         event.remove(Session, when, strike)
 
 
-@pytest.mark.parametrize("when", ["before_commit", pytest.param("after_commit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("when", ["before_commit", "after_commit"])
 def test_a_commit_that_fails_or_is_in_doubt_at_any_place_costs_no_byte(
     when: str, new_life: NewLife, alice: Caller, services: Services
 ) -> None:

@@ -27,7 +27,7 @@ METHODS = {
 STEPS = 4
 
 
-@pytest.fixture(scope="module", params=[torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
 def frozen(folder: Path, request: pytest.FixtureRequest) -> Iterator[BaseModel]:
     """The base of this module's lives, in each type."""
     yield from load_frozen(folder, request.param)
