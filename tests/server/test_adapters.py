@@ -35,7 +35,6 @@ def test_an_adapter_says_what_it_is_and_where_it_comes_from(alice: Caller, job: 
     assert alice.get("/adapters", params={"name": "another"}).json()["data"] == []
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     ("config", "programs"),
     [
@@ -72,7 +71,6 @@ def test_a_file_can_be_fetched_in_parts_and_only_when_it_changed(alice: Caller, 
     assert alice.get(path, headers={"If-None-Match": whole.headers["etag"]}).status_code == 304
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     "name", ["nothing", "%2e%2e", "%2e%2e%2f%2e%2e%2fmixloom.db", "%2Fetc%2Fpasswd", "%00", "README.md%00"]
 )
@@ -95,7 +93,6 @@ def test_the_archive_is_uncompressed_and_the_same_each_time(alice: Caller, adapt
     assert not [path for path in services.store.root.iterdir() if path.name.startswith("tmp")]
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     ("config", "format"),
     [({"method": "lora"}, "mixlora"), ({}, "peft"), ({"dora": True}, "mixlora"), ({"alpha": 2.5}, "mixlora")],
@@ -108,7 +105,7 @@ def test_a_format_that_cannot_hold_the_adapter_is_refused(
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "format_does_not_fit")
 
 
-@pytest.mark.databases("sqlite")
+@pytest.mark.databases("sqlite")  # that process has none
 def test_mixlora_files_are_written_by_a_process_of_their_own(alice: Caller, services: Services) -> None:
     adapter = add_adapter(services, submit(alice)["id"], 1)
     answers = [alice.get(f"/adapters/{adapter}/archive", params={"format": "mixlora"}) for _ in range(2)]

@@ -250,7 +250,6 @@ def test_file_names_are_labels_and_lead_nowhere(alice: Caller, base: Base, servi
     assert alice.get(f"/datasets/{body['id']}/content").text == JSONL
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     ("body", "code", "param"),
     [

@@ -73,7 +73,6 @@ def test_no_tokens_with_logprobs_scores_the_prompt(alice: Caller, services: Serv
     assert (answer["text"], answer["tokens"], answer["logprobs"], answer["finish_reason"]) == ("", [], [], "length")
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.usefixtures("base")
 @pytest.mark.parametrize(
     ("stop", "text"),
@@ -107,7 +106,6 @@ def test_a_model_is_an_adapter_or_the_newest_of_a_job(alice: Caller, services: S
     assert asked == [adapters[0], adapters[1], None]
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.usefixtures("base")
 @pytest.mark.parametrize(
     ("body", "status", "code", "param"),

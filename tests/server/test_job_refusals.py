@@ -10,7 +10,7 @@ from server.db.tables import Base
 from tests.server.conftest import Caller
 from tests.server.making import prompt_rows, submit, upload
 
-pytestmark = [pytest.mark.usefixtures("base"), pytest.mark.databases("sqlite")]
+pytestmark = pytest.mark.usefixtures("base")
 
 
 @pytest.mark.parametrize(

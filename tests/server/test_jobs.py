@@ -143,7 +143,7 @@ def test_the_fields_tried_here_are_those_of_the_schema() -> None:
     assert set(FIELDS) == set(fields_of(JobCreate))
 
 
-@pytest.mark.databases("sqlite")
+@pytest.mark.databases("sqlite")  # what the schema takes is no database's affair
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_has_an_effect_or_is_refused(field: str, alice: Caller) -> None:
     dataset = upload(alice, prompt_rows(110))

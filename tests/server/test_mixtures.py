@@ -10,7 +10,7 @@ from server.tokens import TokenRows
 from tests.server.conftest import Caller
 from tests.server.making import add_metric, prompt_rows, submit, upload
 
-pytestmark = [pytest.mark.usefixtures("base"), pytest.mark.databases("sqlite")]
+pytestmark = pytest.mark.usefixtures("base")
 
 
 @pytest.fixture
@@ -23,7 +23,6 @@ def shares(sets: list[str], *weights: float) -> list[dict[str, Any]]:
     return [{"id": id_, "weight": weight} for id_, weight in zip(sets, weights, strict=True)]
 
 
-@pytest.mark.databases("sqlite", "postgresql")
 def test_a_mixture_is_answered_with_what_it_takes_of_each_set(
     alice: Caller, sets: list[str], services: Services
 ) -> None:
@@ -150,7 +149,6 @@ def test_rows_that_do_not_fit_are_named_with_their_set(alice: Caller, sets: list
     assert (error["code"], one_row in error["message"]) == ("too_few_rows", True)
 
 
-@pytest.mark.databases("sqlite", "postgresql")
 def test_losses_of_each_set_are_columns_of_the_metrics(alice: Caller, sets: list[str], services: Services) -> None:
     job = submit(alice, shares(sets[:2], 1, 1), validation=0.1)["id"]
     add_metric(services, job, 1, train_losses=[0.5, None])
@@ -167,7 +165,6 @@ def test_losses_of_each_set_are_columns_of_the_metrics(alice: Caller, sets: list
     assert (latest["step"], latest["valid_loss"]) == (2, 0.5)
 
 
-@pytest.mark.databases("sqlite", "postgresql")
 def test_only_losses_that_are_measured_have_columns(alice: Caller, sets: list[str], services: Services) -> None:
     mixed = submit(alice, shares(sets[:2], 1, 1), validation=sets[2])["id"]
     single = submit(alice, sets[0])["id"]

@@ -13,8 +13,6 @@ from tests.server.daemon.test_commits import breaking
 from tests.server.making import prompt_rows, upload, uploadable_adapter
 from tests.server.test_uploads import LORA, send
 
-pytestmark = pytest.mark.databases("sqlite")
-
 FOLDERS = ("datasets", "jobs", "uploads", "operations")
 
 

@@ -17,8 +17,6 @@ from server.db.tables import Base
 from tests.server.conftest import Caller
 from tests.server.making import submit
 
-pytestmark = pytest.mark.databases("sqlite")
-
 
 @pytest.fixture
 def threads(services: Services) -> Iterator[list[int]]:

@@ -59,7 +59,6 @@ def test_dropout_the_auxiliary_loss_and_the_training_may_differ(
     assert (job["training"]["learning_rate"], job["training"]["seed"]) == (1e-5, 7)
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     ("name", "value"),
     [

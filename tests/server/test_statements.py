@@ -33,7 +33,6 @@ def statements(services: Services) -> Iterator[list[str]]:
     event.remove(services.database.engine, "before_cursor_execute", see)
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize("route", MOST)
 def test_a_request_runs_no_more_statements_however_many_jobs_there_are(
     route: str, alice: Caller, base: Base, services: Services, statements: list[str]

@@ -98,7 +98,6 @@ def test_all_linear_means_every_projection_of_the_base(alice: Caller, base: Base
 PATHS = {name: f"{'mlp' if name in ('gate_proj', 'up_proj', 'down_proj') else 'self_attn'}.{name}" for name in TARGETS}
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     ("asked", "meant"),
     [
@@ -114,7 +113,6 @@ def test_modules_are_named_as_peft_names_them(asked: list[str], meant: list[str]
     assert send(alice, {**config, "target_modules": asked}, weights).json()["config"]["target_modules"] == meant
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     ("asked", "code"),
     [
@@ -166,7 +164,6 @@ UNSUPPORTED: dict[str, Any] = {
 }
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize("field", UNSUPPORTED)
 def test_what_peft_can_and_we_cannot_is_refused_by_name(
     field: str, alice: Caller, base: Base, services: Services
@@ -176,7 +173,6 @@ def test_what_peft_can_and_we_cannot_is_refused_by_name(
     assert f"'config.{field}'" in refused(answer, "unsupported_adapter_field", f"config.{field}", services)["message"]
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     ("adapter", "changes", "code", "param"),
     [
@@ -229,7 +225,6 @@ def another_rank(tensors: dict[str, np.ndarray]) -> None:
         tensors[name] = np.concatenate([tensor, tensor], axis=0 if "lora_A" in name else 1)
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -267,7 +262,6 @@ class Canary:
         return (pytest.fail, ("a pickle was read",))
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize("kind", ["zip", "pickle", "name"])
 def test_a_pickle_is_refused_with_the_line_that_converts_it(
     kind: str, alice: Caller, base: Base, services: Services
@@ -286,7 +280,6 @@ def test_a_pickle_is_refused_with_the_line_that_converts_it(
     assert "save_file(" in error["message"]
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     ("config", "code"),
     [
@@ -303,7 +296,6 @@ def test_a_config_that_is_none_is_refused(config: bytes, code: str, alice: Calle
     refused(send(alice, config, b""), code, "config" if code[0] == "i" else "config.peft_type", services)
 
 
-@pytest.mark.databases("sqlite")
 def test_broken_weights_and_parts_are_refused(alice: Caller, base: Base, services: Services) -> None:
     config, weights = uploadable_adapter(LORA, base)
     refused(send(alice, config, weights[:-1]), "invalid_safetensors", "weights", services)
@@ -322,7 +314,6 @@ def test_broken_weights_and_parts_are_refused(alice: Caller, base: Base, service
     refused(alice.post("/adapters", json=config), "unsupported_media_type", None, services, 415)
 
 
-@pytest.mark.databases("sqlite")
 def test_an_upload_has_a_largest_size_which_is_not_that_of_data_sets(
     alice: Caller, base: Base, services: Services
 ) -> None:
@@ -333,7 +324,6 @@ def test_an_upload_has_a_largest_size_which_is_not_that_of_data_sets(
 
 
 @pytest.mark.parametrize("name", ["../../mixloom.db", "/etc/passwd", "adp_1", "CON", "a\\b"])
-@pytest.mark.databases("sqlite")
 def test_a_files_name_is_no_path(name: str, alice: Caller, base: Base, services: Services) -> None:
     config, weights = uploadable_adapter(LORA, base)
     made = send(alice, config, weights, name).json()

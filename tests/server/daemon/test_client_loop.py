@@ -12,7 +12,7 @@ from tests.server.conftest import Caller
 from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, final_hash, job, submit
 
 
-@pytest.mark.databases("sqlite")
+@pytest.mark.databases("sqlite")  # the other side has none
 @pytest.mark.parametrize("adapter", [MIXTURE, PLAIN], ids=["MixLoRA", "LoRA"])
 def test_a_plain_loop_over_the_engine_gives_the_adapter_of_the_job(
     adapter: dict, life: Life, alice: Caller, bob: Caller, services: Services

@@ -12,8 +12,6 @@ from tests.server.conftest import Caller
 from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, events, final_hash, job, steps, submit
 from tests.server.making import prompt_rows, upload
 
-pytestmark = pytest.mark.databases("sqlite")
-
 PUTS = ("put.written", "put.synced", "put.renamed", "put.published")
 WITHOUT_END = 10**6
 

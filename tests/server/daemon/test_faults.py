@@ -32,8 +32,6 @@ from tests.server.daemon.conftest import (
 )
 from tests.server.making import upload
 
-pytestmark = pytest.mark.databases("sqlite")
-
 NewLife = Callable[..., Life]
 WIDE = {"steps": 4, "rows": 36, "batch": 36}
 """Of a job whose optimizer step takes three microbatches of 228 tokens."""

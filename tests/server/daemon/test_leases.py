@@ -404,7 +404,6 @@ def reason(tenant: Caller, job_id: str) -> str | None:
     return None if queue is None else queue["reason"]
 
 
-@pytest.mark.databases("sqlite")
 class TestSuspects:
     """Jobs that were resident when a daemon died again and again."""
 

@@ -43,7 +43,6 @@ def hashes(alone: dict[str, str], new_life: Callable[..., Life], alice: Caller, 
     return alone
 
 
-@pytest.mark.databases("sqlite")
 def test_a_job_comes_out_the_same_in_any_company_and_with_any_budget(
     hashes: dict[str, str], new_life: Callable[..., Life], alice: Caller, bob: Caller, services: Services
 ) -> None:
@@ -56,7 +55,6 @@ def test_a_job_comes_out_the_same_in_any_company_and_with_any_budget(
     assert steps(services, wide) == list(range(1, 21))
 
 
-@pytest.mark.databases("sqlite")
 def test_a_job_whose_numbers_break_ends_alone(
     hashes: dict[str, str], life: Life, alice: Caller, bob: Caller, services: Services
 ) -> None:
@@ -72,7 +70,6 @@ def test_a_job_whose_numbers_break_ends_alone(
     assert final_hash(services, plain) == hashes["plain"]
 
 
-@pytest.mark.databases("sqlite")
 def test_a_learning_rate_without_sense_ends_its_job_or_lets_it_end_and_disturbs_nobody(
     hashes: dict[str, str], life: Life, alice: Caller, bob: Caller, services: Services
 ) -> None:
@@ -101,7 +98,6 @@ def test_a_job_whose_rows_are_gone_cannot_start_and_the_others_do(
     assert final_hash(services, mixture) == hashes["mixture"]
 
 
-@pytest.mark.databases("sqlite")
 def test_a_job_whose_rows_break_the_pass_ends_alone(
     hashes: dict[str, str], life: Life, alice: Caller, bob: Caller, services: Services
 ) -> None:
@@ -114,7 +110,6 @@ def test_a_job_whose_rows_break_the_pass_ends_alone(
     assert final_hash(services, plain) == hashes["plain"]
 
 
-@pytest.mark.databases("sqlite")
 def test_who_breaks_the_pass_is_found_also_when_it_rides_only_in_every_other_gang(
     new_life: Callable[..., Life], app: FastAPI, admin: Caller, services: Services
 ) -> None:

@@ -109,7 +109,6 @@ def test_the_base_is_loaded_as_the_settings_say(folder: Path, tmp_path: Path) ->
         assert (base.dtype, base.microbatch_tokens, base.recompute) == (torch.bfloat16, 64, recompute)
 
 
-@pytest.mark.databases("sqlite")
 def test_the_base_promises_bits_where_the_facts_hold_and_names_those_that_do_not(
     new_life: Callable[..., Life], frozen: BaseModel, alice: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:

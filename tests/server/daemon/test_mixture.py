@@ -19,8 +19,6 @@ from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, events, final_has
 from tests.server.making import Row as DataRow
 from tests.server.making import prompt_rows, upload
 
-pytestmark = pytest.mark.databases("sqlite")
-
 NewLife = Callable[..., Life]
 Losses = list[tuple[int, Any, Any]]
 
@@ -114,7 +112,6 @@ def test_a_plain_loop_over_the_engine_gives_the_adapter_of_a_mixture(
     assert fingerprint(run) == undisturbed[0]
 
 
-@pytest.mark.databases("sqlite", "postgresql")
 def test_losses_of_each_set_are_its_own_and_add_up_to_the_jobs(life: Life, alice: Caller, services: Services) -> None:
     id_ = submit_mixed(alice)
     life.turn_until(lambda: job(services, id_).step == 5)

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import Table, insert, select
 
 from benchmarks.oracle import Trace, anomalies
 from server.api.services import Services
-from tests.server.conftest import Caller
-from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, OnDisk, submit
-
-pytestmark = pytest.mark.databases("sqlite")
+from server.db.tables import Base
+from tests.server.daemon.conftest import MIXTURE, PLAIN, OnDisk, submit
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Original:
     """What a life of the daemon left, and a job of it."""
 
     data: Path
+    rows: dict[Table, list[dict[str, Any]]]
     job: str
 
 
@@ -35,28 +36,34 @@ def kept() -> list[Original]:
 
 @pytest.fixture
 def original(
-    kept: list[Original],
-    life: Life,
-    alice: Caller,
-    bob: Caller,
-    services: Services,
-    tmp_path_factory: pytest.TempPathFactory,
+    kept: list[Original], services: Services, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Original:
-    """Once a module."""
-    if not kept:
-        training = {"evaluate_every": 4, "checkpoint_every": 8}
-        job = submit(alice, MIXTURE, training=training, validation=0.3)
-        submit(bob, PLAIN)
-        life.finish()
-        life.books.end()
-        kept.append(Original(tmp_path_factory.mktemp("original") / "data", job))
-        shutil.copytree(services.settings.data_dir, kept[0].data)
+    """It is made once a module, and lies in each test's own data directory and database."""
+    data = services.settings.data_dir
+    if kept:
+        shutil.copytree(kept[0].data, data, dirs_exist_ok=True)
+        with services.database.write() as session:
+            for table, rows in kept[0].rows.items():
+                session.execute(insert(table), rows)
+        return kept[0]
+    life, alice, bob = (request.getfixturevalue(name) for name in ("life", "alice", "bob"))
+    training = {"evaluate_every": 4, "checkpoint_every": 8}
+    job = submit(alice, MIXTURE, training=training, validation=0.3)
+    submit(bob, PLAIN)
+    life.finish()
+    life.books.end()
+    copy = tmp_path_factory.mktemp("original") / "data"
+    shutil.copytree(data, copy, ignore=shutil.ignore_patterns("mixloom.db*"))
+    with services.database.read() as session:
+        found = {table: session.execute(select(table)).mappings() for table in Base.metadata.sorted_tables}
+        rows = {table: [dict(row) for row in all_] for table, all_ in found.items()}
+    kept.append(Original(copy, {table: some for table, some in rows.items() if some}, job))
     return kept[0]
 
 
 @pytest.fixture
-def copied(original: Original, tmp_path: Path) -> OnDisk:
-    return OnDisk(Path(shutil.copytree(original.data, tmp_path / "copied")))
+def copied(original: Original, services: Services) -> OnDisk:
+    return OnDisk(services.settings.data_dir, services.settings.database_url)
 
 
 def statement(text: str) -> Callable[[OnDisk], object]:

@@ -30,7 +30,6 @@ def test_a_gang_counts_by_its_time_and_less_as_time_goes_by() -> None:
     assert pace.tokens_per_second == pytest.approx(50.0, rel=0.02)
 
 
-@pytest.mark.databases("sqlite")
 def test_a_turn_without_a_gang_is_a_rest(life: Life, alice: Caller) -> None:
     submit(alice, PLAIN, steps=2)
     life.finish()

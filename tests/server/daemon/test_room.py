@@ -19,7 +19,6 @@ from server.resolve import num_parameters
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, final_hash, job, memory_of, submit
 
-pytestmark = pytest.mark.databases("sqlite")
 LEAST = 320  # tokens of the pass that must be possible: `fill_min`
 
 

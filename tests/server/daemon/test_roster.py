@@ -76,7 +76,6 @@ def test_lost_steps_are_given_back_to_the_tenant(
     assert books() == at_point
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize("damage", ["a flipped bit", "a cut file", "a lost file", "a lost folder"])
 def test_a_damaged_point_gives_way_to_the_one_before(
     damage: str, undisturbed: str, life: Life, new_life: NewLife, alice: Caller, services: Services

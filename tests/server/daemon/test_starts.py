@@ -14,8 +14,6 @@ from server.db.tables import Run
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, adapters, final_hash, job, submit
 
-pytestmark = pytest.mark.databases("sqlite")
-
 METHODS = {"MixDoRA": {**MIXTURE, "dora": True}, "LoRA": PLAIN}
 WEIGHTS = "adapter_model.safetensors"
 

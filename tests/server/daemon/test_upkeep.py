@@ -41,7 +41,6 @@ def test_a_job_past_its_days_goes_with_all_its_files_and_its_data_set_stays(
     assert services.store.list("jobs") == sorted(f"jobs/{id_}" for id_ in (young, waiting))
 
 
-@pytest.mark.databases("sqlite")
 def test_more_than_one_batch_goes_turn_by_turn(
     new_life: NewLife, alice: Caller, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,7 +55,6 @@ def test_more_than_one_batch_goes_turn_by_turn(
     assert jobs(services) == []
 
 
-@pytest.mark.databases("sqlite")
 def test_without_the_setting_nothing_is_ever_too_old(life: Life, alice: Caller, services: Services) -> None:
     id_ = submit(alice, PLAIN, steps=2)
     life.finish()
@@ -84,7 +82,6 @@ def test_what_a_deleted_tenant_had_is_erased_and_nobody_elses(
     assert not list(services.store.path("recovery").glob("*/*"))
 
 
-@pytest.mark.databases("sqlite")
 def test_a_daemon_that_lives_erases_what_nobody_has_named_for_an_hour(
     life: Life, alice: Caller, services: Services
 ) -> None:

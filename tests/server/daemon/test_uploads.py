@@ -28,8 +28,6 @@ from tests.server.conftest import Caller
 from tests.server.daemon.conftest import Life, adapters, final_hash, job, submit
 from tests.server.test_uploads import send
 
-pytestmark = pytest.mark.databases("sqlite")
-
 CONFIGS = {
     "LoRA": lora(),
     "rsLoRA": lora(8, rslora=True, alpha=3.5, dropout=0.0),
