@@ -166,6 +166,9 @@ class Loop:
 
     def _reconcile(self, wishes: Mapping[str, Wish]) -> None:
         """Carry out what tenants and the operator want of the resident runs. Raises `Fenced`."""
+        is_fast = self.drain is not None and self.drain.mode == "fast"
+        if is_fast and self.writer.trouble is not None:
+            self.roster.give_up_writing()
         drains_now = self.stopping.is_set() or self._drains_quickly()
         for resident in self.residents:
             wish = wishes.get(resident.job.id)
@@ -175,16 +178,19 @@ class Loop:
                 self.roster.drop(resident)
             elif wish.status not in RESIDENT or wish.lease_epoch != self.books.epoch:
                 raise Fenced(f"the lease of run {resident.run_id} is lost")
-            elif self.drain is not None and self.drain.mode == "fast":
+            elif is_fast:
                 self.roster.abandon(resident)
-            elif resident.program.at_boundary and (
+            elif (
                 wish.requested == "pause"
                 or drains_now
                 or resident.is_evicted
                 or (self.is_trying and not resident.is_on_trial)
             ):
-                with self.roster.making_room(resident, goes_on=False):
-                    self.roster.leave(resident)
+                if self.waits_for_disk and not resident.program.at_boundary:  # its unit would not end
+                    resident.begin_unit_anew(is_suspect=resident.is_suspect)
+                if resident.program.at_boundary:
+                    with self.roster.making_room(resident, goes_on=False):
+                        self.roster.leave(resident)
         self.roster.points.forget_ended()
         self._look_at_the_disk()
         self._tell_state()

@@ -202,6 +202,12 @@ class Roster:
         self.writer.wait()  # that may be one that is being written
         self._let_go(resident)
 
+    def give_up_writing(self) -> None:
+        """Drop what the disk does not take. Whoever waited for that to be let go stays for now."""
+        self.writer.give_up()
+        for resident in self.residents.values():
+            resident.is_closing = False
+
     def drop(self, resident: Resident) -> None:
         """Let a run go whose job has ended."""
         self.residents.pop(resident.run_id, None)
@@ -305,12 +311,13 @@ class Roster:
 
     def _let_go(self, resident: Resident) -> None:
         """Its job waits again, or is paused if its tenant asked for that; one that has ended stays so."""
-        job, step = resident.job, resident.saved.step
+        job = resident.job
         with self.books.write() as session:
             now = runs.lock_job(session, job.id)
             is_paused = now is not None and now.requested == "pause"
             target, word = (JobStatus.PAUSED, "paused") if is_paused else (JobStatus.QUEUED, "waiting")
             if runs.move(session, job.id, target, held_by=self.books.epoch, requested=None):
+                step = max((point.step for point in recovery_points.of_run(session, resident.run_id)), default=0)
                 message = f"The job is {word}, saved at step {step}."
                 events.record(session, job, word, message, {"step": step})
         self.residents.pop(resident.run_id, None)

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -39,7 +39,7 @@ class Writer:
         self._pending: list[_Pending] = []
         self._unwanted: SimpleQueue[str] = SimpleQueue()
         self._failures: SimpleQueue[tuple[Callable[[OSError], None], OSError]] = SimpleQueue()
-        self._closed = threading.Event()
+        self._gives_up = threading.Event()
 
     @property
     def is_idle(self) -> bool:
@@ -85,9 +85,18 @@ class Writer:
             self._pending[0].future.result()
             self.settle()
 
+    def give_up(self) -> None:
+        """Drop what the disk does not take, all that waits behind it, and what would follow; erasing goes on."""
+        self._gives_up.set()
+        dropped, self._pending = self._pending, []
+        wait([pending.future for pending in dropped if not pending.future.cancel()])
+        self.trouble = None
+        self._gives_up.clear()
+        self._pending.append(_Pending(self._thread.submit(self._erase), lambda _: None))
+
     def close(self) -> None:
         """Give up what the disk has not taken: this life of the daemon is over."""
-        self._closed.set()
+        self._gives_up.set()
         self._thread.shutdown(cancel_futures=True)
 
     def _put(self, key: str, write: Callable[[Path], None], failed: Callable[[OSError], None]) -> Manifest:
@@ -104,7 +113,7 @@ class Writer:
                 self.trouble = error
                 self._beat()
                 self._erase()
-                if self._closed.wait(pause):
+                if self._gives_up.wait(pause):
                     raise
                 pause = RETRY_SECONDS
             else:

@@ -7,9 +7,11 @@ import pytest
 
 from server import doctor
 from server.api.services import Services
+from server.db.tables import Run
 from server.faults import Fault, arm
 from tests.server.conftest import Caller
-from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, events, final_hash, job, steps, submit
+from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, events, final_hash, job, points, steps, submit
+from tests.server.daemon.test_wishes import drain, is_at_rest, undrain
 from tests.server.making import prompt_rows, upload
 
 PUTS = ("put.written", "put.synced", "put.renamed", "put.published")
@@ -115,3 +117,69 @@ def test_what_the_api_finds_no_room_for_is_refused_and_leaves_nothing(
     assert services.store.list("datasets") == [f"datasets/{data}"]
     assert alice.get("/jobs").json()["data"] == services.store.list("jobs") == []
     assert not list(services.store.root.rglob("*.tmp"))
+
+
+def cost_of(services: Services, job_id: str) -> int:
+    with services.database.read() as session:
+        return session.query(Run).filter_by(job_id=job_id).one().cost_charged
+
+
+def begin_in_mid_step(new_life: Callable[..., Life], alice: Caller, services: Services) -> tuple[Life, str]:
+    """A job that has done a part of its third step when the disk is nearly full; only a drain or an end saves it."""
+    life = new_life(token_budget=256, recovery_steps=1000)
+    id_ = submit(alice, MIXTURE, rows=24, batch=20, steps=3)
+    life.turn_until(lambda: job(services, id_).step == 2 and not life.resident(id_).program.at_boundary)
+    life.loop.disk.min_free_bytes = 2**62
+    life.turn()
+    assert life.loop.waits_for_disk
+    return life, id_
+
+
+@pytest.mark.parametrize("why", ["pause", "quick", "SIGTERM", "deadline"])
+def test_in_mid_step_too_a_run_that_is_to_leave_leaves_while_the_disk_is_nearly_full(
+    why: str, new_life: Callable[..., Life], alice: Caller, services: Services
+) -> None:
+    life, id_ = begin_in_mid_step(new_life, alice, services)
+    match why:
+        case "pause":
+            alice.post(f"/jobs/{id_}/pause")
+        case "SIGTERM":
+            life.loop.stopping.set()
+        case _:
+            drain(services, mode="quick" if why == "quick" else "graceful", deadline_seconds=0)
+    life.turn(2)
+    assert life.loop.residents == []
+    assert job(services, id_).status == ("paused" if why == "pause" else "queued")
+    assert [point.step for point in points(services, id_)] == [2]
+    undrain(services)
+    alice.post(f"/jobs/{id_}/resume")
+    life = new_life()
+    life.finish()
+    again = submit(alice, MIXTURE, rows=24, batch=20, steps=3)
+    life.finish()
+    assert final_hash(services, id_) == final_hash(services, again)
+    assert cost_of(services, id_) == cost_of(services, again), "a part of a step that is done twice is paid once"
+
+
+def test_a_fast_drain_gives_up_what_the_disk_does_not_take(
+    undisturbed: str, life: Life, alice: Caller, services: Services, armed: Path
+) -> None:
+    """The recovery point of one job, and the final adapter of another that waits behind it."""
+    short, long = submit(alice, PLAIN, steps=5), submit(alice, MIXTURE)
+    life.turn_until(lambda: job(services, long).step == 4)
+    arm(armed, Fault(point="put.synced", kind="ENOSPC", times=WITHOUT_END))
+    turn_until(life, lambda: life.loop.waits_for_disk)
+    drain(services, mode="fast")
+    life.loop.turn()
+    assert life.loop.residents == []
+    assert [job(services, id_).status for id_ in (short, long)] == ["queued"] * 2
+    assert alice.get(f"/jobs/{long}/events").json()["data"][0]["message"] == "The job is waiting, saved at step 0."
+    assert not list((services.store.root / "recovery").rglob("*.tmp"))
+    arm(armed)
+    life.turn()
+    assert is_at_rest(services)
+    undrain(services)
+    life.finish()
+    assert final_hash(services, long) == undisturbed
+    assert steps(services, short) == list(range(1, 6))
+    assert doctor.examine(services.database, services.store) == []
