@@ -80,7 +80,7 @@ def examine_files(database: Database, store: LocalStore) -> list[Finding]:
 def _look(database: Database, store: LocalStore) -> list[Finding]:
     with database.read() as session:
         rows = [finding for check in (_database, _leases, _jobs, _metrics) for finding in check(session)]
-        lost = orphans(session, store)
+    lost = orphans(database.read, store)
     message = "No row names this folder. The daemon that lives erases it within ten minutes."
     return sorted([*rows, *examine_files(database, store), *(Finding("orphan", key, message) for key in lost)])
 

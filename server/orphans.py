@@ -1,5 +1,8 @@
 """What lies in the store and no row names: left by somebody who was killed after the files and before the row."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 from sqlalchemy.orm import Session
 
 from server.db import adapters, bases, datasets, jobs, operations, recovery_points
@@ -9,9 +12,35 @@ SAFE_SECONDS = 3600.0
 """Nobody takes so long from a folder's last file to its row."""
 OF_DAEMON = ("adapters", "bases", "recovery")
 """Where the daemon alone writes; elsewhere the API does."""
+PREFIXES = (*OF_DAEMON, "datasets", "jobs", "operations", "uploads")
 
 
-def named_keys(session: Session, store: LocalStore) -> dict[str, set[str]]:
+def orphans(
+    read: Callable[[], AbstractContextManager[Session]],
+    store: LocalStore,
+    *,
+    of_daemon_seconds: Callable[[Session], float] = lambda session: SAFE_SECONDS,
+) -> list[str]:
+    """Keys of folders without a row, unfinished ones among them, that have not changed for a safe time.
+
+    First the disk, then rows, so that what comes meanwhile is no orphan; and no transaction waits for a slow disk.
+    `of_daemon_seconds`: that time for what a daemon writes. One that has just begun knows that no other lives.
+    """
+    there = {prefix: store.children(prefix) for prefix in PREFIXES}
+    there |= {run: store.children(run) for run in there["recovery"]}
+    with read() as session:
+        named = _named_keys(session)
+        seconds = of_daemon_seconds(session)
+    return [
+        key
+        for prefix, keys in there.items()
+        if prefix in named
+        for key in keys
+        if key not in named[prefix] and store.is_older(key, seconds if prefix.startswith(OF_DAEMON) else SAFE_SECONDS)
+    ]
+
+
+def _named_keys(session: Session) -> dict[str, set[str]]:
     """The keys that rows name, by the prefix that they lie one level under."""
     of_adapters, points = adapters.all_keys(session), recovery_points.all_keys(session)
     runs = {f"recovery/{id_}" for id_ in recovery_points.all_runs(session)}
@@ -23,19 +52,5 @@ def named_keys(session: Session, store: LocalStore) -> dict[str, set[str]]:
         "operations": operations.all_keys(session),
         "bases": bases.all_keys(session),
         "recovery": runs,
-        **dict.fromkeys(runs.intersection(store.list("recovery")), points),
+        **dict.fromkeys(runs, points),
     }
-
-
-def orphans(session: Session, store: LocalStore, *, of_daemon_seconds: float = SAFE_SECONDS) -> list[str]:
-    """Keys of folders without a row, unfinished ones among them, that have not changed for a safe time.
-
-    `of_daemon_seconds`: that time for what a daemon writes. One that has just begun knows that no other lives.
-    """
-    return [
-        key
-        for prefix, named in named_keys(session, store).items()
-        for key in store.unnamed(
-            prefix, named, seconds=of_daemon_seconds if prefix.startswith(OF_DAEMON) else SAFE_SECONDS
-        )
-    ]

@@ -7,8 +7,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +68,21 @@ class LocalStore:
         file.replace(self.root / name)
         _fsync(self.root)
 
-    def list(self, prefix: str) -> list[str]:
-        """Keys one level under `prefix`, unfinished ones excluded."""
+    def children(self, prefix: str) -> list[str]:
+        """Keys one level under `prefix`, those of unfinished folders among them."""
         folder = self.path(prefix)
-        if not folder.is_dir():
-            return []
-        return sorted(f"{prefix}/{child.name}" for child in folder.iterdir() if not child.name.endswith(".tmp"))
+        return sorted(f"{prefix}/{name}" for name in os.listdir(folder)) if folder.is_dir() else []
 
-    def unnamed(self, prefix: str, named: Collection[str], *, seconds: float) -> set[str]:
-        """What lies one level under `prefix`, unfinished or not in `named`, and has not changed for so long."""
-        folder, found = self.path(prefix), set()
-        for child in folder.iterdir() if folder.is_dir() else ():
-            with suppress(FileNotFoundError):  # somebody else was faster
-                if f"{prefix}/{child.name}" not in named and time.time() - child.stat().st_mtime >= seconds:
-                    found.add(f"{prefix}/{child.name}")
-        return found
+    def list(self, prefix: str) -> list[str]:
+        """The same without the unfinished ones."""
+        return [key for key in self.children(prefix) if not key.endswith(".tmp")]
+
+    def is_older(self, key: str, seconds: float) -> bool:
+        """Whether a folder has not changed for so long; one that is gone by now is not."""
+        try:
+            return time.time() - self.path(key).stat().st_mtime >= seconds
+        except FileNotFoundError:
+            return False
 
     def delete(self, key: str) -> None:
         """Remove a key; a missing one is no error."""

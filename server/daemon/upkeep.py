@@ -3,6 +3,8 @@
 import logging
 import time
 
+from sqlalchemy.orm import Session
+
 from server.daemon.books import Books
 from server.daemon.writer import Writer
 from server.db import daemons, retention
@@ -38,8 +40,7 @@ class Upkeep:
                 keys += retention.forget_old_jobs(session, time.time() - self.kept_seconds)
         is_last = not keys
         if is_last:
-            with self.books.read() as session:
-                keys = orphans(session, self.store)
+            keys = orphans(self.books.read, self.store)
             if keys:
                 log.warning("orphans_erased", extra={"fields": {"keys": keys}})
         for key in keys:
@@ -49,8 +50,9 @@ class Upkeep:
 
 def clear_orphans(books: Books, store: LocalStore) -> None:
     """At a daemon's start: what the last one had not published goes at once, unless another daemon lives."""
-    with books.read() as session:
-        is_alone = len(daemons.live_daemons(session)) == 1
-        lost = orphans(session, store, of_daemon_seconds=0 if is_alone else SAFE_SECONDS)
-    for key in lost:
+
+    def of_daemon_seconds(session: Session) -> float:
+        return 0.0 if len(daemons.live_daemons(session)) == 1 else SAFE_SECONDS
+
+    for key in orphans(books.read, store, of_daemon_seconds=of_daemon_seconds):
         store.delete(key)

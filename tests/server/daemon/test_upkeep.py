@@ -3,14 +3,17 @@
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 
+from server import doctor
 from server.api.services import Services
 from server.daemon.upkeep import DAY_SECONDS
 from server.db.tables import Adapter, Dataset, Job, Run
 from server.orphans import SAFE_SECONDS
+from server.store import LocalStore
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import PLAIN, Life, jobs, submit
 
@@ -107,3 +110,35 @@ def test_a_daemon_that_lives_erases_what_nobody_has_named_for_an_hour(
     life.loop.upkeep.clear()
     life.writer.wait()
     assert not left.exists()
+
+
+@pytest.mark.databases("postgresql")
+def test_no_transaction_is_open_while_a_disk_is_looked_through_that_may_be_slow(
+    life: Life, alice: Caller, services: Services, new_life: NewLife, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL ends one that is idle for five seconds."""
+    submit(alice, PLAIN)
+    life.turn(6)
+    idle = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"
+    )
+    seen: list[int] = []
+
+    def looking(name: str) -> Callable[..., Any]:
+        looks = getattr(LocalStore, name)
+
+        def look(*arguments: Any) -> Any:
+            with services.database.engine.connect() as connection:
+                seen.append(connection.scalar(idle))
+            return looks(*arguments)
+
+        return look
+
+    services.store.path("adapters/adp_gone").mkdir()
+    for name in ("children", "is_older"):
+        monkeypatch.setattr(LocalStore, name, looking(name))
+    life.loop.upkeep.clear()
+    doctor.examine(services.database, services.store)
+    new_life()
+    assert len(seen) > 20
+    assert set(seen) == {0}
