@@ -12,6 +12,17 @@ from tests.e2e.server import Server
 NewServer = Callable[..., Server]
 
 
+BOTH = ("sqlite", pytest.param("postgresql", marks=pytest.mark.slow))
+"""Kinds of database: what takes long on the second is slow there."""
+
+
+def on_both(metafunc: pytest.Metafunc, fixture: str) -> None:
+    """What uses a folder's server happens on both kinds of database: on those that a mark names, else on `BOTH`."""
+    if fixture in metafunc.fixturenames:
+        marked = metafunc.definition.get_closest_marker("databases")
+        metafunc.parametrize(fixture, marked.args if marked else BOTH, indirect=True)
+
+
 def database(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Settings for a new database of the kind that a fixture's parameter names.
 

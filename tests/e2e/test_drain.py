@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from mixloom import MixloomError
+from server.faults import Fault, arm
 from tests.e2e.command_line import mixloom
-from tests.e2e.conftest import NewServer, database
+from tests.e2e.conftest import BOTH, NewServer, database
 from tests.e2e.making import MIXTURE, PLAIN, WIDE, dataset, submit
 from tests.e2e.server import ADMIN_KEY, Server, is_gone, is_stopped, wait_for
 
@@ -19,7 +20,7 @@ ADAPTERS = (MIXTURE, PLAIN)
 STEPS = 80
 
 
-@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=BOTH)
 def drained(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for this module's drains; recovery points come only where a drain makes them."""
     server = Server(tmp_path_factory.mktemp("drain"), base, recovery_steps=0, **database(request))
@@ -205,5 +206,27 @@ def test_a_second_sigterm_ends_at_once_and_loses_nothing_that_was_saved(
     assert is_gone(daemon)
     crashes = drained.rows("SELECT status, crashes FROM jobs JOIN runs ON job_id = jobs.id WHERE status <> 'succeeded'")
     assert crashes == [{"status": "queued", "crashes": 0}] * 2
+    drained.start()
+    check(drained, jobs, undisturbed)
+
+
+@pytest.mark.parametrize(("verb", "exit_code"), [("serve", 0), ("daemon", 1)])
+def test_a_second_sigterm_ends_what_writes_a_recovery_point_and_loses_nothing_that_was_saved(
+    verb: str, exit_code: int, drained: Server, jobs: list[str], undisturbed: list[str]
+) -> None:
+    """`mixloom daemon` has nobody who would kill it."""
+    process = drained.process
+    if verb == "daemon":
+        assert drained.stop() == 0
+        process = drained.spawn_daemon()
+    assert process is not None
+    saved = [saved_step(drained, job) for job in jobs]
+    arm(drained.faults, Fault(point="put.synced", kind="hang", about="recovery"))
+    wait_for(lambda: min(drained.step(job) - (step or 0) for job, step in zip(jobs, saved, strict=True)) >= 2)
+    process.terminate()
+    wait_for(lambda: '"times": 0' in drained.faults.read_text())
+    process.terminate()
+    assert process.wait(10) == exit_code
+    assert [saved_step(drained, job) for job in jobs] == saved
     drained.start()
     check(drained, jobs, undisturbed)

@@ -74,11 +74,13 @@ def test_an_adapter_does_not_hang_on_its_company(server: Server, alone: list[str
         neighbour.jobs.cancel(job)
 
 
+@pytest.mark.databases("sqlite")
 @pytest.mark.slow
 def test_an_adapter_does_not_hang_on_the_budget_of_a_gang(narrow: Server, alone: list[str], tmp_path: Path) -> None:
     assert narrow.finish(*submit_same(narrow, tmp_path)) == alone
 
 
+@pytest.mark.databases("sqlite")
 @pytest.mark.slow
 def test_a_restart_forgets_neither_who_waits_nor_who_is_paused(
     narrow: Server, alone: list[str], tmp_path: Path

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -17,19 +18,13 @@ from tests.e2e.server import Server
 from tests.models import smollm2_folder
 
 PROMPT = "What is 003?"
-TOLERANCE = {"tiny": 1e-5, "smollm2": 1e-4}
-"""As where the engine alone is compared with these programs: one rounding of float32 grows over 30 layers."""
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("smollm2", marks=[pytest.mark.smollm2, pytest.mark.slow])])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
-    """A server, and the folder of its base."""
-    if request.param == "tiny":
-        yield request.getfixturevalue("server"), request.getfixturevalue("base")
-        return
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("smollm2"), smollm2_folder(), threads=0)
     try:
-        yield server.start(), smollm2_folder()
+        yield server.start()
     finally:
         server.end()
 
@@ -59,7 +54,7 @@ def logprobs_of(model: nn.Module, tokens: list[int]) -> list[float]:
     return F.log_softmax(logits, -1).gather(1, ids[1:, None])[:, 0].tolist()
 
 
-@pytest.mark.parametrize(
+programs = pytest.mark.parametrize(
     ("program", "adapter"),
     [
         ("mixlora", {"method": "mixlora", "rank": 4, "num_experts": 4, "top_k": 2, "dropout": 0}),
@@ -67,17 +62,34 @@ def logprobs_of(model: nn.Module, tokens: list[int]) -> list[float]:
     ],
     ids=["MixLoRA in mixlora", "LoRA in PEFT"],
 )
+
+
+@programs
 def test_generate_scores_as_the_program_that_reads_the_download(
-    served: tuple[Server, Path], program: str, adapter: dict, tmp_path: Path, request: pytest.FixtureRequest
+    server: Server, base: Path, program: str, adapter: dict[str, Any], tmp_path: Path
 ) -> None:
-    server, base = served
+    compare(server, base, program, adapter, tmp_path, tolerance=1e-5)
+
+
+@pytest.mark.smollm2
+@pytest.mark.slow
+@programs
+def test_generate_scores_as_the_program_that_reads_the_download_with_smollm2(
+    smollm2: Server, program: str, adapter: dict[str, Any], tmp_path: Path
+) -> None:
+    compare(smollm2, smollm2_folder(), program, adapter, tmp_path, tolerance=1e-4)
+
+
+def compare(
+    server: Server, base: Path, program: str, adapter: dict[str, Any], tmp_path: Path, *, tolerance: float
+) -> None:
+    """The tolerance is as where the engine alone is compared with these programs: one rounding of float32 grows."""
     client = server.tenant(f"{program} {base.name}")
     job = submit(client, dataset(client, tmp_path), adapter, 6, training={"learning_rate": 1e-2}, validation=0)
     server.finish(job)
     ours, of_base = (client.generate(model, PROMPT, max_tokens=0, logprobs=True) for model in (job, "base"))
     model = read_by(program, downloaded(client, job, program, base, tmp_path), base)
     theirs = logprobs_of(model, ours["prompt_tokens"])
-    name = request.node.callspec.params["served"]
-    assert ours["prompt_logprobs"][1:] == pytest.approx(theirs, abs=TOLERANCE[name], rel=0)
+    assert ours["prompt_logprobs"][1:] == pytest.approx(theirs, abs=tolerance, rel=0)
     changes = [abs(a - b) for a, b in zip(ours["prompt_logprobs"][1:], of_base["prompt_logprobs"][1:], strict=True)]
     assert max(changes) > 0.1, "the adapter says something of its own"

@@ -10,6 +10,8 @@ import pytest
 
 from tests.e2e.server import Server
 
+pytestmark = pytest.mark.databases("sqlite")
+
 
 def niceness_of_threads(pid: int) -> set[int]:
     return {os.getpriority(os.PRIO_PROCESS, thread.id) for thread in psutil.Process(pid).threads()}

@@ -6,17 +6,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.oracle import Trace
-from tests.e2e.conftest import database
+from tests.e2e.conftest import database, on_both
 from tests.e2e.interrupted.disturbed import left_by, submit_all
 from tests.e2e.server import Server
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What happens here happens on both kinds of database. PostgreSQL is slow, except where a mark names the kinds."""
-    if "shared" in metafunc.fixturenames:
-        marked = metafunc.definition.get_closest_marker("databases")
-        kinds = marked.args if marked else ("sqlite", pytest.param("postgresql", marks=pytest.mark.slow))
-        metafunc.parametrize("shared", kinds, indirect=True)
+    on_both(metafunc, "shared")
 
 
 @pytest.fixture(scope="package")
