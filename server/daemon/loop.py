@@ -253,19 +253,20 @@ class Loop:
             self.recorder.forget_backlogged()
 
     def _tell_who_waits(self, snapshot: Snapshot, decision: Plan) -> None:
-        """Who waits for bytes is in the books; who could never have them ends, unless another daemon may."""
+        """Who waits for bytes is in the books; who could never have them ends, unless another daemon may have them."""
         waiting = [one.waiting for one in snapshot.tenants if one.waiting is not None]
         too_large = [run for run in waiting if decision.waits.get(run.run_id) is Wait.TOO_LARGE]
         short = {run_id for run_id, wait in decision.waits.items() if wait is Wait.MEMORY}
-        if self.has_company:
-            short |= {run.run_id for run in too_large}
-        else:
-            for run in too_large:
-                self.roster.refuse(run, snapshot)
+        may_end = bool(too_large) and not self._may_fit_elsewhere()
+        short |= {run.run_id for run in too_large if not (may_end and self.roster.refuse(run, snapshot))}
         if short != self.short_of_bytes:
             with self.books.write() as session:
                 runs.tell_short_of_bytes(session, self.engine.base.hash, short)
             self.short_of_bytes = short
+
+    def _may_fit_elsewhere(self) -> bool:
+        with self.books.read() as session:
+            return daemons.others_of_base(session, self.engine.base.hash, epoch=self.books.epoch, name=self.books.name)
 
     def _gang(self, decision: Plan) -> list[Riding]:
         for resident in self.residents:

@@ -1,5 +1,6 @@
 """The resident runs: how one comes into memory, is saved, published, and let go. Knows no fairness and no gangs."""
 
+import errno
 import json
 import logging
 import time
@@ -27,6 +28,8 @@ from server.daemon.program import Cursor, Evaluation, JobProgram, Work
 from server.daemon.publisher import Ending, Publisher, State
 from server.daemon.writer import Writer
 from server.db import accounts, events, recovery_points, runs
+from server.db.daemons import Fenced
+from server.db.stores import is_there
 from server.db.tables import Job, RecoveryPoint
 from server.db.tables import Run as RunRow
 from server.faults import fault
@@ -120,10 +123,12 @@ class Roster:
         try:
             resident = self._load(job, row, points)
         except EngineError as error:
+            self._check_disk(error)
             self._fail(job, "cannot_start", str(error))
             return
         except (OSError, SafetensorError) as error:  # whose words may name a path
             log.error("rows_unreadable", extra={"fields": {"job": job.id, "reason": str(error)}})
+            self._check_disk(error)
             self._fail(job, "cannot_start", "The job's files on the server cannot be read; submit it again.")
             return
         except (MemoryError, RuntimeError) as error:
@@ -144,8 +149,17 @@ class Roster:
         if moved:
             self.residents[row.id] = resident
 
-    def refuse(self, run: WaitingRun, snapshot: Snapshot) -> None:
-        """End the job of a run that would not fit into an empty machine."""
+    def _check_disk(self, error: Exception) -> None:
+        """Raises `Fenced` where it is not the one job's files that are missing or damaged: all would fail by it."""
+        of_the_job = (errno.ENOENT, errno.ENOTDIR, errno.EIO)
+        elsewhere = isinstance(error, OSError) and error.errno is not None and error.errno not in of_the_job
+        if elsewhere or not is_there(self.store.root):
+            raise Fenced(f"the data directory cannot be read ({error})") from error
+
+    def refuse(self, run: WaitingRun, snapshot: Snapshot) -> bool:
+        """End the job of a run that would not fit into an empty machine, unless it was in memory before; whether it has
+        ended. It has its place on a machine with more, or where less else is in memory.
+        """
         tokens = snapshot.least_budget or snapshot.token_budget
         a_pass = tokens * run.footprint.per_token
         message = _NEVER_FITS.format(
@@ -159,8 +173,11 @@ class Roster:
         error = {"code": "out_of_memory", "message": message}
         with self.books.write() as session:
             job = runs.lock_queued_job(session, run.run_id)
+            if job is not None and job.started_at is not None:
+                return False
             if job is not None and runs.move(session, job.id, JobStatus.FAILED, finished_at=time.time(), error=error):
                 events.record(session, job, "failed", message, {"code": error["code"]})
+        return True
 
     def save(self, resident: Resident, then: Callable[[], None] | None = None) -> None:
         """Write a recovery point of a run between two units; `then` runs when it is published."""

@@ -20,6 +20,8 @@ class Fenced(Exception):
     """This life of a daemon is over: whatever it still wants to write changes nothing."""
 
 
+LATELY_SECONDS = 3600.0
+"""A daemon that was there within so long may come back."""
 IS_OPEN: ColumnElement[bool] = Daemon.ended_at.is_(None)
 IS_LIVE: ColumnElement[bool] = IS_OPEN & (Daemon.expires_at > now())
 _LIVE = select(Daemon).where(IS_LIVE).order_by(Daemon.epoch.desc())
@@ -33,6 +35,14 @@ _COUNT = _UPDATE.values(writes=_DAEMONS.c.writes + 1).returning(_DAEMONS.c.ended
 def live_daemons(reader: Reader) -> Sequence[Daemon]:
     """Those that have been heard lately, the newest first."""
     return read_only(reader, _LIVE)
+
+
+def others_of_base(session: Session, base_hash: str, *, epoch: int, name: str | None) -> bool:
+    """Whether another daemon serves this base, loads one that may be this, or did so within the last hour."""
+    others = select(Daemon.epoch).where(Daemon.epoch != epoch)
+    lives = IS_LIVE & (Daemon.base_hash.is_(None) | (Daemon.base_hash == base_hash))
+    lived = Daemon.name.is_distinct_from(name) & (Daemon.base_hash == base_hash) & (Daemon.expires_at > now() - LATELY_SECONDS)
+    return session.scalar(others.where(lives | lived).limit(1)) is not None
 
 
 def is_any_live(session: Session) -> bool:

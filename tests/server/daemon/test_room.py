@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from engine import recovery
 from engine.base_model import BaseModel
@@ -13,7 +14,7 @@ from server.api.services import Services
 from server.daemon.publish import base_row
 from server.daemon.snapshot import MOST_TOKENS, take_snapshot
 from server.db import daemons
-from server.db.tables import Base
+from server.db.tables import Base, Daemon
 from server.memory import recovery_bytes, resident_bytes, token_bytes
 from server.resolve import num_parameters
 from tests.server.conftest import Caller
@@ -94,6 +95,49 @@ def test_a_job_that_would_never_fit_fails_with_the_bytes_and_the_next_one_trains
     assert error["code"] == "out_of_memory"
     assert f"{resident_bytes(job(services, large).adapter, base)} for its adapter" in error["message"]
     assert final_hash(services, small)
+
+
+def test_a_job_that_was_in_memory_once_waits_for_a_machine_with_as_much_again(
+    life: Life, with_room: Callable[..., Life], alice: Caller, bob: Caller, services: Services
+) -> None:
+    large, small = submit(alice, {**MIXTURE, "rank": 16}), submit(bob, PLAIN)
+    life = with_room(large, runs=1)
+    life.turn_until(lambda: job(services, large).step == 5)
+    life = with_room(small, runs=1)
+    life.turn_until(lambda: job(services, small).status == "succeeded")
+    assert job(services, large).status == "queued"
+    assert queue(alice, large)["reason"] == "memory"
+    life = with_room(large, runs=1)
+    life.finish()
+    assert final_hash(services, large)
+
+
+@pytest.mark.databases("postgresql")
+@pytest.mark.parametrize("other", ["serves it", "loads a base", "has died"])
+def test_a_job_that_another_daemon_has_or_may_have_room_for_waits(
+    other: str,
+    life: Life,
+    new_life: Callable[..., Life],
+    with_room: Callable[..., Life],
+    alice: Caller,
+    bob: Caller,
+    services: Services,
+) -> None:
+    large, small = submit(alice, {**MIXTURE, "rank": 16}), submit(bob, PLAIN)
+    life.books.end()
+    second = new_life(name="two", supervisor="another")
+    with services.database.write() as session:
+        values = {"loads a base": {"base_hash": None}, "has died": {"expires_at": time.time() - 60}}.get(
+            other, {"state": "ready"}
+        )
+        session.execute(update(Daemon).where(Daemon.epoch == second.books.epoch).values(**values))
+    life = with_room(small, runs=1)
+    life.turn_until(lambda: job(services, small).status == "succeeded")
+    assert (job(services, large).status, queue(alice, large)["reason"]) == ("queued", "memory")
+    with services.database.write() as session:
+        session.execute(update(Daemon).where(Daemon.epoch == second.books.epoch).values(ended_at=1.0, expires_at=1.0))
+    life.turn()
+    assert job(services, large).status == "failed"
 
 
 def test_a_gang_has_as_many_tokens_as_memory_leaves_for_it(
