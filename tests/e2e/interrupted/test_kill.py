@@ -57,7 +57,7 @@ def test_kills_of_the_api_the_daemon_and_both_and_a_daemon_that_is_stopped_chang
     chance = random.Random(5)
     victims = itertools.cycle([("api",), ("daemon",), ("api", "daemon")])
     for whom, moment in zip(victims, moments, strict=False):
-        wait_for(lambda moment=moment: server.num_gangs() >= moment)
+        wait_for(lambda moment=moment: server.num_gangs() >= moment and server.status(longest) == "running")
         time.sleep(chance.random() * 0.1)
         assert server.status(longest) == "running", "a job that trains when it happens"
         server.kill(*whom)
