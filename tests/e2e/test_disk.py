@@ -73,7 +73,7 @@ def test_a_server_that_may_write_nothing_refuses_what_is_new_waits_and_goes_on_w
     daemon, api = psutil.Process(server.daemon_pid), psutil.Process(server.process.pid)
     _, most = daemon.rlimit(resource.RLIMIT_FSIZE)
     for process in (daemon, api):
-        process.rlimit(resource.RLIMIT_FSIZE, (1024, most))
+        process.rlimit(resource.RLIMIT_FSIZE, (0, most))
     (data, *_) = client.datasets.list()
     for send in (lambda: dataset(client, tmp_path), lambda: submit(client, data["id"], PLAIN, STEPS)):
         with pytest.raises(MixloomError) as caught:
