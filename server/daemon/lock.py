@@ -12,11 +12,11 @@ import psutil
 log = logging.getLogger("mixloom.daemon")
 POLL_SECONDS = 0.2
 ORPHAN_SECONDS = 10.0
-"""How long a holder whose parent is gone may take to end itself before it is killed (it may be stopped)."""
+"""How long a holder whose supervisor is gone may take to end itself before it is killed (it may be stopped)."""
 
 
-def hold(path: Path) -> IO[str]:
-    """Wait for the lock, and keep it as long as the returned file is open."""
+def hold(path: Path, *, supervised: bool) -> IO[str]:
+    """Wait for the lock, and keep it as long as the returned file is open. `supervised`: our parent watches over us."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
     began = time.monotonic()
@@ -34,15 +34,15 @@ def hold(path: Path) -> IO[str]:
         time.sleep(POLL_SECONDS)
     file.seek(0)
     file.truncate()
-    file.write(f"{os.getpid()} {os.getppid()}")
+    file.write(f"{os.getpid()} {os.getppid()}" if supervised else f"{os.getpid()}")
     file.flush()
     return file
 
 
 def _kill_orphan(path: Path) -> None:
-    """End the lock's holder if its parent is gone: it was to end by itself, and everything it did is recoverable."""
+    """End the holder that its supervisor has left: it was to end by itself, and everything it did is recoverable."""
     numbers = path.read_text().split()
-    if len(numbers) != 2:
+    if len(numbers) != 2:  # nobody supervises it
         return
     pid, parent = map(int, numbers)
     try:

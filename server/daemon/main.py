@@ -61,7 +61,11 @@ def main(settings: Settings, *, supervisor: str | None) -> int:
     upgrade(settings)
     database = Database(settings.database)
     refuse_other_store(settings, database)
-    with nullcontext() if database.path is None else hold(settings.data_dir / "daemon.lock"):
+    with (
+        nullcontext()
+        if database.path is None
+        else hold(settings.data_dir / "daemon.lock", supervised=supervisor is not None)
+    ):
         try:
             return Daemon(settings, database, supervisor).run()
         except EngineError as error:

@@ -4,9 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -18,13 +19,14 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from server.daemon.lock import hold
-kept = hold(Path(sys.argv[1]))
+kept = hold(Path(sys.argv[1]), supervised=sys.argv[3:] == ["supervised"])
 print("held", flush=True)
 time.sleep(60)
 """
 PARENT = """
 import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2], "daemon"], stdout=subprocess.PIPE)
+hold, path, *words = sys.argv[1:]
+child = subprocess.Popen([sys.executable, "-c", hold, path, "daemon", *words], stdout=subprocess.PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)
 """
@@ -39,7 +41,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def holder(path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Another process that holds the lock."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path), "daemon"], stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path), "daemon", "supervised"], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
     yield process
@@ -47,17 +49,18 @@ def holder(path: Path) -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-@pytest.fixture
-def orphan(path: Path) -> Iterator[int]:
+@contextmanager
+def left_alone(path: Path, *words: str) -> Iterator[int]:
     """The pid of a holder whose parent is gone, stopped so that it cannot end itself."""
-    started = subprocess.run(
-        [sys.executable, "-c", PARENT, HOLD, str(path)], stdout=subprocess.PIPE, check=True, timeout=60
-    )
+    command = [sys.executable, "-c", PARENT, HOLD, str(path), *words]
+    started = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=60)
     pid = int(started.stdout)
     os.kill(pid, signal.SIGSTOP)
-    yield pid
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    try:
+        yield pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def is_gone(pid: int) -> bool:
@@ -67,7 +70,7 @@ def is_gone(pid: int) -> bool:
 def test_the_lock_is_free_as_soon_as_its_holder_is_dead(path: Path, holder: subprocess.Popen[bytes]) -> None:
     holder.kill()
     began = time.monotonic()
-    with lock.hold(path):
+    with lock.hold(path, supervised=True):
         assert time.monotonic() - began < 2
         assert path.read_text() == f"{os.getpid()} {os.getppid()}"
 
@@ -78,12 +81,26 @@ def test_a_holder_that_has_its_parent_is_never_killed(path: Path, holder: subpro
         holder.wait(0.5)
 
 
-def test_an_orphan_that_does_not_end_itself_is_killed(path: Path, orphan: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_orphan_that_does_not_end_itself_is_killed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "ORPHAN_SECONDS", 0.5)
-    began = time.monotonic()
-    with lock.hold(path):
-        assert time.monotonic() - began >= 0.5
-        assert is_gone(orphan)
+    with left_alone(path, "supervised") as orphan:
+        began = time.monotonic()
+        with lock.hold(path, supervised=True):
+            assert time.monotonic() - began >= 0.5
+            assert is_gone(orphan)
+
+
+def test_a_lone_holder_whose_shell_has_ended_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "ORPHAN_SECONDS", 0.0)
+    with left_alone(path) as lone:
+        waiting = threading.Thread(target=lambda: lock.hold(path, supervised=False).close())
+        waiting.start()
+        waiting.join(1)
+        assert waiting.is_alive()
+        assert not is_gone(lone)
+        os.kill(lone, signal.SIGKILL)
+        waiting.join(10)
+        assert not waiting.is_alive()
 
 
 def test_a_process_that_only_bears_the_number_is_left_alone(path: Path) -> None:
@@ -103,5 +120,5 @@ def test_a_lock_file_that_names_nobody_is_no_error(content: str, path: Path) -> 
     path.parent.mkdir()
     path.write_text(content)
     lock._kill_orphan(path)
-    with lock.hold(path):
+    with lock.hold(path, supervised=True):
         assert path.read_text().startswith(str(os.getpid()))
