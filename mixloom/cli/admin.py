@@ -50,7 +50,9 @@ def drain(
     reason: Annotated[str, typer.Option(help="Shown to every tenant.")] = "",
     daemon: DaemonOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Return when every run is let go of.")] = False,
-    exit: Annotated[bool, typer.Option("--exit", help="Let the daemon end when it rests.")] = False,
+    exit: Annotated[
+        bool, typer.Option("--exit", help="Let the daemon end when it rests; `serve` starts it again after undrain.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Bring training to rest, without losing anything. Holds until `admin undrain`, across restarts."""

@@ -49,6 +49,8 @@ log = logging.getLogger("mixloom.daemon")
 BACK_OFF_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)
 STEADY_SECONDS = 60.0
 """A life that lasted so long is followed by the next one without a pause."""
+END_SECONDS = 3.0
+"""So long the database may take to hear of the end of a life that a second signal ends."""
 EXIT_BAD_BASE = 3
 """The base cannot be loaded: starting again would not help."""
 
@@ -95,8 +97,10 @@ class Daemon:
         self.store = LocalStore(settings.data_dir)
         self.stopping = threading.Event()
         self.served: Served | None = None
+        self.books: Books | None = None
         signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which tells us
+        # A supervisor is who hears of Ctrl-C, and tells us.
+        signal.signal(signal.SIGINT, self._stop if supervisor is None else signal.SIG_IGN)
 
     def run(self) -> int:
         """Live until told to end, and let nothing but a bug or a bad base be the end; the exit code."""
@@ -105,7 +109,7 @@ class Daemon:
         while True:
             began = time.monotonic()
             try:
-                books = Books.begin(
+                self.books = books = Books.begin(
                     self.database,
                     lease_seconds=self.settings.lease_seconds,
                     supervisor=self.supervisor,
@@ -175,9 +179,19 @@ class Daemon:
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
         """First: save every run at its next optimizer step and end. Second: end now."""
-        if self.stopping.is_set():
-            os._exit(1)
+        if self.stopping.is_set():  # in a thread, since what is interrupted here may hold locks of the database
+            threading.Thread(target=self._end_now, name="end", daemon=True).start()
         self.stopping.set()
+
+    def _end_now(self) -> None:
+        """End the life, so that no job is to blame, and the process; where the database takes too long that alone."""
+        threading.Timer(END_SECONDS, os._exit, (1,)).start()
+        try:
+            if self.books is not None:
+                self.books.end()
+        except (Fenced, SQLAlchemyError) as error:
+            log.warning("lease_not_ended", extra={"fields": {"reason": type(error).__name__}})
+        os._exit(1)
 
 
 def _said(error: Fenced | OSError | SQLAlchemyError) -> str:

@@ -87,9 +87,9 @@ class Server:
         """What all lives of it have written."""
         return (self.folder / "server.log").read_text(errors="replace")
 
-    def spawn(self) -> subprocess.Popen[bytes]:
-        """Start the processes, and do not wait for them."""
-        self.process = self._spawn("serve")
+    def spawn(self, verb: str = "serve") -> subprocess.Popen[bytes]:
+        """Start the processes, or the API alone, and do not wait for them."""
+        self.process = self._spawn(verb)
         return self.process
 
     def spawn_daemon(self) -> "subprocess.Popen[bytes]":
