@@ -77,11 +77,10 @@ def _run(verb: str, settings: Settings, flags: dict[str, Any], supervisor: str |
 def _upkeep(verb: str, settings: Settings, folder: Path | None, as_json: bool) -> int:
     """A verb on the files and the tables as they lie there; the exit code: 1 where something is not as it must be."""
     from server import backup, doctor
-    from server.db.migrate import open_current
 
     answer: dict[str, Any] = {}
     if verb == "doctor":
-        findings = doctor.examine(open_current(settings), LocalStore(settings.data_dir))
+        findings = doctor.examine(doctor.open_as_it_is(settings), LocalStore(settings.data_dir))
     else:
         assert folder is not None
         copied = (backup.back_up if verb == "backup" else backup.restore)(settings, folder)

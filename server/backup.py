@@ -49,7 +49,7 @@ class Copied:
 def back_up(settings: Settings, target: Path) -> Copied:
     """Bring the backup in `target` up to date. Until the last moment it is the one that was there before.
 
-    Raises `not_a_backup`, `not_copied`, and what `open_current` does.
+    Raises `not_a_backup`, `not_copied`, `database_damaged`, and what else `open_current` does.
     """
     if target.resolve() == settings.data_dir.resolve():
         raise MixloomError("not_a_backup", f"{target} is the data directory itself. Name another folder.", 400)
@@ -68,8 +68,8 @@ def back_up(settings: Settings, target: Path) -> Copied:
 def restore(settings: Settings, source: Path) -> Copied:
     """Make a data directory of a backup, and with PostgreSQL the rows of an empty database.
 
-    Raises `no_database`, `data_dir_not_empty`, `database_not_empty`, `database_too_new`, `database_unreachable`,
-    `postgres_not_installed`, `rows_refused`, `not_copied`.
+    Raises `no_database`, `data_dir_not_empty`, `database_not_empty`, `database_damaged`, `database_too_new`,
+    `database_unreachable`, `postgres_not_installed`, `rows_refused`, `not_copied`.
     """
     target, database = settings.data_dir, Database(settings.database, is_patient=True)
     with _one_sentence(f"Mend that, empty {target} and restore again."):
@@ -144,6 +144,14 @@ def _take_tables(original: Database, path: Path) -> Database:
             closing(sqlite3.connect(path)) as target,
         ):
             source.backup(target)
+            (said,) = target.execute("PRAGMA integrity_check(1)").fetchone()
+        if said != "ok":
+            raise MixloomError(
+                "database_damaged",
+                f"The database {original.name} is damaged ({' '.join(said.split())}), so nothing was copied. `mixloom "
+                "admin doctor` says what can still be read; an earlier backup is whole.",
+                500,
+            )
     tables = _sqlite(path)
     upgrade_tables(tables)
     if original.path is None:

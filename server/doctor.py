@@ -1,20 +1,25 @@
 """What does not fit together: rows against files, rows against rows. Reads only; `mixloom admin doctor` prints it."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy import func, select, text
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from server.adapter_files import CONFIG, WEIGHTS
 from server.db.daemons import live_daemons
-from server.db.session import Database
+from server.db.migrate import open_current
+from server.db.session import Database, is_damaged
 from server.db.tables import Adapter, Base, Dataset, Job, Metric, Operation, RecoveryPoint, Run
+from server.errors import MixloomError
 from server.ingest.file import CONTENT_FILE, ROWS_FILE
 from server.orphans import SAFE_SECONDS, orphans
+from server.settings import Settings
 from server.states import ENDED, RESIDENT
 from server.store import LocalStore, Manifest, is_whole, sha256_of
 
@@ -41,6 +46,7 @@ Kind = Literal[
     "tokens_missing",
 ]
 """Stable words for programs."""
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, order=True)
@@ -54,6 +60,16 @@ class Finding:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def open_as_it_is(settings: Settings) -> Database:
+    """As `open_current`, and also where the tables do not say any more of which version they are."""
+    try:
+        return open_current(settings)
+    except MixloomError as error:
+        if error.code != "database_damaged":
+            raise
+        return Database(settings.database)
 
 
 def examine(database: Database, store: LocalStore) -> list[Finding]:
@@ -70,19 +86,55 @@ def examine(database: Database, store: LocalStore) -> list[Finding]:
 
 
 def examine_files(database: Database, store: LocalStore) -> list[Finding]:
-    """Of that what concerns the files that rows name, at first sight."""
+    """Of that what concerns the files that rows name, at first sight.
+
+    All rows are read first: of large files a look takes longer than PostgreSQL lets a transaction be idle.
+    """
+    found: list[Finding] = []
     nouns = (_adapters, _recovery_points, _datasets, _tokens, _bases)
-    with database.read() as session:
-        found = [finding for noun in nouns for folder in noun(session) for finding in _compared(store, folder)]
-        return sorted([*found, *_operations(session, store)])
+    folders = [folder for noun in nouns for folder in _read(database, noun, found)]
+    requests = _read(database, _requests, found)
+    for folder in folders:
+        found += _compared(store, folder)
+    for id_, key in requests:
+        if not store.path(key).is_dir():
+            found.append(Finding("request_missing", id_, "Its files are not there; it goes an hour after its time."))
+    return sorted(set(found))
 
 
 def _look(database: Database, store: LocalStore) -> list[Finding]:
-    with database.read() as session:
-        rows = [finding for check in (_database, _leases, _jobs, _metrics) for finding in check(session)]
-    lost = orphans(database.read, store)
+    found: list[Finding] = []
+    for check in (_database, _leases, _jobs, _metrics):
+        found += _read(database, check, found)
+    lost: list[str] = []
+    with _noting_damage(found):
+        lost = orphans(database.read, store)
     message = "No row names this folder. The daemon that lives erases it within ten minutes."
-    return sorted([*rows, *examine_files(database, store), *(Finding("orphan", key, message) for key in lost)])
+    found += (Finding("orphan", key, message) for key in lost)
+    return sorted({*found, *examine_files(database, store)})
+
+
+def _read(database: Database, question: Callable[[Session], Iterable[Answer]], found: list[Finding]) -> list[Answer]:
+    """What the rows say."""
+    answers: list[Answer] = []
+    with _noting_damage(found), database.read() as session:
+        answers.extend(question(session))
+    return answers
+
+
+@contextmanager
+def _noting_damage(found: list[Finding]) -> Iterator[None]:
+    """That SQLite cannot read its rows is found, too, and the end of this question alone."""
+    try:
+        yield
+    except DatabaseError as error:
+        if not is_damaged(error):
+            raise
+        found.append(_damage(str(error.orig)))
+
+
+def _damage(said: str) -> Finding:
+    return Finding("database_damaged", "mixloom.db", f"SQLite says: {' '.join(said.split())}. {_RECOVER}")
 
 
 @dataclass(frozen=True)
@@ -143,10 +195,8 @@ def _bases(session: Session) -> Iterator[_Folder]:
         yield _Folder(one.hash, one.folder_key, one.manifest, {}, "tokenizer_missing", "tokenizer_damaged", advice)
 
 
-def _operations(session: Session, store: LocalStore) -> Iterator[Finding]:
-    for operation in session.scalars(select(Operation)):
-        if not store.path(operation.key).is_dir():
-            yield Finding("request_missing", operation.id, "Its files are not there; it goes an hour after its time.")
+def _requests(session: Session) -> Iterable[tuple[str, str]]:
+    return [(one.id, one.key) for one in session.execute(select(Operation.id, Operation.key))]
 
 
 def _database(session: Session) -> Iterator[Finding]:
@@ -155,9 +205,11 @@ def _database(session: Session) -> Iterator[Finding]:
         return
     for (said,) in session.execute(text("PRAGMA integrity_check")):
         if said != "ok":
-            yield Finding("database_damaged", "mixloom.db", f"SQLite says: {said}. {_RESTORE}")
+            yield _damage(said)
     for table, row, parent, _ in session.execute(text("PRAGMA foreign_key_check")):
-        yield Finding("row_without_parent", f"{table} {row}", f"The row of {parent} that it belongs to is not there.")
+        message = f"The row of {parent} that it belongs to is not there. Restore a backup, or stop the server and "
+        delete = f"`DELETE FROM {table} WHERE rowid = {row}` with sqlite3."
+        yield Finding("row_without_parent", f"{table} {row}", message + delete)
 
 
 def _leases(session: Session) -> Iterator[Finding]:
@@ -166,8 +218,14 @@ def _leases(session: Session) -> Iterator[Finding]:
     held = select(Job.id, Run.lease_epoch).join(Run, Run.job_id == Job.id).where(Job.status.in_(RESIDENT))
     for job_id, lease_epoch in session.execute(held):
         if lease_epoch not in epochs:
-            message = "It is shown as training and no live daemon has it. The next daemon to start takes it up."
+            message = f"It is shown as training and no live daemon has it. It waits again at {_heard(session)}."
             yield Finding("no_live_lease", job_id, message)
+
+
+def _heard(session: Session) -> str:
+    """When a life that is over is noticed."""
+    is_sqlite = session.get_bind().dialect.name == "sqlite"
+    return "the start of the next daemon" if is_sqlite else "the next heartbeat or start of any daemon"
 
 
 def _jobs(session: Session) -> Iterator[Finding]:
@@ -181,7 +239,7 @@ def _jobs(session: Session) -> Iterator[Finding]:
     long_ago = time.time() - SAFE_SECONDS
     ended = select(RecoveryPoint.id).join(Run, Run.id == RecoveryPoint.run_id).join(Job, Job.id == Run.job_id)
     for id_ in session.scalars(ended.where(Job.status.in_(ENDED), Job.finished_at < long_ago)):
-        yield Finding("recovery_point_of_ended_job", id_, "The daemon was to erase it when its job ended.")
+        yield Finding("recovery_point_of_ended_job", id_, _FORGET)
 
 
 def _metrics(session: Session) -> Iterator[Finding]:
@@ -199,11 +257,16 @@ def _metrics(session: Session) -> Iterator[Finding]:
     )
     for job_id, step, tokens, num, last_step, last_tokens in session.execute(counted):
         if num != step or last_step != step:
-            message = f"Its row says {step} steps; its metrics hold {num}, the last is {last_step}."
+            message = f"Its row says {step} steps; its metrics hold {num}, the last is {last_step}. {_RECORD}"
             yield Finding("metrics_gap", job_id, message)
         if last_tokens != tokens:
-            message = f"Its row says {tokens} trained tokens, its metrics say {last_tokens}."
+            message = f"Its row says {tokens} trained tokens, its metrics say {last_tokens}. {_RECORD}"
             yield Finding("metrics_differ", job_id, message)
 
 
 _RESTORE = "Restore it from a backup, or delete it."
+_RECOVER = (
+    "Stop the server and restore a backup; without one, `sqlite3 mixloom.db .recover` saves what can still be read."
+)
+_FORGET = "Its job has ended, and a daemon that lives erases such points at each turn. Start one, or look at its log."
+_RECORD = "No adapter depends on that. If you need the record, restore a backup; or let its tenant delete the job."

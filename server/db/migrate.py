@@ -12,11 +12,11 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 import migrations
 from server.data_dir import ensure_data_dir
-from server.db.session import Database, one_at_a_time
+from server.db.session import Database, is_damaged, one_at_a_time
 from server.errors import MixloomError
 from server.settings import Settings
 
@@ -24,8 +24,8 @@ from server.settings import Settings
 def upgrade(settings: Settings) -> None:
     """Apply what is missing. Any number of processes may call it at once; one does the work, the others wait.
 
-    Raises `data_dir_not_writable`, `database_unreachable`, `postgres_not_installed`, or `database_too_new` when a
-    later version of the code has been here.
+    Raises `data_dir_not_writable`, `database_unreachable`, `database_damaged`, `postgres_not_installed`, or
+    `database_too_new` when a later version of the code has been here.
     """
     ensure_data_dir(settings)
     database = Database(settings.database, is_patient=True)  # of large tables a migration takes its time
@@ -50,7 +50,8 @@ def upgrade_tables(database: Database) -> None:
 def open_current(settings: Settings) -> Database:
     """The database that is there, left as it is.
 
-    Raises `no_database`, `other_version`, `database_too_new`, `database_unreachable`, `postgres_not_installed`.
+    Raises `no_database`, `other_version`, `database_too_new`, `database_damaged`, `database_unreachable`,
+    `postgres_not_installed`.
     """
     database = Database(settings.database)
     if database.path is not None and not database.path.is_file():
@@ -65,11 +66,20 @@ def open_current(settings: Settings) -> Database:
 
 @contextmanager
 def reaching(database: Database) -> Iterator[None]:
-    """For the first that is asked of it. Raises `database_unreachable`."""
+    """For the first that is asked of it. Raises `database_unreachable`, `database_damaged`."""
     try:
         yield
-    except OperationalError as error:
+    except DatabaseError as error:
         said = str(error.orig).strip().partition("\n")[0]
+        if is_damaged(error):
+            raise MixloomError(
+                "database_damaged",
+                f"The database {database.name} is damaged ({said}). `mixloom admin doctor` says what can still be "
+                "read; restore a backup.",
+                500,
+            ) from error
+        if not isinstance(error, OperationalError):
+            raise
         raise MixloomError(
             "database_unreachable",
             f"The database {database.name} cannot be reached ({said}). Start it, or mend MIXLOOM_DATABASE_URL.",

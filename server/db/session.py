@@ -24,6 +24,8 @@ IDLE_SECONDS = 5
 """PostgreSQL ends a transaction whose owner says nothing for so long: a process that was stopped holds no lock."""
 SILENT_SECONDS = 60
 """A PostgreSQL that says nothing for so long in the middle of a statement is given up: it has said before of a lock."""
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_UNREADABLE = frozenset({sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ})
 _PASS_ALONE = select(func.pg_advisory_xact_lock(func.hashtext(bindparam("noun"))))
 
 Entity = TypeVar("Entity")
@@ -137,6 +139,12 @@ def is_outage(error: SQLAlchemyError) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     return isinstance(error, OperationalError | InternalError | NoConnectionFree)
+
+
+def is_damaged(error: DBAPIError) -> bool:
+    """Whether SQLite says that its file is not as it was written, or the disk that it does not give it."""
+    code = getattr(error.orig, "sqlite_errorcode", 0)
+    return code & 0xFF in _DAMAGED or code in _UNREADABLE  # of the first kind the other bits say where
 
 
 def is_in_doubt(error: BaseException) -> bool:

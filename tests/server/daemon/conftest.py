@@ -1,8 +1,10 @@
 """The real daemon on the real API's database, in this process: lives that are driven turn by turn."""
 
 import functools
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +266,20 @@ def steps(services: Services, job_id: str) -> list[int]:
     """The steps that have metrics, in order."""
     with services.database.read() as session:
         return [metric.step for metric in session.query(Metric).filter_by(job_id=job_id).order_by(Metric.step)]
+
+
+def first_page(path: Path, name: str) -> slice:
+    """Where a table or an index begins in SQLite's file, which has all that was written."""
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [name]).fetchone()
+    return slice((page - 1) * size, page * size)
+
+
+def spoil_table(path: Path, name: str) -> None:
+    """Overwrite the head of a table's first page."""
+    begin = first_page(path, name).start
+    content = bytearray(path.read_bytes())
+    content[begin : begin + 64] = b"garbage " * 8
+    path.write_bytes(content)

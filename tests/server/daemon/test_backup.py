@@ -27,7 +27,7 @@ from server.settings import Settings
 from server.store import LocalStore
 from tests.postgresql import PostgreSQL
 from tests.server.conftest import ADMIN_KEY, Caller
-from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, break_rows, final_hash, job, steps, submit
+from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, break_rows, final_hash, job, spoil_table, steps, submit
 
 REVISIONS = migrate._revisions(str(Path(migrate.migrations.__file__ or "").parent))
 
@@ -171,6 +171,19 @@ def test_what_is_gone_from_the_original_goes_from_the_backup_and_what_is_damaged
     shutil.rmtree(copy / "jobs")
     found = back_up(services.settings, copy).findings
     assert {finding.kind for finding in found} == {"adapter_damaged", "tokens_missing"}
+
+
+@pytest.mark.databases("sqlite")
+def test_a_damaged_database_does_not_take_the_place_of_its_backup(services: Services, copy: Path) -> None:
+    back_up(services.settings, copy)
+    before = (copy / DATABASE).read_bytes()
+    assert services.database.path is not None
+    spoil_table(services.database.path, "events")
+    with pytest.raises(MixloomError, match="is damaged") as caught:
+        back_up(services.settings, copy)
+    assert caught.value.code == "database_damaged"
+    assert (copy / DATABASE).read_bytes() == before
+    assert not list(copy.glob(f"{DATABASE}.new*"))
 
 
 def test_a_backup_that_does_not_fit_leaves_the_one_before(

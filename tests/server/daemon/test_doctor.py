@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import get_args
@@ -15,11 +17,14 @@ from sqlalchemy import text
 from server import doctor
 from server.__main__ import main
 from server.api.services import Services
-from server.db import operations
+from server.db import migrate, operations
+from server.db.session import Database
 from server.db.tables import Adapter, Base, Dataset, Job, RecoveryPoint
 from server.orphans import SAFE_SECONDS
+from server.settings import Settings
+from server.store import sha256_of
 from tests.server.conftest import Caller
-from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, final_hash, submit
+from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, final_hash, first_page, spoil_table, submit
 
 
 @pytest.fixture
@@ -57,14 +62,12 @@ def spoil(path: Path) -> None:
 
 def spoil_index(services: Services, name: str) -> None:
     """Flip one bit at the end of an index's first page, where its first entry is."""
-    assert services.database.path is not None
-    with closing(sqlite3.connect(services.database.path)) as connection:
-        assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
-        (size,) = connection.execute("PRAGMA page_size").fetchone()
-        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [name]).fetchone()
-    content = bytearray(services.database.path.read_bytes())
-    content[page * size - 1] ^= 1
-    services.database.path.write_bytes(content)
+    path = services.database.path
+    assert path is not None
+    last = first_page(path, name).stop - 1
+    content = bytearray(path.read_bytes())
+    content[last] ^= 1
+    path.write_bytes(content)
 
 
 def copy_of(row: Base, **changes: object) -> Base:
@@ -161,7 +164,7 @@ def test_every_damage_is_named_with_its_row(at_work: Services, capsys: pytest.Ca
         ("tokenizer_damaged", base.partition("/")[2]),
         ("tokens_damaged", training),
     ]
-    assert all(one["message"] for one in found)
+    assert all(re.search("[.;] [A-Z`i]", one["message"]) for one in found), "what is, and what comes of it or to do"
     of_sqlites_alone = {"row_without_parent", "database_damaged"}
     assert {one["kind"] for one in found} | of_sqlites_alone == set(get_args(doctor.Kind))
 
@@ -223,6 +226,64 @@ def test_of_rows_of_an_older_version_the_files_are_compared_that_these_know(at_w
             found.add(path.name)
         path.write_bytes(whole)
     assert found == {"adapter_model.safetensors", "content", "state.safetensors", "run.json"}
+
+
+NOTHING = {
+    column.name: {str: "", int: 0, float: 0.0, object: {}}[column.type.python_type]
+    for column in Base.__table__.columns
+    if column.name not in ("hash", "folder_key")
+}
+
+
+def spoil_head(path: Path) -> None:
+    path.write_bytes(b"garbage " * 8 + path.read_bytes()[64:])
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("harm", "others"),
+    [
+        pytest.param(lambda path: spoil_table(path, "jobs"), {"tokenizer_missing"}, id="jobs"),
+        pytest.param(lambda path: spoil_table(path, "alembic_version"), {"tokenizer_missing"}, id="the version"),
+        pytest.param(spoil_head, set(), id="head"),
+        pytest.param(cut_off, set(), id="half"),
+    ],
+)
+def test_a_damaged_database_is_found_beside_all_that_can_still_be_read(
+    harm: Callable[[Path], None], others: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(data_dir=tmp_path)
+    migrate.upgrade(settings)
+    database = Database(settings.database)
+    with database.write() as session:
+        session.add(Base(hash="gone", folder_key="bases/gone", **NOTHING))
+    assert database.path is not None
+    first_page(database.path, "bases")  # all is in the file
+    harm(database.path)
+    assert main(["doctor", "--data-dir", str(tmp_path), "--json"]) == 1
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert {one["kind"] for one in json.loads(said.out)["findings"]} == {"database_damaged"} | others
+
+
+@pytest.mark.databases("postgresql")
+def test_files_that_take_long_to_read_hold_up_no_transaction(
+    life: Life, alice: Caller, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL would end it."""
+    submit(alice, PLAIN, steps=1)
+    life.finish()
+    monkeypatch.setattr("server.db.session.IDLE_SECONDS", 1)
+
+    def slowly(path: Path) -> str:
+        time.sleep(1.5 if path.name == "adapter_model.safetensors" else 0)
+        return sha256_of(path)
+
+    monkeypatch.setattr("server.store.sha256_of", slowly)
+    assert doctor.examine_files(Database(services.settings.database), services.store) == []
 
 
 def test_where_there_is_no_server_the_doctor_makes_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
