@@ -88,7 +88,7 @@ class Supervisor:
             self._child.send_signal(number)
 
     def _run(self) -> None:
-        failures = 0
+        failures, is_first = 0, True
         while not self._stopping.is_set():
             began = time.monotonic()
             self._child, tether = self._spawn()
@@ -101,11 +101,12 @@ class Supervisor:
                 if code:
                     self._release()
                 return
-            if code == EXIT_BAD_BASE:
+            if code == EXIT_BAD_BASE and is_first:  # later it was there before, and may be there again
                 log.error("no_base", extra={"fields": {"hint": "the daemon's last line says why; mend --base"}})
                 self.gave_up = True
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
+            is_first = False
             if code == 0:  # a drain that asked for it
                 self._wait_for_undrain()
                 continue
