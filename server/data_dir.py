@@ -5,6 +5,9 @@ import os
 from server.errors import MixloomError
 from server.settings import Settings
 
+DAEMON_LOCK = "daemon.lock"
+"""A file that the daemon on a SQLite database holds as long as it lives."""
+
 
 def ensure_data_dir(settings: Settings) -> None:
     """Make the data directory if it is not there. Raises `data_dir_not_writable`."""

@@ -34,6 +34,7 @@ from server.daemon.sampler import Sampler
 from server.daemon.snapshot import most_tokens
 from server.daemon.upkeep import clear_orphans
 from server.daemon.writer import Writer
+from server.data_dir import DAEMON_LOCK, ensure_data_dir
 from server.db import bases, daemons
 from server.db.daemons import Fenced
 from server.db.migrate import upgrade
@@ -60,14 +61,12 @@ def main(settings: Settings, *, supervisor: str | None) -> int:
     configure_logging(settings)
     if supervisor is not None:
         hold_to_supervisor()
-    upgrade(settings)
+    ensure_data_dir(settings)
     database = Database(settings.database)
-    refuse_other_store(settings, database)
-    with (
-        nullcontext()
-        if database.path is None
-        else hold(settings.data_dir / "daemon.lock", supervised=supervisor is not None)
-    ):
+    lock, supervised = settings.data_dir / DAEMON_LOCK, supervisor is not None
+    with nullcontext() if database.path is None else hold(lock, supervised=supervised):
+        upgrade(settings, is_daemon=True)
+        refuse_other_store(settings, database)
         try:
             return Daemon(settings, database, supervisor).run()
         except EngineError as error:

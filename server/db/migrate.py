@@ -3,7 +3,7 @@
 import fcntl
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -15,25 +15,30 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 import migrations
-from server.data_dir import ensure_data_dir
+from server.data_dir import DAEMON_LOCK, ensure_data_dir
 from server.db.session import Database, is_damaged, one_at_a_time
 from server.errors import MixloomError
 from server.settings import Settings
 
 
-def upgrade(settings: Settings) -> None:
+def upgrade(settings: Settings, *, is_daemon: bool = False) -> None:
     """Apply what is missing. Any number of processes may call it at once; one does the work, the others wait.
 
-    Raises `data_dir_not_writable`, `database_unreachable`, `database_damaged`, `postgres_not_installed`, or
-    `database_too_new` when a later version of the code has been here.
+    `is_daemon`: the caller holds the daemon's lock. Of SQLite nobody else changes tables that a daemon works with.
+
+    Raises `data_dir_not_writable`, `database_unreachable`, `database_damaged`, `daemon_at_work`,
+    `postgres_not_installed`, or `database_too_new` when a later version of the code has been here.
     """
     ensure_data_dir(settings)
     database = Database(settings.database, is_patient=True)  # of large tables a migration takes its time
     with _locked(settings.data_dir):
         current = _revision(database)
         if _pending(current, database) and current is not None and database.path is not None:
-            _copy(database.path, current)
-        upgrade_tables(database)
+            with nullcontext() if is_daemon else _no_daemon(settings.data_dir):
+                _copy(database.path, current)
+                upgrade_tables(database)
+        else:
+            upgrade_tables(database)
 
 
 def upgrade_tables(database: Database) -> None:
@@ -126,6 +131,22 @@ def _copy(path: Path, revision: str) -> None:
         closing(sqlite3.connect(path.with_name(f"{path.name}.before-{revision}"))) as target,
     ):
         source.backup(target)
+
+
+@contextmanager
+def _no_daemon(data_dir: Path) -> Iterator[None]:
+    """None works meanwhile. Raises `daemon_at_work`."""
+    with (data_dir / DAEMON_LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MixloomError(
+                "daemon_at_work",
+                f"The tables in {data_dir} are of an older version, and a daemon is at work on them. Stop it, and the "
+                "`serve` that starts it again; then start this version.",
+                500,
+            ) from None
+        yield
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The database is what the tables say, whoever opens it first."""
 
 import multiprocessing
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +16,16 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import URL, Connection, MetaData, inspect, select, text
 from sqlalchemy.orm import Session
 
+from server import children
 from server.admin_key import ensure_admin_key
-from server.data_dir import ensure_data_dir
+from server.daemon.lock import hold
+from server.data_dir import DAEMON_LOCK, ensure_data_dir
 from server.db import migrate
 from server.db.metrics import column_names, read_metrics
 from server.db.session import Database, one_at_a_time
 from server.db.tables import Job, Table
 from server.errors import MixloomError
+from server.serve import EXIT_BAD_BASE
 from server.settings import Settings
 
 
@@ -160,6 +164,41 @@ def test_a_copy_is_made_before_an_existing_database_changes(
     migrate.upgrade(settings)
     copy = URL.create("sqlite", database=str(settings.data_dir / f"mixloom.db.before-{first}"))
     assert (revision_of(copy), revision_of(settings.database)) == (first, "later")
+
+
+@pytest.fixture
+def older(settings: Settings) -> str:
+    """The revision of a database that the version before this one has left."""
+    ensure_data_dir(settings)
+    with connected(settings.database) as connection:
+        command.upgrade(migrate._config(connection), REVISIONS[1])
+        connection.commit()
+    return REVISIONS[1]
+
+
+@pytest.mark.databases("sqlite")
+def test_the_tables_do_not_change_under_a_daemon_at_work(settings: Settings, older: str) -> None:
+    with hold(settings.data_dir / DAEMON_LOCK, supervised=False):
+        with pytest.raises(MixloomError, match="a daemon is at work") as caught:
+            migrate.upgrade(settings)
+        assert caught.value.code == "daemon_at_work"
+        assert revision_of(settings.database) == older
+        migrate.upgrade(settings, is_daemon=True)
+        migrate.upgrade(settings)
+    assert revision_of(settings.database) == REVISIONS[0]
+
+
+@pytest.mark.databases("sqlite")
+def test_a_daemon_that_waits_for_another_one_has_not_touched_its_tables(settings: Settings, older: str) -> None:
+    command = children.command("server", "daemon", "--data-dir", str(settings.data_dir), "--base", "/none")
+    with hold(settings.data_dir / DAEMON_LOCK, supervised=False):
+        waiting = subprocess.Popen(command, env=children.environment(), stderr=subprocess.PIPE, text=True)
+        assert waiting.stderr is not None
+        assert "waiting_for_lock" in waiting.stderr.readline()
+        assert revision_of(settings.database) == older
+    assert waiting.wait(60) == EXIT_BAD_BASE
+    assert revision_of(settings.database) == REVISIONS[0]
+    waiting.stderr.close()
 
 
 def test_a_migration_that_fails_changes_nothing(
