@@ -1,4 +1,7 @@
-"""The heartbeats of a life, from a thread of their own: the lease is renewed as long as the loop moves."""
+"""The heartbeats of a life, and the watch over its loop, each from a thread of its own.
+
+A heartbeat may have to wait long for the database, which a loop that hangs may have locked.
+"""
 
 import faulthandler
 import logging
@@ -25,23 +28,31 @@ class Heart:
         self._books = books
         self._pulse = pulse
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+        self._seconds = books.lease_seconds / BEATS_PER_LEASE
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True)
+            for target, name in ((self._beat, "heart"), (self._watch, "watch"))
+        ]
 
     def __enter__(self) -> "Heart":
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
-        seconds = self._books.lease_seconds / BEATS_PER_LEASE
-        while not self._ended.wait(seconds):
-            if self._pulse.is_hung(seconds):
+    def _watch(self) -> None:
+        while not self._ended.wait(self._seconds):
+            if self._pulse.is_hung(self._seconds):
                 log.error("hung", extra={"fields": {"longest_seconds": round(self._pulse.longest_seconds, 1)}})
                 faulthandler.dump_traceback()  # where it hangs
                 os._exit(EXIT_HUNG)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._seconds):
             try:
                 self._books.renew()
             except Fenced as error:  # the loop may hang all the same

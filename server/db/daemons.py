@@ -41,7 +41,11 @@ def others_of_base(session: Session, base_hash: str, *, epoch: int, name: str | 
     """Whether another daemon serves this base, loads one that may be this, or did so within the last hour."""
     others = select(Daemon.epoch).where(Daemon.epoch != epoch)
     lives = IS_LIVE & (Daemon.base_hash.is_(None) | (Daemon.base_hash == base_hash))
-    lived = Daemon.name.is_distinct_from(name) & (Daemon.base_hash == base_hash) & (Daemon.expires_at > now() - LATELY_SECONDS)
+    lived = (
+        Daemon.name.is_distinct_from(name)
+        & (Daemon.base_hash == base_hash)
+        & (Daemon.expires_at > now() - LATELY_SECONDS)
+    )
     return session.scalar(others.where(lives | lived).limit(1)) is not None
 
 
