@@ -45,14 +45,18 @@ class Disk:
             self._restore_ballast()
 
     def give_up_ballast(self) -> None:
-        self._ballast.unlink(missing_ok=True)
+        try:
+            self._ballast.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno != errno.EROFS:  # there it gives nobody room
+                raise
 
     def _restore_ballast(self) -> None:
-        with self._ballast.open("wb") as file:
-            try:
+        try:
+            with self._ballast.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
-            except OSError:  # somebody else was faster, or there is a limit that is not the disk's
-                self.give_up_ballast()
+        except OSError:  # somebody else was faster, there is a limit that is not the disk's, or it may not be written
+            self.give_up_ballast()
 
     def refuse_if_low(self) -> None:
         """Raises 507 `disk_full`."""

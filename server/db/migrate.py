@@ -26,7 +26,7 @@ def upgrade(settings: Settings, *, is_daemon: bool = False) -> None:
 
     `is_daemon`: the caller holds the daemon's lock. Of SQLite nobody else changes tables that a daemon works with.
 
-    Raises `data_dir_not_writable`, `database_unreachable`, `database_damaged`, `daemon_at_work`,
+    Raises `data_dir_not_writable`, `database_unreachable`, `database_damaged`, `daemon_at_work`, `not_upgraded`,
     `postgres_not_installed`, or `database_too_new` when a later version of the code has been here.
     """
     ensure_data_dir(settings)
@@ -34,7 +34,7 @@ def upgrade(settings: Settings, *, is_daemon: bool = False) -> None:
     with _locked(settings.data_dir):
         current = _revision(database)
         if _pending(current, database) and current is not None and database.path is not None:
-            with nullcontext() if is_daemon else _no_daemon(settings.data_dir):
+            with nullcontext() if is_daemon else _no_daemon(settings.data_dir), _one_sentence(database):
                 _copy(database.path, current)
                 upgrade_tables(database)
         else:
@@ -125,12 +125,29 @@ def _pending(current: str | None, database: Database) -> list[str]:
     return known[: known.index(current)]
 
 
+@contextmanager
+def _one_sentence(database: Database) -> Iterator[None]:
+    """For what SQLite or its disk does not do. Raises `not_upgraded`."""
+    try:
+        yield
+    except (sqlite3.Error, DatabaseError) as error:
+        said = str(getattr(error, "orig", None) or error)
+        raise MixloomError(
+            "not_upgraded",
+            f"The database {database.name} could not be brought to this version ({said}); it is as it was. On its "
+            "disk there must be room for a copy of it and as much again. Mend that and start again.",
+            500,
+        ) from error
+
+
 def _copy(path: Path, revision: str) -> None:
-    with (
-        closing(sqlite3.connect(path)) as source,
-        closing(sqlite3.connect(path.with_name(f"{path.name}.before-{revision}"))) as target,
-    ):
-        source.backup(target)
+    copy = path.with_name(f"{path.name}.before-{revision}")
+    try:
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+    except sqlite3.Error:  # what is there of it is no way back
+        copy.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """The database is what the tables say, whoever opens it first."""
 
 import multiprocessing
+import resource
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -199,6 +201,30 @@ def test_a_daemon_that_waits_for_another_one_has_not_touched_its_tables(settings
     assert waiting.wait(60) == EXIT_BAD_BASE
     assert revision_of(settings.database) == REVISIONS[0]
     waiting.stderr.close()
+
+
+@pytest.mark.databases("sqlite")
+def test_a_disk_that_has_no_room_for_the_copy_is_said_in_a_sentence_and_nothing_changes(
+    settings: Settings, older: str
+) -> None:
+    at_most = (settings.data_dir / "mixloom.db").stat().st_size // 2
+    process = multiprocessing.get_context("fork").Process(target=upgrade_with_files_of, args=(at_most, settings))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert revision_of(settings.database) == older
+    assert not list(settings.data_dir.glob("mixloom.db.before-*"))
+    migrate.upgrade(settings)
+    assert revision_of(settings.database) == REVISIONS[0]
+
+
+def upgrade_with_files_of(most_bytes: int, settings: Settings) -> None:
+    """Fails where none may be larger, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    with pytest.raises(MixloomError, match="could not be brought to this version") as caught:
+        migrate.upgrade(settings)
+    assert caught.value.code == "not_upgraded"
 
 
 def test_a_migration_that_fails_changes_nothing(
