@@ -27,7 +27,7 @@ ON_POSTGRESQL = pytest.mark.parametrize("shared", ["postgresql"], indirect=True)
 @pytest.fixture(scope="module")
 def shared(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that notices soon what it takes minutes to notice elsewhere."""
-    settings = {**database(request), "lease_seconds": LEASE_SECONDS, "hang_seconds": 5}
+    settings = {**database(request), "lease_seconds": LEASE_SECONDS, "hang_seconds": 5, "max_resident_runs": 3}
     server = Server(tmp_path_factory.mktemp("daemons"), base, **settings)
     try:
         yield server.start()
@@ -68,6 +68,7 @@ def test_a_stopped_daemon_is_overtaken_and_what_it_still_writes_changes_nothing(
     second = server.spawn_daemon()
     live = "SELECT pid FROM daemons WHERE ended_at IS NULL AND state = 'ready'"
     wait_for(lambda: len(server.rows(live)) == 2, START_SECONDS, why=lambda: server.log[-2000:])
+    arm(server.faults, Fault(point="pass.begin", kind="delay", times=10**6))  # until either has come to some
     jobs = submit_all(server)
     holders = (
         "SELECT pid, count(*) AS num FROM jobs JOIN runs ON job_id = jobs.id JOIN daemons ON epoch = lease_epoch "
@@ -75,6 +76,7 @@ def test_a_stopped_daemon_is_overtaken_and_what_it_still_writes_changes_nothing(
     )
     wait_for(lambda: len(server.rows(holders)) == 2, why=lambda: str(server.rows(holders)))
     assert {row["pid"] for row in server.rows(holders)} == {second.pid, server.daemon_pid}
+    arm(server.faults)
     wait_for(lambda: min(server.step(job) for job in jobs) >= 2)
 
     before = len(server.log)
