@@ -1,10 +1,10 @@
 """Why a job does not train now, and when it may start and end. Knows no SQL; `server.db.queue` reads for it.
 
-The estimate is a fluid one (generalised processor sharing): the speed is the one that the daemon last measured, and
-tenants divide it by their shares until they are done. Within a tenant resident jobs do so by priority, and the others
-take its places, as many as it has now, in their order; far back in a long queue one follows the other. Jobs to come are
-unknown to it, and so are the places and the memory that other tenants leave. A tenant without a place is reckoned to
-have one now: another's run gives way once it has trained `stay_tokens`.
+The estimate is a fluid one (generalised processor sharing): the speed is the one that the daemons of a base last
+measured, and tenants divide it by their shares until they are done. Within a tenant resident jobs do so by priority,
+and the others take its places, as many as it has now, in their order; far back in a long queue one follows the other.
+Jobs to come are unknown to it, and so are the places and the memory that other tenants leave. A tenant without a place
+is reckoned to have one now: another's run gives way once it has trained `stay_tokens`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,8 +76,49 @@ class Expectation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Queue:
+    """The jobs of one base, which divide its daemons."""
+
+    tokens_per_second: float | None
+    """Of the daemons that are not drained, if any is not."""
+    free_places: int
+    """Runs that may become resident at once, in the same ones."""
+    shares: Mapping[str, float]
+    """Of each tenant with jobs that wait or train; they sum to 1."""
+    ending: Sequence[EndingTenant]
+    """What these leave when they are done is the others'; who is not here is reckoned to go on."""
+    jobs: Mapping[str, Sequence[QueuedJob]]
+    """By tenant: those that ride or could if every place were its own, and those that are asked for."""
+
+    def expectation(self, now: float, tenant_id: str, job_id: str) -> Expectation:
+        """When a job may start and end if no other comes and nothing stands in its way."""
+        jobs = self.jobs.get(tenant_id, ())
+        job = next((job for job in jobs if job.id == job_id), None)
+        if job is None or not self.tokens_per_second:
+            return Expectation()
+        rides = self._rides[tenant_id]
+        if job.place <= len(rides):
+            ride = rides[job.place - 1]
+            before, until = _trained(rides, ride.start), _trained(rides, ride.finish)
+        else:
+            before, until = job.tokens_until - job.tokens_left, job.tokens_until
+        start, finish = (now + self._of_all(tenant_id, own) / self.tokens_per_second for own in (before, until))
+        return Expectation(start, finish)
+
+    @cached_property
+    def _rides(self) -> dict[str, list[_Ride]]:
+        """Of each tenant, as far as no job between is missing."""
+        return {tenant_id: _rides(jobs, self.free_places) for tenant_id, jobs in self.jobs.items()}
+
+    def _of_all(self, tenant_id: str, tokens: float) -> float:
+        """What all have trained when a tenant has trained so much: by their shares, and no more than they have left."""
+        level = tokens / self.shares[tenant_id]
+        return level - sum(max(0.0, level * other.share - other.tokens_left) for other in self.ending)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outlook:
-    """The queue at one moment."""
+    """The queues at one moment."""
 
     now: float
     is_daemon_live: bool
@@ -85,15 +126,8 @@ class Outlook:
     """By the hash of each base that daemons serve."""
     drain: OpenDrain | None
     """Of all daemons."""
-    tokens_per_second: float | None
-    free_places: int
-    """Runs that may become resident at once."""
-    shares: Mapping[str, float]
-    """Of each tenant with jobs that wait or train; they sum to 1."""
-    ending: Sequence[EndingTenant]
-    """What these leave when they are done is the others'; who is not here is reckoned to go on."""
-    jobs: Mapping[str, Sequence[QueuedJob]]
-    """By tenant: those that ride or could if every place were its own, and those that are asked for."""
+    queues: Mapping[str, Queue]
+    """By the hash of each base that a job which is asked for was submitted for."""
 
     def reason(self, status: str, base_hash: str, noted: str | None = None) -> Reason | None:
         """Why a job does not train; None if it does, or if it waits for nobody but its tenant."""
@@ -126,30 +160,15 @@ class Outlook:
     def _drain_of(self, base_hash: str) -> OpenDrain | None:
         return self.drain or self.services.get(base_hash, Service()).drain
 
-    def expectation(self, tenant_id: str, job_id: str, reason: Reason | None) -> Expectation:
+    def share(self, tenant_id: str, base_hash: str) -> float | None:
+        """A tenant's part of the daemons of a base, if it has jobs there that wait or train."""
+        return self.queues[base_hash].shares.get(tenant_id)
+
+    def expectation(self, tenant_id: str, job_id: str, base_hash: str, reason: Reason | None) -> Expectation:
         """When a job may start and end if no other comes."""
-        jobs = self.jobs.get(tenant_id, ())
-        job = next((job for job in jobs if job.id == job_id), None)
-        if job is None or not self.tokens_per_second or reason not in (None, Reason.FAIR_SHARE, Reason.MEMORY):
+        if reason not in (None, Reason.FAIR_SHARE, Reason.MEMORY):
             return Expectation()
-        rides = self._rides[tenant_id]
-        if job.place <= len(rides):
-            ride = rides[job.place - 1]
-            before, until = _trained(rides, ride.start), _trained(rides, ride.finish)
-        else:
-            before, until = job.tokens_until - job.tokens_left, job.tokens_until
-        start, finish = (self.now + self._of_all(tenant_id, own) / self.tokens_per_second for own in (before, until))
-        return Expectation(start, finish)
-
-    @cached_property
-    def _rides(self) -> dict[str, list[_Ride]]:
-        """Of each tenant, as far as no job between is missing."""
-        return {tenant_id: _rides(jobs, self.free_places) for tenant_id, jobs in self.jobs.items()}
-
-    def _of_all(self, tenant_id: str, tokens: float) -> float:
-        """What all have trained when a tenant has trained so much: by their shares, and no more than they have left."""
-        level = tokens / self.shares[tenant_id]
-        return level - sum(max(0.0, level * other.share - other.tokens_left) for other in self.ending)
+        return self.queues[base_hash].expectation(self.now, tenant_id, job_id)
 
 
 def _rides(jobs: Sequence[QueuedJob], free_places: int) -> list[_Ride]:

@@ -12,18 +12,18 @@ from server.db.tables import Adapter, ExpertLoads, Job
 from server.outlook import Outlook
 
 
-def job_answers(reader: Reader, jobs: Sequence[Job], max_resident_runs: int) -> list[dict[str, Any]]:
+def job_answers(reader: Reader, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """Jobs as docs/api.md shows them."""
     if not jobs:
         return []
-    outlook = read_outlook(reader, jobs, max_resident_runs=max_resident_runs)
+    outlook = read_outlook(reader, jobs)
     results = read_results(reader, jobs)
     return [_job_answer(job, outlook, results[job.id]) for job in jobs]
 
 
 def _job_answer(job: Job, outlook: Outlook, result: Result) -> dict[str, Any]:
     reason = outlook.reason(job.status, job.base_hash, job.reason)
-    expected = outlook.expectation(job.tenant_id, job.id, reason)
+    expected = outlook.expectation(job.tenant_id, job.id, job.base_hash, reason)
     return {
         "id": job.id,
         "object": "job",
@@ -44,7 +44,7 @@ def _job_answer(job: Job, outlook: Outlook, result: Result) -> dict[str, Any]:
         "queue": {
             "reason": reason,
             "sentence": outlook.sentence(reason, job.base_hash),
-            "share": outlook.shares.get(job.tenant_id),
+            "share": outlook.share(job.tenant_id, job.base_hash),
             "estimated_start": expected.start,
         },
         "estimated_finish": expected.finish,

@@ -25,7 +25,6 @@ LATELY_SECONDS = 3600.0
 IS_OPEN: ColumnElement[bool] = Daemon.ended_at.is_(None)
 IS_LIVE: ColumnElement[bool] = IS_OPEN & (Daemon.expires_at > now())
 _LIVE = select(Daemon).where(IS_LIVE).order_by(Daemon.epoch.desc())
-_LAST = select(Daemon).order_by(Daemon.epoch.desc()).limit(1)
 _LIVES = Listing(select(Daemon), identity=Daemon.epoch, order=(Daemon.epoch,))
 _DAEMONS = Daemon.metadata.tables["daemons"]
 _UPDATE = update(_DAEMONS).where(_DAEMONS.c.epoch == bindparam("life"))
@@ -52,12 +51,6 @@ def others_of_base(session: Session, base_hash: str, *, epoch: int, name: str | 
 def is_any_live(session: Session) -> bool:
     """Whether a daemon has been heard lately."""
     return session.scalar(select(Daemon.epoch).where(IS_LIVE).limit(1)) is not None
-
-
-def tokens_per_second(reader: Reader, live: Sequence[Daemon]) -> float | None:
-    """What these daemons do together; of the last one when there are none; None before anything has trained."""
-    found = live or read_only(reader, _LAST)
-    return sum(daemon.detail.get("tokens_per_second", 0.0) for daemon in found) or None
 
 
 def list_daemons(session: Session, page: Page) -> tuple[list[Daemon], bool]:

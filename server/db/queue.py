@@ -2,59 +2,80 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Float, bindparam, case, cast, func, or_, select
+from sqlalchemy import BindParameter, Float, bindparam, case, cast, func, or_, select, true
 
 from server.db.among import among, is_one_of
 from server.db.bases import NEWEST
-from server.db.daemons import IS_LIVE, tokens_per_second
+from server.db.daemons import IS_LIVE, live_daemons
 from server.db.drains import IS_IN_FORCE, first_for, open_drains
 from server.db.runs import SUSPECTS, suspects
-from server.db.session import Reader, rows
-from server.db.tables import Base, Daemon, Drain, Job, Tenant
-from server.outlook import EndingTenant, OpenDrain, Outlook, QueuedJob, Service
+from server.db.session import Reader, read_only, rows
+from server.db.tables import Base, Daemon, Drain, Job, Run, Tenant
+from server.outlook import EndingTenant, OpenDrain, Outlook, Queue, QueuedJob, Service
 from server.states import RESIDENT, JobStatus, Reason
 
 MOST_ADDED = 50
 """A tenant with more jobs is reckoned to go on: who asks shall not wait until a long queue is added up."""
-_STATUS = Job.metadata.tables["jobs"].c.status
-_IS_RESIDENT = is_one_of(_STATUS, RESIDENT)
-_IS_ACTIVE = is_one_of(_STATUS, (JobStatus.QUEUED, *RESIDENT))
-_BUSY = select(Tenant.share).where(select(Job.id).where(Job.tenant_id == Tenant.id, _IS_ACTIVE).exists()).subquery()
+_JOB, _RESIDENT = (Job.metadata.tables["jobs"].alias(name).c for name in ("job", "resident"))
+_IS_RESIDENT = is_one_of(_RESIDENT.status, RESIDENT)
+_IS_ACTIVE = is_one_of(_JOB.status, (JobStatus.QUEUED, *RESIDENT))
+_BASE_HASHES: BindParameter[list[str]] = bindparam("base_hashes", expanding=True)
 _STATE = select(
     NEWEST.with_only_columns(Base.hash).scalar_subquery().label("newest_hash"),
-    select(func.count()).where(_IS_RESIDENT).scalar_subquery().label("num_resident"),
-    select(func.sum(_BUSY.c.share)).scalar_subquery().label("total_share"),
+    select(_RESIDENT.id).where(_IS_RESIDENT).exists().label("is_any_resident"),
     select(Drain.id).where(IS_IN_FORCE).exists().label("is_drained"),
     SUSPECTS.exists().label("is_suspected"),
 ).subquery()
 _STATE_AND_DAEMONS = select(_STATE, Daemon).outerjoin_from(_STATE, Daemon, IS_LIVE).order_by(Daemon.epoch.desc())
-_ACTIVE = select(Job.base_hash, Job.status).where(among(Job.metadata.tables["jobs"].c.id, "ids"), _IS_ACTIVE)
-_LEFT = cast(Job.total_tokens - Job.tokens, Float)
+_LAST = select(Daemon).where(Daemon.base_hash == bindparam("base_hash")).order_by(Daemon.epoch.desc()).limit(1)
+_ACTIVE = select(_JOB.base_hash, _JOB.status).where(among(_JOB.id, "ids"), _IS_ACTIVE)
+_LEFT = cast(_JOB.total_tokens - _JOB.tokens, Float)
 _FEW = (
     select(_LEFT.label("left"))
-    .where(Job.tenant_id == Tenant.id, _IS_ACTIVE)
-    .correlate(Tenant)
+    .where(_JOB.tenant_id == Tenant.id, _JOB.base_hash == _RESIDENT.base_hash, _IS_ACTIVE)
     .limit(MOST_ADDED + 1)
+    .correlate(Tenant, _RESIDENT.id.table)
     .subquery()
 )
 _SUM = select(case((func.count() <= MOST_ADDED, func.sum(_FEW.c.left)))).select_from(_FEW).scalar_subquery()
-_ENDING = select(Tenant.share, _SUM).where(Tenant.id.in_(select(Job.tenant_id).where(_IS_RESIDENT)))
+_IS_HELD = Run.lease_epoch.in_(bindparam("epochs", expanding=True))
+_TENANTS = (
+    select(
+        _RESIDENT.base_hash, Tenant.share, func.sum(case((_IS_HELD, 1), else_=0)).label("num_held"), _SUM.label("left")
+    )
+    .join(Run, Run.job_id == _RESIDENT.id)
+    .join(Tenant, Tenant.id == _RESIDENT.tenant_id)
+    .where(_IS_RESIDENT)
+    .group_by(_RESIDENT.base_hash, Tenant.id)
+)
+"""Of each with a resident run."""
+_ANY = select(_JOB.id).where(_JOB.tenant_id == Tenant.id, _JOB.base_hash == Base.hash, _IS_ACTIVE).limit(1)
+"""Asked so, and not whether it exists, PostgreSQL looks for one job of each tenant, and does not go through all jobs."""
+_SHARES = (
+    select(Base.hash, func.sum(Tenant.share).label("total_share"))
+    .join(Tenant, true())
+    .where(Base.hash.in_(_BASE_HASHES), _ANY.scalar_subquery().is_not(None))
+    .group_by(Base.hash)
+    .cte("shares")
+)
 _ORDER: dict[str, Any] = {
-    "partition_by": Job.tenant_id,
-    "order_by": (case((_IS_RESIDENT, 0), else_=1), Job.weight.desc(), Job.number),
+    "partition_by": (_JOB.tenant_id, _JOB.base_hash),
+    "order_by": (case((is_one_of(_JOB.status, RESIDENT), 0), else_=1), _JOB.weight.desc(), _JOB.number),
 }
 _QUEUES = (
     select(
-        *(Job.tenant_id, Tenant.share, Job.id, Job.status, Job.weight, _LEFT.label("tokens_left")),
+        *(_JOB.base_hash, Tenant.share, _JOB.tenant_id, _SHARES.c.total_share),
+        *(_JOB.id, _JOB.status, _JOB.weight, _LEFT.label("tokens_left")),
         func.row_number().over(**_ORDER).label("place"),
         func.sum(_LEFT).over(**_ORDER).label("tokens_until"),
-        (func.coalesce(Job.reason, "") == Reason.MEMORY).label("waits_for_memory"),
+        (func.coalesce(_JOB.reason, "") == Reason.MEMORY).label("waits_for_memory"),
     )
-    .join(Tenant, Tenant.id == Job.tenant_id)
-    .where(Job.tenant_id.in_(bindparam("tenant_ids", expanding=True)), _IS_ACTIVE)
+    .join(Tenant, Tenant.id == _JOB.tenant_id)
+    .join(_SHARES, _SHARES.c.hash == _JOB.base_hash)
+    .where(_JOB.tenant_id.in_(bindparam("tenant_ids", expanding=True)), _JOB.base_hash.in_(_BASE_HASHES), _IS_ACTIVE)
     .subquery()
 )
 _JOBS = (
@@ -64,50 +85,100 @@ _JOBS = (
 )
 
 
-def read_outlook(reader: Reader, jobs: Sequence[Job], *, max_resident_runs: int) -> Outlook:
-    """The queue now, as far as it matters to these jobs."""
+def read_outlook(reader: Reader, jobs: Sequence[Job]) -> Outlook:
+    """The queues now, as far as they matter to these jobs."""
     found = rows(reader, _STATE_AND_DAEMONS)
     state, live = found[0], [row for row in found if row.epoch is not None]
     drains = open_drains(reader) if state.is_drained else []
     drain = first_for(drains)
     tried = rows(reader, _ACTIVE, {"ids": suspects(reader)}) if state.is_suspected else []
-    ending = rows(reader, _ENDING) if state.num_resident else []
-    num_places = max_resident_runs * max(1, len(live))
-    wanted = {"tenant_ids": sorted({job.tenant_id for job in jobs}), "job_ids": [job.id for job in jobs]}
-    shares: dict[str, float] = {}
-    queues: dict[str, list[QueuedJob]] = defaultdict(list)
-    for tenant_id, share, *queued in rows(reader, _JOBS, {**wanted, "places": max(num_places, MOST_ADDED)}):
-        shares[tenant_id] = share / state.total_share
-        queues[tenant_id].append(QueuedJob(*queued))
+    by_base = _by_base(state.newest_hash, live)
+    at_work = {hash_: _at_work(by_base.get(hash_, []), drains) for hash_ in sorted({job.base_hash for job in jobs})}
     return Outlook(
         now=time.time(),
         is_daemon_live=bool(live),
-        services=_services(state.newest_hash, live, drains, tried),
+        services={base_hash: _service(base_hash, of_base, drains, tried) for base_hash, of_base in by_base.items()},
         drain=OpenDrain(reason=drain.reason) if drain else None,
-        tokens_per_second=tokens_per_second(reader, live),
-        free_places=max(0, num_places - state.num_resident),
-        shares=shares,
-        ending=[EndingTenant(share / state.total_share, left) for share, left in ending if left is not None],
-        jobs=queues,
+        queues=_read_queues(reader, jobs, at_work, is_any_resident=state.is_any_resident),
     )
 
 
-def _services(
-    newest_hash: str | None, live: Sequence[Daemon], drains: Sequence[Drain], tried: Sequence[Any]
-) -> dict[str, Service]:
-    """Of the bases of live daemons, and of the one that is in force while a daemon still loads it.
+def tokens_per_second(reader: Reader, base_hash: str) -> float | None:
+    """What the daemons of a base do together; of its last one when there are none; None before any has trained."""
+    live = [one for one in live_daemons(reader) if one.base_hash == base_hash]
+    return _speed(_at_work(live or read_only(reader, _LAST, {"base_hash": base_hash}), open_drains(reader)))
+
+
+def _by_base(newest_hash: str | None, live: Sequence[Daemon]) -> dict[str, list[Daemon]]:
+    """The live daemons of each base. While none has loaded one, they are of the base that is in force."""
+    by_base: dict[str, list[Daemon]] = defaultdict(list)
+    for one in live:
+        if one.base_hash is not None:
+            by_base[one.base_hash].append(one)
+    return by_base or ({newest_hash: list(live)} if newest_hash and live else {})
+
+
+def _at_work(daemons: Sequence[Daemon], drains: Sequence[Drain]) -> Sequence[Daemon]:
+    """Those that are not drained. Where all are, each: what is resident may still train."""
+    return [one for one in daemons if first_for(drains, one.name) is None] or daemons
+
+
+def _speed(daemons: Sequence[Daemon]) -> float | None:
+    return sum(one.detail.get("tokens_per_second", 0.0) for one in daemons) or None
+
+
+def _service(base_hash: str, daemons: Sequence[Daemon], drains: Sequence[Drain], tried: Sequence[Any]) -> Service:
+    """What the live daemons of a base can do.
 
     `tried`: (base_hash, status) of the jobs that are tried alone. One that waits keeps all daemons of its base from
     taking others in; one that trains keeps its own.
     """
-    services = {newest_hash: Service()} if newest_hash else {}
-    for base_hash in {one.base_hash for one in live if one.base_hash}:
-        of_base = [one for one in live if one.base_hash == base_hash]
-        statuses = [one.status for one in tried if one.base_hash == base_hash]
-        in_force = [drain for one in of_base if (drain := first_for(drains, one.name)) is not None]
-        services[base_hash] = Service(
-            drain=OpenDrain(reason=in_force[0].reason) if len(in_force) == len(of_base) else None,
-            is_disk_full=all(one.state == "disk_full" for one in of_base),
-            is_trying=JobStatus.QUEUED in statuses or 0 < len(of_base) - len(in_force) <= len(statuses),
+    statuses = [one.status for one in tried if one.base_hash == base_hash]
+    in_force = [drain for one in daemons if (drain := first_for(drains, one.name)) is not None]
+    return Service(
+        drain=OpenDrain(reason=in_force[0].reason) if len(in_force) == len(daemons) else None,
+        is_disk_full=all(one.state == "disk_full" for one in daemons),
+        is_trying=JobStatus.QUEUED in statuses or 0 < len(daemons) - len(in_force) <= len(statuses),
+    )
+
+
+def _num_places(daemons: Sequence[Daemon]) -> int:
+    return sum(one.detail.get("max_resident_runs", 0) for one in daemons)
+
+
+def _read_queues(
+    reader: Reader, jobs: Sequence[Job], at_work: Mapping[str, Sequence[Daemon]], *, is_any_resident: bool
+) -> dict[str, Queue]:
+    """By base. `at_work`: the daemons of each."""
+    wanted = {
+        "base_hashes": list(at_work),
+        "epochs": [one.epoch for daemons in at_work.values() for one in daemons],
+        "tenant_ids": sorted({job.tenant_id for job in jobs}),
+        "job_ids": [job.id for job in jobs],
+        "places": max(MOST_ADDED, *map(_num_places, at_work.values())),
+    }
+    tenants = rows(reader, _TENANTS, wanted) if is_any_resident else []
+    queued = rows(reader, _JOBS, wanted)
+    return {
+        base_hash: _queue(
+            daemons,
+            [one for one in tenants if one.base_hash == base_hash],
+            [one for one in queued if one.base_hash == base_hash],
         )
-    return services
+        for base_hash, daemons in at_work.items()
+    }
+
+
+def _queue(daemons: Sequence[Daemon], tenants: Sequence[Any], queued: Sequence[Any]) -> Queue:
+    """`tenants`: those with a resident run. `queued`: the jobs."""
+    jobs: dict[str, list[QueuedJob]] = defaultdict(list)
+    for _base_hash, _share, tenant_id, _total, *job in queued:
+        jobs[tenant_id].append(QueuedJob(*job))
+    ending = [one for one in tenants if one.left is not None] if queued else []
+    return Queue(
+        tokens_per_second=_speed(daemons),
+        free_places=max(0, _num_places(daemons) - sum(one.num_held for one in tenants)),
+        shares={one.tenant_id: one.share / one.total_share for one in queued},
+        ending=[EndingTenant(one.share / queued[0].total_share, one.left) for one in ending],
+        jobs=jobs,
+    )

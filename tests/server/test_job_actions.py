@@ -1,5 +1,6 @@
 """Jobs stopped, resumed, forgotten; why they wait, and for how long."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from server.api.services import Services
 from server.db import drains, recovery_points
 from server.db.queue import MOST_ADDED
-from server.db.tables import Base, Event, Metric, RecoveryPoint, Run
+from server.db.tables import Base, Daemon, Event, Metric, RecoveryPoint, Run
 from server.states import TRANSITIONS, JobStatus
 from tests.server.conftest import Caller
 from tests.server.making import add_adapter, add_metric, change_job, submit
@@ -151,11 +152,69 @@ def test_estimates_follow_from_shares_and_speed(
     assert alice.get(f"/jobs/{job['id']}").json()["estimated_finish"] is None
 
 
+def test_a_job_s_estimate_goes_by_the_daemons_of_its_base_that_are_not_drained(
+    alice: Caller, admin: Caller, services: Services, publish_base: Callable[..., Base]
+) -> None:
+    """So do the places: with two of them the second job would begin at once."""
+    detail = {"tokens_per_second": 10.0, "max_resident_runs": 1}
+    publish_base(detail=detail)
+    dataset = submit(alice)["dataset"]
+    jobs = [job["id"] for job in alice.get("/jobs").json()["data"]] + [submit(alice, dataset)["id"]]
+    for job in jobs:
+        change_job(services, job, total_tokens=10**6)
+    hold(services, jobs[0])
+
+    def seconds() -> list[float]:
+        """Until the second one starts, the first one ends, and the second one."""
+        first, second = (alice.get(f"/jobs/{job}").json() for job in jobs)
+        ends = (second["queue"]["estimated_start"], first["estimated_finish"], second["estimated_finish"])
+        return [end - time.time() for end in ends]
+
+    def speed() -> float:
+        """That a new job is told of."""
+        estimate = alice.post("/jobs/estimate", json={"dataset": dataset}).json()
+        return float(estimate["tokens"] / estimate["seconds"])
+
+    alone = pytest.approx([1e5, 1e5, 2e5], rel=0.01)
+    assert (seconds(), speed()) == (alone, 10.0)
+    fast = {"tokens_per_second": 990.0, "max_resident_runs": 16}
+    publish_base(hash="4567", name="other", beside=True, daemon="two", detail=fast)
+    assert (seconds(), speed()) == (alone, 990.0)
+    publish_base(beside=True, daemon="three", detail=fast)
+    assert seconds() == pytest.approx([0.0, 2000.0, 2000.0], abs=20)
+    assert speed() == 1000.0
+    admin.post("/admin/drain", json={"daemon": "three"})
+    assert (seconds(), speed()) == (alone, 10.0)
+
+
+def test_what_waits_for_another_base_stands_in_nobody_s_line(
+    alice: Caller, bob: Caller, services: Services, publish_base: Callable[..., Base]
+) -> None:
+    publish_base(hash="4567", name="other")
+    for caller in (alice, bob):
+        change_job(services, submit(caller)["id"], total_tokens=10**7)
+    publish_base(detail={"tokens_per_second": 10.0, "max_resident_runs": 1})
+    job = submit(alice)
+    change_job(services, job["id"], total_tokens=1000)
+    found = alice.get(f"/jobs/{job['id']}").json()
+    assert found["queue"]["share"] == 1.0
+    assert found["estimated_finish"] - found["queue"]["estimated_start"] == pytest.approx(100.0)
+    assert found["queue"]["estimated_start"] < time.time() + 1000
+
+
+def hold(services: Services, job_id: str) -> None:
+    """Let a job train in the newest daemon."""
+    change_job(services, job_id, status="running")
+    with services.database.write() as session:
+        (newest,) = session.query(Daemon).order_by(Daemon.epoch.desc()).limit(1)
+        session.query(Run).filter_by(job_id=job_id).one().lease_epoch = newest.epoch
+
+
 def test_a_job_has_the_same_estimate_alone_and_in_a_list(
     alice: Caller, services: Services, publish_base: Callable[..., Base]
 ) -> None:
     """Though of a queue that is longer than there are places the end matters as well: it slows who rides longest."""
-    publish_base(detail={"tokens_per_second": 100.0})
+    publish_base(detail={"tokens_per_second": 100.0, "max_resident_runs": services.settings.max_resident_runs})
     first = submit(alice)
     jobs = [first, *(submit(alice, first["dataset"]) for _ in range(2 * services.settings.max_resident_runs - 1))]
     for left, job in enumerate(jobs):

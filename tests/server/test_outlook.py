@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.outlook import EndingTenant, Expectation, OpenDrain, Outlook, QueuedJob, Service
+from server.outlook import EndingTenant, Expectation, OpenDrain, Outlook, Queue, QueuedJob, Service
 from server.states import Reason
 
 
@@ -29,65 +29,74 @@ def outlook(*jobs: dict[str, Any], **changes: Any) -> Outlook:
         "is_daemon_live": True,
         "services": {"0": Service()},
         "drain": None,
+        "queues": {"0": queue_of(*jobs)},
+    }
+    return Outlook(**{**values, **changes})
+
+
+def queue_of(*jobs: dict[str, Any], **changes: Any) -> Queue:
+    values: dict[str, Any] = {
         "tokens_per_second": 10.0,
         "free_places": 0,
         "shares": {"ten": 1.0},
         "ending": [],
         "jobs": {"ten": in_line(*jobs)},
     }
-    return Outlook(**{**values, **changes})
+    return Queue(**{**values, **changes})
 
 
 def test_a_job_alone_takes_what_its_tokens_take() -> None:
     alone = outlook(job("a", 100, "running"))
-    assert alone.expectation("ten", "a", None) == Expectation(1000.0, 1010.0)
+    assert alone.expectation("ten", "a", "0", None) == Expectation(1000.0, 1010.0)
 
 
 def test_resident_jobs_divide_the_speed_and_the_shorter_ends_first() -> None:
     two = outlook(job("a", 100, "running"), job("b", 300, "running"))
-    assert two.expectation("ten", "a", None).finish == 1020.0
-    assert two.expectation("ten", "b", None).finish == 1040.0
+    assert two.expectation("ten", "a", "0", None).finish == 1020.0
+    assert two.expectation("ten", "b", "0", None).finish == 1040.0
 
 
 def test_priority_divides_it_unevenly() -> None:
     two = outlook(job("a", 100, "running", 16), job("b", 300, "running", 4))
-    assert two.expectation("ten", "a", None).finish == pytest.approx(1012.5)
+    assert two.expectation("ten", "a", "0", None).finish == pytest.approx(1012.5)
 
 
 def test_a_job_without_a_place_starts_when_those_before_it_are_done() -> None:
     queue = outlook(job("a", 100, "running"), job("b", 50), job("c", 30))
-    assert queue.expectation("ten", "b", Reason.FAIR_SHARE) == Expectation(1010.0, 1015.0)
-    assert queue.expectation("ten", "c", Reason.FAIR_SHARE) == Expectation(1015.0, 1018.0)
+    assert queue.expectation("ten", "b", "0", Reason.FAIR_SHARE) == Expectation(1010.0, 1015.0)
+    assert queue.expectation("ten", "c", "0", Reason.FAIR_SHARE) == Expectation(1015.0, 1018.0)
 
 
 def test_the_next_job_takes_the_place_that_comes_free_first_and_slows_who_still_trains() -> None:
     queue = outlook(job("a", 100, "running"), job("b", 300, "running"), job("c", 50))
-    assert queue.expectation("ten", "a", None).finish == 1020.0
-    assert queue.expectation("ten", "c", Reason.FAIR_SHARE) == Expectation(1020.0, 1030.0)
-    assert queue.expectation("ten", "b", None).finish == 1045.0
+    assert queue.expectation("ten", "a", "0", None).finish == 1020.0
+    assert queue.expectation("ten", "c", "0", Reason.FAIR_SHARE) == Expectation(1020.0, 1030.0)
+    assert queue.expectation("ten", "b", "0", None).finish == 1045.0
 
 
 def test_far_back_in_a_queue_that_is_not_read_whole_one_follows_the_other() -> None:
     last = QueuedJob(**job("z", 20), place=9, tokens_until=500)
-    queue = outlook(jobs={"ten": [*in_line(job("a", 100, "running"), job("b", 50)), last]})
-    assert queue.expectation("ten", "z", Reason.FAIR_SHARE) == Expectation(1048.0, 1050.0)
+    queue = outlook(queues={"0": queue_of(jobs={"ten": [*in_line(job("a", 100, "running"), job("b", 50)), last]})})
+    assert queue.expectation("ten", "z", "0", Reason.FAIR_SHARE) == Expectation(1048.0, 1050.0)
 
 
 def test_a_free_place_lets_it_start_now() -> None:
-    queue = outlook(job("a", 100, "running"), job("b", 50), free_places=1)
-    assert queue.expectation("ten", "b", Reason.FAIR_SHARE) == Expectation(1000.0, 1010.0)
+    queue = outlook(queues={"0": queue_of(job("a", 100, "running"), job("b", 50), free_places=1)})
+    assert queue.expectation("ten", "b", "0", Reason.FAIR_SHARE) == Expectation(1000.0, 1010.0)
 
 
 def test_a_free_place_is_of_no_use_without_memory() -> None:
-    queue = outlook(job("a", 100, "running"), job("b", 50, short=True), job("c", 20), free_places=5)
-    assert queue.expectation("ten", "b", Reason.MEMORY) == Expectation(1010.0, 1015.0)
-    assert queue.expectation("ten", "c", Reason.FAIR_SHARE) == Expectation(1015.0, 1017.0)
-    assert queue.expectation("ten", "a", None).finish == 1010.0
+    queue = outlook(
+        queues={"0": queue_of(job("a", 100, "running"), job("b", 50, short=True), job("c", 20), free_places=5)}
+    )
+    assert queue.expectation("ten", "b", "0", Reason.MEMORY) == Expectation(1010.0, 1015.0)
+    assert queue.expectation("ten", "c", "0", Reason.FAIR_SHARE) == Expectation(1015.0, 1017.0)
+    assert queue.expectation("ten", "a", "0", None).finish == 1010.0
 
 
 def test_a_share_slows_it_down() -> None:
-    shared = outlook(job("a", 100, "running"), shares={"ten": 0.25, "other": 0.75})
-    assert shared.expectation("ten", "a", None).finish == 1040.0
+    shared = outlook(queues={"0": queue_of(job("a", 100, "running"), shares={"ten": 0.25, "other": 0.75})})
+    assert shared.expectation("ten", "a", "0", None).finish == 1040.0
 
 
 @pytest.mark.parametrize(
@@ -97,8 +106,8 @@ def test_a_share_slows_it_down() -> None:
 )
 def test_what_a_tenant_leaves_that_ends_is_the_others(others_tokens: float, finish: float) -> None:
     ending = [EndingTenant(0.5, others_tokens), EndingTenant(0.5, 300)]
-    shared = outlook(job("a", 300, "running"), shares={"ten": 0.5}, ending=ending)
-    assert shared.expectation("ten", "a", None).finish == finish
+    shared = outlook(queues={"0": queue_of(job("a", 300, "running"), shares={"ten": 0.5}, ending=ending)})
+    assert shared.expectation("ten", "a", "0", None).finish == finish
 
 
 @pytest.mark.parametrize(
@@ -106,7 +115,9 @@ def test_what_a_tenant_leaves_that_ends_is_the_others(others_tokens: float, fini
     [({"tokens_per_second": None}, None), ({}, Reason.DRAINING), ({}, Reason.NO_DAEMON), ({"jobs": {}}, None)],
 )
 def test_where_nothing_can_be_said_nothing_is(changes: dict[str, Any], reason: Reason | None) -> None:
-    assert outlook(job("a", 100), **changes).expectation("ten", "a", reason) == Expectation()
+    assert (
+        outlook(queues={"0": queue_of(job("a", 100), **changes)}).expectation("ten", "a", "0", reason) == Expectation()
+    )
 
 
 @pytest.mark.parametrize(

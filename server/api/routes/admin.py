@@ -27,7 +27,7 @@ def list_queue(admin: AdminDep, services: ServicesDep, page: PageDep) -> dict[st
     with services.database.read() as session:
         found, has_more = jobs.list_unfinished(session, page)
         owners = tenants.find_tenants(session, [job.tenant_id for job in found])
-        outlook = read_outlook(session, found, max_resident_runs=services.settings.max_resident_runs)
+        outlook = read_outlook(session, found)
     return list_answer([_queue_entry(job, owners[job.tenant_id], outlook) for job in found], has_more)
 
 
@@ -94,7 +94,7 @@ def _check_name(session: Session, daemon: str | None) -> None:
 
 def _queue_entry(job: Job, owner: Tenant, outlook: Outlook) -> dict[str, Any]:
     reason = outlook.reason(job.status, job.base_hash, job.reason)
-    expected = outlook.expectation(job.tenant_id, job.id, reason)
+    expected = outlook.expectation(job.tenant_id, job.id, job.base_hash, reason)
     return {
         "id": job.id,
         "object": "queue_entry",
@@ -105,7 +105,7 @@ def _queue_entry(job: Job, owner: Tenant, outlook: Outlook) -> dict[str, Any]:
         "priority": job.priority,
         "reason": reason,
         "sentence": outlook.sentence(reason, job.base_hash),
-        "share": outlook.shares.get(job.tenant_id),
+        "share": outlook.share(job.tenant_id, job.base_hash),
         "progress": progress_answer(job),
         "estimated_start": expected.start,
         "estimated_finish": expected.finish,

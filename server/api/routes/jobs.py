@@ -17,8 +17,8 @@ from server.api.routing import new_router
 from server.api.services import Services
 from server.api.submission import prepare, submit
 from server.db import idempotency, jobs
-from server.db.daemons import live_daemons, tokens_per_second
 from server.db.idempotency import Sent
+from server.db.queue import tokens_per_second
 from server.db.tables import Job
 from server.errors import MixloomError
 from server.job_config import METADATA_KEY, JobCreate
@@ -64,7 +64,7 @@ def estimate_job(services: ServicesDep, tenant: TenantDep, body: JobCreate) -> d
     """What a job would be and cost; nothing is kept. `seconds` is null until the daemon has trained."""
     submission = prepare(services, tenant, body)
     with services.database.read() as session:
-        speed = tokens_per_second(session, live_daemons(session))
+        speed = tokens_per_second(session, submission.base.hash)
     parameters = resolve.num_parameters(submission.adapter, submission.base)
     tokens = submission.total_tokens
     return {
@@ -112,7 +112,7 @@ def list_jobs(
             )
     with services.database.look() as reader:
         found, has_more = jobs.list_jobs(reader, tenant.tenant_id, page, status=status, name=name, labels=metadata)
-        return list_answer(job_answers(reader, found, services.settings.max_resident_runs), has_more)
+        return list_answer(job_answers(reader, found), has_more)
 
 
 @router.get("/{job_id}")
@@ -161,4 +161,4 @@ def _change(services: Services, tenant: Tenant, job_id: str, change: Callable[[S
 def _answer(services: Services, tenant: Tenant, job_id: str) -> dict[str, Any]:
     with services.database.look() as reader:
         job = jobs.get_job(reader, tenant.tenant_id, job_id)
-        return job_answers(reader, [job], services.settings.max_resident_runs)[0]
+        return job_answers(reader, [job])[0]

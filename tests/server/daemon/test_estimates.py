@@ -49,14 +49,15 @@ def test_nine_of_ten_finishes_are_as_expected(
     while len(finishes) < len(found := jobs(services)):
         now = float(sum(job.tokens for job in found))
         with services.database.read() as session:
-            outlook = read_outlook(session, found, max_resident_runs=num_places)
-        outlook = replace(outlook, now=now, tokens_per_second=1.0)
+            outlook = read_outlook(session, found)
+        queues = {hash_: replace(queue, tokens_per_second=1.0) for hash_, queue in outlook.queues.items()}
+        outlook = replace(outlook, now=now, queues=queues)
         for job in found:
             if job.status in ENDED:
                 finishes.setdefault(job.id, now)
                 continue
             reason = outlook.reason(job.status, job.base_hash, job.reason)
-            finish = outlook.expectation(job.tenant_id, job.id, reason).finish
+            finish = outlook.expectation(job.tenant_id, job.id, job.base_hash, reason).finish
             assert finish is not None
             expected.append((job.id, finish))
         life.turn()
