@@ -53,7 +53,7 @@ _TENANTS = (
 )
 """Of each with a resident run."""
 _ANY = select(literal_column("1")).where(_JOB.tenant_id == Tenant.id, _JOB.base_hash == Base.hash, _IS_ACTIVE).limit(1)
-"""Asked so, and not whether it exists, PostgreSQL looks for one job of each tenant, and does not go through all jobs."""
+"""Asked so, and not whether it exists, PostgreSQL looks for one job of each tenant; else it goes through all jobs."""
 _SHARES = (
     select(Base.hash, func.sum(Tenant.share).label("total_share"))
     .join(Tenant, true())
@@ -75,7 +75,7 @@ _QUEUES = (
     )
     .join(Tenant, Tenant.id == _JOB.tenant_id)
     .join(_SHARES, _SHARES.c.hash == _JOB.base_hash)
-    .where(_JOB.tenant_id.in_(bindparam("tenant_ids", expanding=True)), _JOB.base_hash.in_(_BASE_HASHES), _IS_ACTIVE)
+    .where(_JOB.tenant_id.in_(bindparam("tenant_ids", expanding=True)), _IS_ACTIVE)
     .subquery()
 )
 _JOBS = (

@@ -196,8 +196,8 @@ def test_what_waits_for_another_base_stands_in_nobody_s_line(
     publish_base(detail={"tokens_per_second": 10.0, "max_resident_runs": 1})
     job = submit(alice)
     change_job(services, job["id"], total_tokens=1000)
-    found = alice.get(f"/jobs/{job['id']}").json()
-    assert found["queue"]["share"] == 1.0
+    found, waiting = alice.get("/jobs").json()["data"]
+    assert (found["id"], found["queue"]["share"], waiting["queue"]["share"]) == (job["id"], 1.0, 0.5)
     assert found["estimated_finish"] - found["queue"]["estimated_start"] == pytest.approx(100.0)
     assert found["queue"]["estimated_start"] < time.time() + 1000
 
