@@ -48,6 +48,8 @@ class Service:
     """Each of them waits for the disk."""
     is_trying: bool = False
     """A run is tried alone, or is to be: nobody else becomes resident."""
+    is_starting: bool = False
+    """None of them has loaded it yet."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ class Outlook:
             return Reason.DRAINING
         if service is None:
             return Reason.WAITING_FOR_BASE
+        if service.is_starting:
+            return Reason.STARTING
         if service.is_trying:
             return Reason.TRIAL
         return Reason(noted) if noted else Reason.FAIR_SHARE

@@ -44,16 +44,18 @@ class Reason(StrEnum):
     DRAINING = "draining"
     DISK = "disk"
     TRIAL = "trial"
+    STARTING = "starting"
     WAITING_FOR_BASE = "waiting_for_base"
     NO_DAEMON = "no_daemon"
 
 
 REASONS = {
-    Reason.FAIR_SHARE: "It waits for its turn: other jobs hold the places in memory.",
+    Reason.FAIR_SHARE: "It waits for its turn: other jobs come first.",
     Reason.MEMORY: "It waits for memory: it does not fit beside the jobs that train now.",
     Reason.DRAINING: "The operator is draining the server; it goes on after `mixloom admin undrain`.",
     Reason.DISK: "The server's disk is full; it goes on when there is space.",
     Reason.TRIAL: "The engine died again and again; the jobs that trained each time are tried one at a time first.",
+    Reason.STARTING: "The engine daemon is loading the base model; it goes on when that is done.",
     Reason.WAITING_FOR_BASE: "It waits for a server with the base model that it was submitted for.",
     Reason.NO_DAEMON: "No engine daemon is running; it goes on when one is back.",
 }

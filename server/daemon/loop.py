@@ -70,6 +70,7 @@ class Loop:
         self.stopping = stopping
         self.room = room
         self.short_of_bytes: set[str] | None = None  # runs, as last written; None: not known
+        self.outgrown: set[str] = set()  # runs that were in memory before, and would not fit into this machine
         self.drain: Drain | None = None
         self.hurries = False  # the drain's deadline is over
         self.told: tuple[str, str | None] = ("ready", None)  # the state, and the drain that we rest under
@@ -79,7 +80,7 @@ class Loop:
         self.pace = Pace()
         self.longest_wait = 0  # gangs that a resident run may have to wait
         self.suspect: str | None = None  # a run that waits to be tried alone
-        self.has_company = False  # other daemons serve this base
+        self.company: set[int] = set()  # lives of other daemons that serve this base
         self._version: object = None  # of the database, before the last turn that followed a rest
 
     @property
@@ -140,6 +141,10 @@ class Loop:
         return self.suspect is not None or any(resident.is_on_trial for resident in self.residents)
 
     @property
+    def has_company(self) -> bool:
+        return bool(self.company)
+
+    @property
     def draining(self) -> bool:
         """Whether no run is to become resident."""
         return self.stopping.is_set() or self.drain is not None
@@ -158,7 +163,9 @@ class Loop:
             if ours is None:
                 raise Fenced(f"epoch {self.books.epoch} is over")
             daemons.check_written(ours.epoch, ours.writes, written)
-            self.has_company = sum(one.base_hash == base_hash for one in live) > 1
+            company = {one.epoch for one in live if one.base_hash == base_hash and one is not ours}
+            if company != self.company:  # who comes or goes may have noted, or forgotten, what others say
+                self.company, self.short_of_bytes = company, None
             self.drain = drains.open_drain(session, self.books.name)
             self.hurries = self.drain is not None and drains.is_past_deadline(session, self.drain)
             self.suspect = None if self.draining else runs.next_suspect(session, base_hash)
@@ -257,16 +264,25 @@ class Loop:
         waiting = [one.waiting for one in snapshot.tenants if one.waiting is not None]
         too_large = [run for run in waiting if decision.waits.get(run.run_id) is Wait.TOO_LARGE]
         short = {run_id for run_id, wait in decision.waits.items() if wait is Wait.MEMORY}
-        may_end = bool(too_large) and not self._may_fit_elsewhere()
-        short |= {run.run_id for run in too_large if not (may_end and self.roster.refuse(run, snapshot))}
-        if short != self.short_of_bytes:
+        for run in too_large if too_large and not self._may_fit_elsewhere() else ():
+            if run.run_id not in self.outgrown and not self.roster.refuse(run, snapshot):
+                self.outgrown.add(run.run_id)
+        short |= {run.run_id for run in too_large}
+        if short != self.short_of_bytes or not self._is_told(short):
             with self.books.write() as session:
-                runs.tell_short_of_bytes(session, self.engine.base.hash, short)
+                runs.tell_short_of_bytes(session, self.engine.base.hash, short, before=self.short_of_bytes)
             self.short_of_bytes = short
 
     def _may_fit_elsewhere(self) -> bool:
         with self.books.read() as session:
             return daemons.others_of_base(session, self.engine.base.hash, epoch=self.books.epoch, name=self.books.name)
+
+    def _is_told(self, short: set[str]) -> bool:
+        """Whether the books still have what was written: another daemon may have said of the same run that it fits."""
+        if not short or not self.has_company:
+            return True
+        with self.books.glance() as reader:
+            return runs.is_told_short_of_bytes(reader, short)
 
     def _gang(self, decision: Plan) -> list[Riding]:
         for resident in self.residents:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import BindParameter, Float, bindparam, case, cast, func, literal_column, or_, select, true
+from sqlalchemy import BindParameter, Float, Select, bindparam, case, cast, func, literal_column, or_, select, true
 
 from server.db.among import among, is_one_of
 from server.db.bases import NEWEST
@@ -52,7 +52,9 @@ _TENANTS = (
     .group_by(_RESIDENT.base_hash, Tenant.id)
 )
 """Of each with a resident run."""
-_ANY = select(literal_column("1")).where(_JOB.tenant_id == Tenant.id, _JOB.base_hash == Base.hash, _IS_ACTIVE).limit(1)
+_ANY: Select[Any] = (
+    select(literal_column("1")).where(_JOB.tenant_id == Tenant.id, _JOB.base_hash == Base.hash, _IS_ACTIVE).limit(1)
+)
 """Asked so, and not whether it exists, PostgreSQL looks for one job of each tenant; else it goes through all jobs."""
 _SHARES = (
     select(Base.hash, func.sum(Tenant.share).label("total_share"))
@@ -139,6 +141,7 @@ def _service(base_hash: str, daemons: Sequence[Daemon], drains: Sequence[Drain],
         drain=OpenDrain(reason=in_force[0].reason) if len(in_force) == len(daemons) else None,
         is_disk_full=all(one.state == "disk_full" for one in daemons),
         is_trying=JobStatus.QUEUED in statuses or 0 < len(daemons) - len(in_force) <= len(statuses),
+        is_starting=daemons[0].base_hash is None,
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, String, bindparam, delete, exists, func, insert, literal_column, select, update
+from sqlalchemy import BigInteger, String, bindparam, delete, exists, func, insert, literal_column, select, true, update
 from sqlalchemy.orm import Session
 
 from server.db import accounts, events
@@ -293,9 +293,24 @@ def lock_queued_job(session: Session, run_id: str) -> Job | None:
     return session.scalar(waiting.with_for_update(of=Job))
 
 
-def tell_short_of_bytes(session: Session, base_hash: str, run_ids: Collection[str]) -> None:
-    """Note that these runs wait for memory, and no others of this base."""
+def tell_short_of_bytes(
+    session: Session, base_hash: str, run_ids: Collection[str], *, before: Collection[str] | None
+) -> None:
+    """Note that these runs wait for memory, and those of `before` no longer. None: no others of this base."""
     jobs = select(Run.job_id).where(Run.id.in_(run_ids))
+    others = true() if before is None else Job.id.in_(select(Run.job_id).where(Run.id.in_(before)))
     here = update(Job).where(Job.base_hash == base_hash).execution_options(synchronize_session=False)
-    session.execute(here.where(Job.reason == Reason.MEMORY, Job.id.not_in(jobs)).values(reason=None))
+    session.execute(here.where(Job.reason == Reason.MEMORY, others, Job.id.not_in(jobs)).values(reason=None))
     session.execute(here.where(Job.status == JobStatus.QUEUED, Job.id.in_(jobs)).values(reason=Reason.MEMORY))
+
+
+def is_told_short_of_bytes(reader: Reader, run_ids: Collection[str]) -> bool:
+    """Whether it is noted of each of these that it waits for memory."""
+    return len(rows(reader, _SHORT, {"ids": run_ids})) == len(run_ids)
+
+
+_SHORT = (
+    select(_RUNS.c.id)
+    .join(_JOBS, _JOBS.c.id == _RUNS.c.job_id)
+    .where(among(_RUNS.c.id, "ids"), _JOBS.c.reason == Reason.MEMORY)
+)

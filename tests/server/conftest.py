@@ -166,7 +166,8 @@ def bob(app: FastAPI, admin: Caller) -> Iterator[Caller]:
 def publish_base(services: Services) -> Callable[..., Base]:
     """A function that publishes a tiny base and a daemon just heard from, as `server.daemon` does.
 
-    It takes the place of the daemons before, unless it comes `beside` them. `daemon` is the daemon's name.
+    It takes the place of the daemons before, unless it comes `beside` them. `daemon` is the daemon's name;
+    it has not loaded the base yet unless that is `published`.
     """
 
     def publish(
@@ -176,6 +177,7 @@ def publish_base(services: Services) -> Callable[..., Base]:
         live: bool = True,
         beside: bool = False,
         daemon: str = "one",
+        published: bool = True,
         state: str = "ready",
         detail: dict[str, Any] | None = None,
         **changes: Any,
@@ -216,7 +218,7 @@ def publish_base(services: Services) -> Callable[..., Base]:
             session.add(
                 Daemon(
                     pid=1,
-                    base_hash=hash,
+                    base_hash=hash if published else None,
                     state=state,
                     detail=detail or {},
                     floor=0.0,

@@ -130,6 +130,22 @@ def test_a_waiting_job_says_what_it_waits_for(
     assert reason() == "no_daemon"
 
 
+def test_a_job_waits_for_a_daemon_that_loads_its_base(
+    alice: Caller, admin: Caller, publish_base: Callable[..., Base]
+) -> None:
+    job = submit(alice)["id"]
+
+    def reason() -> str:
+        return str(alice.get(f"/jobs/{job}").json()["queue"]["reason"])
+
+    publish_base(state="starting", published=False)
+    assert reason() == "starting"
+    admin.post("/admin/drain", json={"daemon": "one"})
+    assert reason() == "draining"
+    publish_base(beside=True, daemon="two")
+    assert reason() == "fair_share"
+
+
 def test_a_job_that_trains_or_has_ended_waits_for_nothing(alice: Caller, services: Services) -> None:
     job = submit(alice)["id"]
     for status in ("running", "paused", "succeeded"):

@@ -135,6 +135,8 @@ def test_where_nothing_can_be_said_nothing_is(changes: dict[str, Any], reason: R
         ("queued", "1", {"services": {"0": Service(is_disk_full=True), "1": Service()}}, Reason.FAIR_SHARE),
         ("queued", "0", {"services": {"0": Service(is_trying=True)}}, Reason.TRIAL),
         ("running", "0", {"services": {"0": Service(is_trying=True)}}, None),
+        ("queued", "0", {"services": {"0": Service(is_starting=True, is_trying=True)}}, Reason.STARTING),
+        ("queued", "1", {"services": {"0": Service(is_starting=True)}}, Reason.WAITING_FOR_BASE),
         ("paused", "0", {"is_daemon_live": False}, None),
         ("failed", "0", {"is_daemon_live": False}, None),
     ],

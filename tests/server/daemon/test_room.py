@@ -19,6 +19,7 @@ from server.memory import recovery_bytes, resident_bytes, token_bytes
 from server.resolve import num_parameters
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, final_hash, job, memory_of, submit
+from tests.server.daemon.test_wishes import drain
 
 LEAST = 320  # tokens of the pass that must be possible: `fill_min`
 
@@ -32,11 +33,11 @@ def base(frozen: BaseModel) -> Base:
 def with_room(new_life: Callable[..., Life], services: Services, base: Base) -> Callable[..., Life]:
     """A life with memory for so many runs of a job's adapter, and a pass of so many tokens."""
 
-    def begin(job_id: str, *, runs: int, tokens: int = LEAST) -> Life:
+    def begin(job_id: str, *, runs: int, tokens: int = LEAST, **changes: Any) -> Life:
         adapter = job(services, job_id).adapter
         copy = recovery_bytes(adapter, base)
         room = runs * resident_bytes(adapter, base) + copy + tokens * token_bytes(adapter, base)
-        return new_life(room=room, token_budget="auto", microbatch_tokens=256)
+        return new_life(room=room, token_budget="auto", microbatch_tokens=256, **changes)
 
     return begin
 
@@ -62,6 +63,27 @@ def test_a_run_that_does_not_fit_beside_the_others_waits_for_memory(
     life.finish()
     assert final_hash(services, first) == final_hash(services, second)
     assert queue(alice, second)["reason"] is None
+
+
+@pytest.mark.databases("postgresql")
+def test_of_two_daemons_that_are_short_of_memory_the_one_that_is_drained_does_not_speak_for_the_other(
+    life: Life, with_room: Callable[..., Life], alice: Caller, services: Services
+) -> None:
+    jobs = [submit(alice, MIXTURE, steps=200) for _ in range(3)]
+    life.books.end()
+    first, second = (with_room(jobs[0], runs=1, supervisor=name, name=name) for name in ("one", "two"))
+
+    def turn() -> list[str]:
+        """Why those wait that do, after both have looked twice."""
+        for _ in range(2):
+            first.turn()
+            second.turn()
+        return [queue(alice, one)["reason"] for one in jobs if job(services, one).status == "queued"]
+
+    turn()
+    assert turn() == ["memory"]
+    drain(services, daemon="two", mode="graceful")
+    assert turn() == ["memory"]
 
 
 @pytest.mark.parametrize(("dora", "copies"), [(False, 3), (True, 0)])
