@@ -54,7 +54,8 @@ class Admin:
     def current_drain(self, daemon: str | None = None) -> Object:
         """The drain of all daemons in force, or what is in force for one; `draining` is false when there is none.
 
-        `at_rest` is true when every live daemon that it is for has let go of its runs.
+        `at_rest` is true when every live daemon that it is for has let go of its runs. `named` are the drains in force
+        of single daemons.
         """
         return self._transport.get("/admin/drain", given(daemon=daemon))
 
@@ -75,5 +76,5 @@ class Admin:
         return self._transport.post("/admin/drain", wish)
 
     def undrain(self, daemon: str | None = None) -> Object:
-        """End every drain, or those of one daemon."""
+        """End the drain of all daemons, or that of one; the answer has what is still in force."""
         return self._transport.post("/admin/undrain", given(daemon=daemon))

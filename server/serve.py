@@ -162,12 +162,12 @@ class Supervisor:
         while not self._stopping.wait(pause):
             try:
                 with database.read() as session:
-                    drain = drains.open_drain(session, self.settings.name_of_daemon)
+                    is_drained = drains.asks_to_end(session, self.settings.name_of_daemon)
             except SQLAlchemyError as error:  # it may be what the operator has drained for
                 log.warning("drain_not_known", extra={"fields": {"reason": type(error).__name__}})
                 pause = OUTAGE_SECONDS
                 continue
-            if drain is None or not drain.exit:
+            if not is_drained:
                 break
             pause = POLL_SECONDS
         database.close()

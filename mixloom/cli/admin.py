@@ -74,22 +74,27 @@ def drain(
             message = "This drain was ended or replaced meanwhile; see `mixloom admin status`."
             raise MixloomError(message, code="drain_ended", status=404)
         answer = now
-    print_done(answer, as_json, "Everything rests." if wait else "Draining. `mixloom admin undrain` ends it.")
+    undrain = "mixloom admin undrain" + ("" if daemon is None else f" --daemon {daemon}")
+    print_done(answer, as_json, "Everything rests." if wait else f"Draining. `{undrain}` ends it.")
 
 
 @app.command()
 def undrain(daemon: DaemonOption = None, as_json: JsonFlag = False) -> None:
-    """End every drain, or those of one daemon; training goes on."""
+    """End the drain of all daemons, or that of one; it says which are still in force."""
     answer = Client().admin.undrain(daemon)
-    said = (
-        "A drain of all daemons is still in force." if answer["draining"] else "No drain is in force; training goes on."
-    )
+    still = ", ".join(one["daemon"] for one in answer["named"])
+    if answer["draining"]:
+        said = "A drain of all daemons is still in force."
+    elif still:
+        said = f"Training goes on but in {still}; `mixloom admin undrain --daemon NAME` lets one of these train again."
+    else:
+        said = "No drain is in force; training goes on."
     print_done(answer, as_json, said)
 
 
 @app.command()
 def status(as_json: JsonFlag = False) -> None:
-    """Show whether the server can work, the drain in force and the live daemons."""
+    """Show whether the server can work, the drains in force and the live daemons."""
     client = Client()
     ready, in_force = client.ready(), client.admin.current_drain()
     live = [daemon for daemon in client.admin.daemons() if daemon["live"]]
@@ -102,13 +107,13 @@ def status(as_json: JsonFlag = False) -> None:
             "status": ready["status"],
             "reasons": ready["reasons"],
             "drain": _in_words(in_force),
+            **{f"drain of {one['daemon']}": _in_words(one) for one in in_force["named"]},
         }
     )
     for daemon in live:
         say("")
         fields = {field: daemon[field] for field in DAEMON_FIELDS}
-        own = daemon["drain"] if daemon["drain"] and daemon["drain"]["daemon"] else None
-        print_fields({"daemon": daemon["id"], **fields, "its own drain": _in_words(own)})
+        print_fields({"daemon": daemon["id"], **fields})
 
 
 @app.command()
@@ -239,8 +244,8 @@ def _seconds(duration: str) -> float:
     return float(match[1]) * SECONDS[match[2]]
 
 
-def _in_words(drain: Object | None) -> str | None:
-    if drain is None or not drain["draining"]:
+def _in_words(drain: Object) -> str | None:
+    if not drain["draining"]:
         return None
     why = f" ({drain['reason']})" if drain["reason"] else ""
     return f"{drain['mode']}{why}, by {drain['created_by']}, since {moment(drain['created_at'])}"

@@ -29,6 +29,11 @@ def open_drain(session: Session, daemon: str | None = None) -> Drain | None:
     return first_for(open_drains(session), daemon)
 
 
+def asks_to_end(session: Session, daemon: str) -> bool:
+    """Whether a drain in force wants daemons of this name to end, also where a newer one does not."""
+    return any(drain.exit for drain in open_drains(session) if drain.daemon in (None, daemon))
+
+
 def is_past_deadline(session: Session, drain: Drain) -> bool:
     """Whether it is to go on as a quick one: by the database's clock, which set the deadline."""
     return drain.deadline_at is not None and read_clock(session) > drain.deadline_at
@@ -52,7 +57,7 @@ def add_drain(
     exit_: bool,
     created_by: str,
 ) -> Drain:
-    """Begin a drain, in place of the one in force. `daemon`: the name of those that it is for; None: of all."""
+    """Begin a drain, in place of the one in force for the same. `daemon`: the name of those; None: all."""
     end_drains(session, daemon)
     now = read_clock(session)
     drain = Drain(
@@ -72,8 +77,6 @@ def add_drain(
 
 
 def end_drains(session: Session, daemon: str | None = None) -> None:
-    """End the drains of daemons of this name; None: every drain. None in force is no error."""
-    in_force = update(Drain).where(IS_IN_FORCE)
-    if daemon is not None:
-        in_force = in_force.where(Drain.daemon == daemon)
+    """End the drain of daemons of this name; None: the one of all. None in force is no error."""
+    in_force = update(Drain).where(IS_IN_FORCE, Drain.daemon == daemon)
     session.execute(in_force.values(ended_at=read_clock(session)))

@@ -343,7 +343,12 @@ def test_the_operator_sees_and_steers_the_server(as_operator: Run, alice: Client
     status = json.loads(as_operator("admin", "status", "--json").out)
     assert (status["drain"]["mode"], status["drain"]["reason"]) == ("graceful", "a new disk")
     assert "a new disk" in as_operator("admin", "status").out
-    assert as_operator("admin", "undrain").code == 0
+    (name,) = {daemon["name"] for daemon in json.loads(as_operator("admin", "status", "--json").out)["daemons"]}
+    drained = as_operator("admin", "drain", "--daemon", name, "--exit", "--reason", "a broken fan")
+    assert f"undrain --daemon {name}`" in drained.err
+    assert f"drain of {name}" in as_operator("admin", "status").out
+    assert f"but in {name};" in as_operator("admin", "undrain").err
+    assert "No drain" in as_operator("admin", "undrain", "--daemon", name).err
     assert json.loads(as_operator("admin", "queue", "--json").out) == []
     assert as_operator("admin", "tenant", "delete", "bob").code == 0
 
@@ -359,7 +364,7 @@ def test_who_waits_for_a_drain_returns_when_all_rests_or_hears_that_it_was_ended
     done = as_operator("admin", "drain", "--wait", "--json")
     assert (done.code, json.loads(done.out)["at_rest"]) == (0, True)
     name = operator.admin.daemons()[0]["name"]
-    monkeypatch.setattr("mixloom.cli.admin.time.sleep", lambda _: operator.admin.undrain())
+    monkeypatch.setattr("mixloom.cli.admin.time.sleep", lambda _: operator.admin.undrain(name))
     done = as_operator("admin", "drain", "--wait", "--daemon", name)
     assert done.code == 4
     assert "ended or replaced" in done.err

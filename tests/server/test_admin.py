@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from server.api.services import Services
+from server.db import drains
 from server.db.tables import Base, Daemon, Drain
 from tests.server.conftest import Caller
 from tests.server.making import change_job, submit
@@ -37,13 +38,13 @@ def test_daemons_are_listed_by_their_epochs(admin: Caller, publish_base: Callabl
 
 
 def test_a_drain_is_a_row_that_holds_until_undrain(admin: Caller, services: Services) -> None:
-    assert admin.get("/admin/drain").json() == {"object": "drain", "draining": False}
+    assert admin.get("/admin/drain").json() == {"object": "drain", "draining": False, "named": []}
     answer = admin.post("/admin/drain", json={"reason": "a new disk"})
     drain = answer.json()
     assert (answer.status_code, drain["mode"], drain["exit"], drain["deadline_at"]) == (201, "quick", False, None)
     assert admin.get("/admin/drain").json() == drain
     for _ in range(2):
-        assert admin.post("/admin/undrain").json() == {"object": "drain", "draining": False}
+        assert admin.post("/admin/undrain").json() == {"object": "drain", "draining": False, "named": []}
     assert admin.get("/admin/drain").json()["draining"] is False
     with services.database.read() as session:
         assert session.query(Drain).one().ended_at is not None
@@ -105,6 +106,26 @@ def test_a_drain_of_one_daemon_leaves_the_others_at_work(
     assert drained() == ["two", "one", "draining"]
     admin.post("/admin/undrain")
     assert drained() == ["fair_share"]
+
+
+def test_a_drain_of_one_daemon_is_shown_when_that_has_ended_and_stands_beside_one_of_all(
+    admin: Caller, services: Services, publish_base: Callable[..., Base]
+) -> None:
+    def named(answer: dict[str, Any]) -> list[tuple[str, str]]:
+        return [(one["daemon"], one["reason"]) for one in answer["named"]]
+
+    publish_base()
+    publish_base(beside=True, daemon="two", live=False)
+    admin.post("/admin/drain", json={"daemon": "two", "reason": "an old disk"})
+    admin.post("/admin/drain", json={"daemon": "two", "reason": "a broken GPU", "exit": True})
+    assert named(admin.get("/admin/drain").json()) == [("two", "a broken GPU")]
+    assert admin.post("/admin/drain", json={"reason": "upgrade"}).json()["daemon"] is None
+    with services.database.read() as session:
+        assert drains.asks_to_end(session, "two")
+        assert not drains.asks_to_end(session, "one")
+    answer = admin.post("/admin/undrain").json()
+    assert (answer["draining"], named(answer)) == (False, [("two", "a broken GPU")])
+    assert named(admin.post("/admin/undrain", json={"daemon": "two"}).json()) == []
 
 
 def test_training_waits_for_the_disk_where_every_daemon_of_the_base_does(

@@ -44,7 +44,8 @@ def list_daemons(admin: AdminDep, services: ServicesDep, page: PageDep) -> dict[
 def drain(admin: AdminDep, services: ServicesDep, body: schemas.DrainCreate) -> dict[str, Any]:
     """Let nothing train until undrain, or nothing in one daemon.
 
-    It takes the place of the drain in force there, and outlives restarts. `at_rest` says when every run is let go of.
+    It takes the place of the drain in force for the same daemons, and outlives restarts; one of all and those of single
+    daemons stand side by side. `at_rest` says when every run is let go of.
     """
     if body.deadline_seconds is not None and body.mode != "graceful":
         message = f"'deadline_seconds' goes with mode 'graceful'; the mode is '{body.mode}'. Leave it out."
@@ -60,7 +61,7 @@ def drain(admin: AdminDep, services: ServicesDep, body: schemas.DrainCreate) -> 
             exit_=body.exit,
             created_by="admin",
         )
-        return _drain_answer(session, begun)
+        return _answer(session, begun)
 
 
 @router.get("/drain")
@@ -71,19 +72,22 @@ def get_drain(
         str | None, Query(description="The one in force for daemons of this name; else for all daemons.")
     ] = None,
 ) -> dict[str, Any]:
-    """The drain in force; `draining` is false when there is none."""
+    """The drain in force; `draining` is false when there is none. `named` are those in force of single daemons."""
     with services.database.read() as session:
         _check_name(session, daemon)
-        return _drain_answer(session, drains.open_drain(session, daemon))
+        return _answer(session, drains.open_drain(session, daemon))
 
 
 @router.post("/undrain")
 def undrain(admin: AdminDep, services: ServicesDep, body: schemas.Undrain = EVERYWHERE) -> dict[str, Any]:
-    """Let training go on. Again is no error. The answer is the drain that is still in force there, if any."""
+    """End the drain of all daemons, or that of one. Again is no error.
+
+    The answer is the drain that is still in force there, if any; `named` are those of single daemons.
+    """
     with services.database.write() as session:
         _check_name(session, body.daemon)
         drains.end_drains(session, body.daemon)
-        return _drain_answer(session, drains.open_drain(session, body.daemon))
+        return _answer(session, drains.open_drain(session, body.daemon))
 
 
 def _check_name(session: Session, daemon: str | None) -> None:
@@ -132,9 +136,14 @@ def _daemon_answer(session: Session, daemon: Daemon, at: float) -> dict[str, Any
     }
 
 
-def _drain_answer(session: Session, drain: Drain | None) -> dict[str, Any]:
-    if drain is None:
-        return {"object": "drain", "draining": False}
+def _answer(session: Session, drain: Drain | None) -> dict[str, Any]:
+    """A drain, if there is one, and those in force of daemons of one name: whether they still live or not."""
+    answer = {"object": "drain", "draining": False} if drain is None else _drain_answer(session, drain)
+    named = [_drain_answer(session, one) for one in drains.open_drains(session) if one.daemon is not None]
+    return {**answer, "named": named}
+
+
+def _drain_answer(session: Session, drain: Drain) -> dict[str, Any]:
     return {
         "id": drain.id,
         "object": "drain",
