@@ -158,7 +158,7 @@ def _read_queues(
         "epochs": [one.epoch for daemons in at_work.values() for one in daemons],
         "tenant_ids": sorted({job.tenant_id for job in jobs}),
         "job_ids": [job.id for job in jobs],
-        "places": max(MOST_ADDED, *map(_num_places, at_work.values())),
+        "places": max([MOST_ADDED, *map(_num_places, at_work.values())]),
     }
     tenants = rows(reader, _TENANTS, wanted) if is_any_resident else []
     queued = rows(reader, _JOBS, wanted)
