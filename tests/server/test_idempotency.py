@@ -87,6 +87,19 @@ def test_a_job_that_was_deleted_is_not_made_anew(alice: Caller) -> None:
     assert count(alice) == 0
 
 
+def test_on_a_disk_without_room_the_job_that_was_made_is_answered_and_no_other_is_made(
+    alice: Caller, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = upload(alice, prompt_rows(10))
+    first = send(alice, dataset).json()["id"]
+    monkeypatch.setattr(services.disk, "min_free_bytes", 2**62)
+    again = send(alice, dataset)
+    assert (again.status_code, again.json().get("id")) == (201, first)
+    refused = send(alice, dataset, key="another")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (507, "disk_full")
+    assert count(alice) == 1
+
+
 @pytest.mark.parametrize("key", ["", "k" * 256])
 def test_a_key_that_is_none_is_refused(key: str, alice: Caller) -> None:
     refused = send(alice, upload(alice, prompt_rows(10)), key=key)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from server import memory, resolve
 from server.api.answers import dataset_answer, job_answers
-from server.api.deps import NEEDS_ROOM, ServicesDep, Tenant, TenantDep
+from server.api.deps import ServicesDep, Tenant, TenantDep
 from server.api.lists import METADATA_PARAMETER, MetadataDep, PageDep, list_answer
 from server.api.routing import new_router
 from server.api.services import Services
@@ -27,7 +27,7 @@ from server.states import JobStatus
 router = new_router(prefix="/jobs", tag="jobs")
 
 
-@router.post("", status_code=201, dependencies=[NEEDS_ROOM])
+@router.post("", status_code=201)
 def create_job(
     services: ServicesDep,
     tenant: TenantDep,
@@ -41,7 +41,10 @@ def create_job(
     body with the same key is 422 `idempotency_key_reused`.
     """
     sent = None if idempotency_key is None else _sent(tenant, idempotency_key, body)
-    id_ = _made_before(services, sent) or submit(services, tenant, prepare(services, tenant, body), sent)
+    id_ = _made_before(services, sent)
+    if id_ is None:
+        services.disk.refuse_if_low()
+        id_ = submit(services, tenant, prepare(services, tenant, body), sent)
     response.headers["Location"] = f"/jobs/{id_}"
     return _answer(services, tenant, id_)
 
@@ -52,7 +55,7 @@ def _sent(tenant: Tenant, key: str, body: JobCreate) -> Sent:
 
 
 def _made_before(services: Services, sent: Sent | None) -> str | None:
-    """Looked up before the body is examined: what it names may be gone since."""
+    """Looked up before the body, and the room for it, are examined: what it names may be gone since."""
     if sent is None:
         return None
     with services.database.read() as session:
