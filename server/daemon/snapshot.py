@@ -11,6 +11,7 @@ from server.daemon.room import Room
 from server.daemon.roster import Resident
 from server.db import accounts
 from server.db.accounts import Waiting
+from server.db.daemons import Fenced
 from server.settings import Settings
 
 MOST_TOKENS = 4096
@@ -54,6 +55,8 @@ def take_snapshot(
     """One read of the database: the tenants with a run in memory or samples to pay, and those who may be next.
 
     No plan lets more runs in, or asks more to give way, than there are places; so no more tenants need to be seen.
+
+    Raises `Fenced`: a run in memory waits, so that its lease is lost.
     """
     named = {resident.job.tenant_id for resident in residents} | sampled.keys()
     with books.glance() as connection:
@@ -65,6 +68,9 @@ def take_snapshot(
             run_ids=[resident.run_id for resident in residents],
         )
     footprints = {resident.run_id: _footprint(room, resident.adapter) for resident in residents}
+    for one in accounts_:  # who was stopped since it looked at its own life was overtaken meanwhile
+        if one.next is not None and one.next.run_id in footprints:
+            raise Fenced(f"the lease of run {one.next.run_id} is lost")
     by_tenant: dict[str, list[ResidentRun]] = defaultdict(list)
     for resident in residents:
         if (counter := counters.get(resident.run_id)) is not None:
