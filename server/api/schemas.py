@@ -55,7 +55,9 @@ class DrainCreate(StrictModel):
     ] = None
     reason: Annotated[str, Field(max_length=500, description="Shown to every tenant.")] = ""
     daemon: DaemonName = None
-    exit: Annotated[bool, Field(description="Let the daemon end when it rests; under `serve` undrain starts it again.")] = False
+    exit: Annotated[
+        bool, Field(description="Let the daemon end when it rests; under `serve` undrain starts it again.")
+    ] = False
 
 
 class Undrain(StrictModel):
