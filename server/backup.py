@@ -22,7 +22,7 @@ from server.db import adapters, bases, datasets, jobs, leases, operations, recov
 from server.db.copying import copy_rows, need_empty
 from server.db.migrate import open_current, upgrade_tables
 from server.db.session import Database
-from server.db.stores import MARK
+from server.db.stores import MARK, check_store, read_mark
 from server.doctor import Finding, examine_files
 from server.errors import MixloomError
 from server.settings import Settings
@@ -49,7 +49,7 @@ class Copied:
 def back_up(settings: Settings, target: Path) -> Copied:
     """Bring the backup in `target` up to date. Until the last moment it is the one that was there before.
 
-    Raises `not_a_backup`, `not_copied`, `database_damaged`, and what else `open_current` does.
+    Raises `not_a_backup`, `not_copied`, `other_data_dir`, `database_damaged`, and what else `open_current` does.
     """
     if target.resolve() == settings.data_dir.resolve():
         raise MixloomError("not_a_backup", f"{target} is the data directory itself. Name another folder.", 400)
@@ -61,6 +61,9 @@ def back_up(settings: Settings, target: Path) -> Copied:
                 400,
             )
         original = open_current(settings)
+        check_store(settings, original)
+        if read_mark(target) not in (None, read_mark(settings.data_dir)):
+            raise MixloomError("not_a_backup", f"{target} is a backup of another server. Name another folder.", 400)
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
         return _copy(original, settings.data_dir, target, lambda copy: _publish(copy, LocalStore(target)))
 

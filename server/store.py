@@ -70,8 +70,10 @@ class LocalStore:
 
     def children(self, prefix: str) -> list[str]:
         """Keys one level under `prefix`, those of unfinished folders among them."""
-        folder = self.path(prefix)
-        return sorted(f"{prefix}/{name}" for name in os.listdir(folder)) if folder.is_dir() else []
+        try:
+            return sorted(f"{prefix}/{name}" for name in os.listdir(self.path(prefix)))
+        except (FileNotFoundError, NotADirectoryError):  # there is none, or somebody else was faster
+            return []
 
     def list(self, prefix: str) -> list[str]:
         """The same without the unfinished ones."""

@@ -13,6 +13,7 @@ from scheduler.snapshot import Snapshot
 from server.daemon.books import Books
 from server.daemon.pace import Pace, Watch
 from server.daemon.passes import Passes, Riding
+from server.daemon.points import check_there
 from server.daemon.program import Diverged
 from server.daemon.pulse import Pulse
 from server.daemon.recorder import Ended, Recorder
@@ -73,6 +74,7 @@ class Loop:
         self.outgrown: set[str] = set()  # runs that were in memory before, and would not fit into this machine
         self.drain: Drain | None = None
         self.hurries = False  # the drain's deadline is over
+        self.is_to_exit = False  # a drain asks for it
         self.told: tuple[str, str | None] = ("ready", None)  # the state, and the drain that we rest under
         self.disk = Disk(settings)
         self.waits_for_disk = False
@@ -150,12 +152,13 @@ class Loop:
         return self.stopping.is_set() or self.drain is not None
 
     def _is_over(self) -> bool:
-        leaving = self.stopping.is_set() or (self.drain is not None and self.drain.exit)
+        leaving = self.stopping.is_set() or self.is_to_exit
         return leaving and not self.residents and self.writer.is_idle
 
     def _look(self) -> dict[str, Wish]:
         """What the database says now: what is wanted of each resident run, and of all. Raises `Fenced`."""
         self.books.check()
+        check_there(self.roster.store)
         base_hash, written = self.engine.base.hash, self.books.writes
         with self.books.read() as session:
             live = daemons.live_daemons(session)
@@ -167,6 +170,7 @@ class Loop:
             if company != self.company:  # who comes or goes may have noted, or forgotten, what others say
                 self.company, self.short_of_bytes = company, None
             self.drain = drains.open_drain(session, self.books.name)
+            self.is_to_exit = self.drain is not None and drains.asks_to_end(session, self.books.name)
             self.hurries = self.drain is not None and drains.is_past_deadline(session, self.drain)
             self.suspect = None if self.draining else runs.next_suspect(session, base_hash)
             return runs.wishes(session, [resident.job.id for resident in self.residents])
@@ -174,8 +178,8 @@ class Loop:
     def _reconcile(self, wishes: Mapping[str, Wish]) -> None:
         """Carry out what tenants and the operator want of the resident runs. Raises `Fenced`."""
         is_fast = self.drain is not None and self.drain.mode == "fast"
-        if is_fast and self.writer.trouble is not None:
-            self.roster.give_up_writing()
+        if is_fast and self.residents:
+            self.roster.end_writing()
         drains_now = self.stopping.is_set() or self._drains_quickly()
         for resident in self.residents:
             wish = wishes.get(resident.job.id)
@@ -264,8 +268,9 @@ class Loop:
         waiting = [one.waiting for one in snapshot.tenants if one.waiting is not None]
         too_large = [run for run in waiting if decision.waits.get(run.run_id) is Wait.TOO_LARGE]
         short = {run_id for run_id, wait in decision.waits.items() if wait is Wait.MEMORY}
-        for run in too_large if too_large and not self._may_fit_elsewhere() else ():
-            if run.run_id not in self.outgrown and not self.roster.refuse(run, snapshot):
+        undecided = [run for run in too_large if run.run_id not in self.outgrown]
+        for run in undecided if undecided and not self._may_fit_elsewhere() else ():
+            if not self.roster.refuse(run, snapshot):
                 self.outgrown.add(run.run_id)
         short |= {run.run_id for run in too_large}
         if short != self.short_of_bytes or not self._is_told(short):

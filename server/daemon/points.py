@@ -12,6 +12,8 @@ from server.daemon.books import Books
 from server.daemon.program import Cursor
 from server.daemon.writer import Writer
 from server.db import events, recovery_points, runs
+from server.db.daemons import Fenced
+from server.db.stores import read_mark
 from server.db.tables import Job, RecoveryPoint
 from server.faults import fault
 from server.ids import new_id
@@ -44,6 +46,7 @@ class Points:
         key = f"recovery/{place.run_id}/{self.books.epoch}-{step}-{id_}"
 
         def publish(files: Manifest) -> None:
+            check_there(self.store)
             point = RecoveryPoint(
                 id=id_,
                 run_id=place.run_id,
@@ -108,6 +111,12 @@ class Points:
                 events.record(session, job, "recovery_point_broken", message, {"step": point.step})
         for point in broken:
             self.writer.delete(point.key)
+
+
+def check_there(store: LocalStore) -> None:
+    """Raises `Fenced`: the data directory is gone. Of a shared folder that is not mounted an empty one may be there."""
+    if read_mark(store.root) is None:
+        raise Fenced("the data directory is not there")
 
 
 def tell_of_failure(books: Books, job: Job, what: str, error: OSError) -> None:

@@ -13,7 +13,7 @@ from engine.adapter import Adapter
 from engine.base_model import BaseModel, Fingerprint
 from server.daemon.books import Books
 from server.daemon.model_card import model_card
-from server.daemon.points import tell_of_failure
+from server.daemon.points import check_there, tell_of_failure
 from server.daemon.writer import Writer
 from server.db import events, runs
 from server.db.tables import Job
@@ -70,6 +70,7 @@ class Publisher:
         )
 
         def add(files: Manifest) -> None:
+            check_there(self.store)
             row = _row(state, key, files, final=_is_success(ending))
             for unwanted in self._add(job, row, ending):
                 self.writer.delete(unwanted)

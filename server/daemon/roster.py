@@ -22,14 +22,13 @@ from scheduler.snapshot import Snapshot, WaitingRun
 from server.daemon.books import Books
 from server.daemon.last_good import Candidate, last_good
 from server.daemon.memory import is_out_of_memory
-from server.daemon.points import Place, Points
+from server.daemon.points import Place, Points, check_there
 from server.daemon.prices import prices_of
 from server.daemon.program import Cursor, Evaluation, JobProgram, Work
 from server.daemon.publisher import Ending, Publisher, State
 from server.daemon.writer import Writer
 from server.db import accounts, events, recovery_points, runs
 from server.db.daemons import Fenced
-from server.db.stores import is_there
 from server.db.tables import Job, RecoveryPoint
 from server.db.tables import Run as RunRow
 from server.faults import fault
@@ -41,6 +40,8 @@ from server.store import LocalStore, is_whole
 from server.tokens import TokenRows
 
 log = logging.getLogger("mixloom.daemon")
+_OF_THE_PROCESS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT})
+"""What the system says that is no file's own fault."""
 
 
 @dataclass
@@ -151,10 +152,9 @@ class Roster:
 
     def _check_disk(self, error: Exception) -> None:
         """Raises `Fenced` where it is not the one job's files that are missing or damaged: all would fail by it."""
-        of_the_job = (errno.ENOENT, errno.ENOTDIR, errno.EIO)
-        elsewhere = isinstance(error, OSError) and error.errno is not None and error.errno not in of_the_job
-        if elsewhere or not is_there(self.store.root):
-            raise Fenced(f"the data directory cannot be read ({error})") from error
+        if isinstance(error, OSError) and error.errno in _OF_THE_PROCESS:
+            raise Fenced(f"files cannot be read ({error})") from error
+        check_there(self.store)
 
     def refuse(self, run: WaitingRun, snapshot: Snapshot) -> bool:
         """End the job of a run that would not fit into an empty machine, unless it was in memory before; whether it has
@@ -219,11 +219,14 @@ class Roster:
         self.writer.wait()  # that may be one that is being written
         self._let_go(resident)
 
-    def give_up_writing(self) -> None:
-        """Drop what the disk does not take. Whoever waited for that to be let go stays for now."""
-        self.writer.give_up()
-        for resident in self.residents.values():
-            resident.is_closing = False
+    def end_writing(self) -> None:
+        """Wait for what is being written, and drop what the disk does not take: who waited for it goes unsaved."""
+        while not self.writer.is_idle:
+            if self.writer.trouble is not None:
+                self.writer.give_up()
+                for resident in self.residents.values():
+                    resident.is_closing = False
+            self.writer.wait_a_moment()
 
     def drop(self, resident: Resident) -> None:
         """Let a run go whose job has ended."""

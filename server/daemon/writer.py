@@ -14,6 +14,7 @@ from server.store import LocalStore, Manifest, manifest
 
 log = logging.getLogger("mixloom.daemon")
 RETRY_SECONDS = 1.0
+MOMENT_SECONDS = 0.05
 
 
 @dataclass
@@ -83,6 +84,12 @@ class Writer:
         """Wait for every write, and run what follows."""
         while self._pending:
             self._pending[0].future.result()
+            self.settle()
+
+    def wait_a_moment(self) -> None:
+        """For the next write that is under way, and no longer."""
+        if self._pending:
+            wait([self._pending[0].future], timeout=MOMENT_SECONDS)
             self.settle()
 
     def give_up(self) -> None:

@@ -29,7 +29,7 @@ def open_drain(session: Session, daemon: str | None = None) -> Drain | None:
     return first_for(open_drains(session), daemon)
 
 
-def asks_to_end(session: Session, daemon: str) -> bool:
+def asks_to_end(session: Session, daemon: str | None) -> bool:
     """Whether a drain in force wants daemons of this name to end, also where a newer one does not."""
     return any(drain.exit for drain in open_drains(session) if drain.daemon in (None, daemon))
 

@@ -2,8 +2,9 @@
 
 import fcntl
 import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -17,8 +18,12 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 import migrations
 from server.data_dir import DAEMON_LOCK, ensure_data_dir
 from server.db.session import Database, is_damaged, one_at_a_time
+from server.db.stores import refuse_new_database
 from server.errors import MixloomError
 from server.settings import Settings
+
+WAIT_SECONDS = 15.0
+POLL_SECONDS = 0.2
 
 
 def upgrade(settings: Settings, *, is_daemon: bool = False) -> None:
@@ -26,19 +31,27 @@ def upgrade(settings: Settings, *, is_daemon: bool = False) -> None:
 
     `is_daemon`: the caller holds the daemon's lock. Of SQLite nobody else changes tables that a daemon works with.
 
-    Raises `data_dir_not_writable`, `database_unreachable`, `database_damaged`, `daemon_at_work`, `not_upgraded`,
-    `postgres_not_installed`, or `database_too_new` when a later version of the code has been here.
+    Raises `data_dir_not_writable`, `other_data_dir`, `database_unreachable`, `database_damaged`, `daemon_at_work`,
+    `not_upgraded`, `postgres_not_installed`, or `database_too_new` when a later version of the code has been here.
     """
     ensure_data_dir(settings)
+    refuse_new_database(settings)
     database = Database(settings.database, is_patient=True)  # of large tables a migration takes its time
-    with _locked(settings.data_dir):
-        current = _revision(database)
-        if _pending(current, database) and current is not None and database.path is not None:
-            with nullcontext() if is_daemon else _no_daemon(settings.data_dir), _one_sentence(database):
-                _copy(database.path, current)
+    with ExitStack() as locks:
+        if _is_old_sqlite(database) and not is_daemon:
+            locks.enter_context(_no_daemon(settings, database))
+        locks.enter_context(_locked(settings.data_dir))
+        if database.path is not None and _is_old_sqlite(database):
+            with _one_sentence(database):
+                _copy(database.path, _revision(database))
                 upgrade_tables(database)
         else:
             upgrade_tables(database)
+
+
+def _is_old_sqlite(database: Database) -> bool:
+    current = _revision(database)
+    return database.path is not None and current is not None and bool(_pending(current, database))
 
 
 def upgrade_tables(database: Database) -> None:
@@ -140,7 +153,7 @@ def _one_sentence(database: Database) -> Iterator[None]:
         ) from error
 
 
-def _copy(path: Path, revision: str) -> None:
+def _copy(path: Path, revision: str | None) -> None:
     copy = path.with_name(f"{path.name}.before-{revision}")
     try:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
@@ -151,18 +164,25 @@ def _copy(path: Path, revision: str) -> None:
 
 
 @contextmanager
-def _no_daemon(data_dir: Path) -> Iterator[None]:
-    """None works meanwhile. Raises `daemon_at_work`."""
-    with (data_dir / DAEMON_LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MixloomError(
-                "daemon_at_work",
-                f"The tables in {data_dir} are of an older version, and a daemon is at work on them. Stop it, and the "
-                "`serve` that starts it again; then start this version.",
-                500,
-            ) from None
+def _no_daemon(settings: Settings, database: Database) -> Iterator[None]:
+    """None works meanwhile. One that starts, or ends, is waited for. Raises `daemon_at_work`."""
+    end = time.monotonic() + WAIT_SECONDS
+    with (settings.data_dir / DAEMON_LOCK).open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not _is_old_sqlite(database):  # it is of this version, and was faster
+                    break
+                if time.monotonic() > end:
+                    raise MixloomError(
+                        "daemon_at_work",
+                        f"The tables in {settings.data_dir} are of an older version, and a daemon is at work on them. "
+                        "Stop it, and the `serve` that starts it again; then start this version.",
+                        500,
+                    ) from None
+            time.sleep(POLL_SECONDS)
         yield
 
 

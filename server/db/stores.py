@@ -5,9 +5,10 @@ erasable, and those that the tables name as lost.
 from pathlib import Path
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from server.db.session import Database, one_at_a_time
-from server.db.tables import Store, Tenant
+from server.db.tables import Adapter, Base, Job, Store, Tenant
 from server.errors import MixloomError
 from server.ids import new_id
 from server.orphans import PREFIXES
@@ -16,35 +17,77 @@ from server.store import LocalStore
 
 MARK = "store.id"
 """A file of the data directory, with the id of the one row of `stores`."""
+_OF_NO_NEW_ONE = (select(Tenant.id).limit(1), select(Base.hash).limit(1))
+_NAMED = (select(Base.folder_key), select(Adapter.key).limit(100), select(Job.tokens_key).limit(100))
+"""Some folders that are named."""
+
+
+def refuse_new_database(settings: Settings) -> None:
+    """Before SQLite's file would be made. Raises `other_data_dir`: it is gone, and its files are there."""
+    path = Database(settings.database).path
+    if path is not None and not (path.exists() and path.stat().st_size) and _has_files(settings.data_dir):
+        raise _is_new(path.name, settings.data_dir)
 
 
 def refuse_other_store(settings: Settings, database: Database) -> None:
     """The first start makes a database and a data directory each other's.
 
     Raises `other_data_dir`: they are not; or the database is new, and the data directory has another one's files.
+    `data_dir_not_writable`.
     """
+    if _check(settings, database):
+        return
     folder = settings.data_dir
+    with database.read() as session:
+        known = None if _is_empty(session) else read_mark(folder)
+    if known is None:
+        known = new_id("store")
+        _write(folder, known)
     with database.write() as session:
         one_at_a_time(session, "stores")
-        known = session.scalar(select(Store.id))
-        if known is None:
-            if session.scalar(select(Tenant.id).limit(1)) is None and _has_files(folder):
-                raise _other(
-                    f"The database {database.name} is new, and {folder} has the files of another one, which a server "
-                    f"would erase. Name the database that it had, or with --data-dir a folder that is empty."
-                )
-            known = _read(folder) or _write(folder)
+        if session.scalar(select(Store.id)) is None:
             session.add(Store(id=known))
-    if _read(folder) != known:
+    _check(settings, database)  # of two first starts one was faster
+
+
+def check_store(settings: Settings, database: Database) -> None:
+    """The same of what is there, which stays as it is. Raises `other_data_dir`."""
+    _check(settings, database)
+
+
+def read_mark(folder: Path) -> str | None:
+    """Of a data directory; None: it has none, or it is not there."""
+    try:
+        return (folder / MARK).read_text().strip()
+    except OSError:
+        return None
+
+
+def _check(settings: Settings, database: Database) -> bool:
+    """Whether they are known to be each other's; False: nobody has said so yet, and they may."""
+    folder = settings.data_dir
+    has_files, mark = _has_files(folder), read_mark(folder)
+    with database.read() as session:
+        known = session.scalar(select(Store.id))
+        is_empty = _is_empty(session)
+        named = [] if known else [key for statement in _NAMED for key in session.scalars(statement)]
+    if known is not None and mark != known:
         raise _other(
             f"The files of the database {database.name} are in another data directory than {folder}: in the one whose "
             f"{MARK} says {known}. Name that one with --data-dir; on another machine it is a shared folder."
         )
+    if known is None and is_empty and has_files:
+        raise _is_new(database.name, folder)
+    if named and not any((folder / key).exists() for key in named):
+        raise _other(
+            f"None of the files of the database {database.name} is in {folder}. Name the data directory that has them "
+            "with --data-dir; on another machine it is a shared folder."
+        )
+    return known is not None
 
 
-def is_there(folder: Path) -> bool:
-    """Whether it still is the data directory that it was at the start, and no empty folder in its place."""
-    return (folder / MARK).is_file()
+def _is_empty(session: Session) -> bool:
+    return all(session.scalar(statement) is None for statement in _OF_NO_NEW_ONE)
 
 
 def _has_files(folder: Path) -> bool:
@@ -52,17 +95,24 @@ def _has_files(folder: Path) -> bool:
     return any(store.children(prefix) for prefix in PREFIXES)
 
 
-def _read(folder: Path) -> str | None:
-    mark = folder / MARK
-    return mark.read_text().strip() if mark.exists() else None
+def _write(folder: Path, id_: str) -> None:
+    try:
+        draft = folder / f"{MARK}.{id_}.tmp"
+        draft.write_text(f"{id_}\n")
+        LocalStore(folder).publish_file(draft, MARK)
+    except OSError as error:
+        raise MixloomError(
+            "data_dir_not_writable",
+            f"{folder / MARK} cannot be written ({error.strerror}). Mend that, and start again.",
+            500,
+        ) from error
 
 
-def _write(folder: Path) -> str:
-    id_ = new_id("store")
-    draft = folder / f"{MARK}.tmp"
-    draft.write_text(f"{id_}\n")
-    LocalStore(folder).publish_file(draft, MARK)
-    return id_
+def _is_new(name: str, folder: Path) -> MixloomError:
+    return _other(
+        f"The database {name} is new, and {folder} has the files of another one, which a server would erase. Name the "
+        "database that it had, restore that, or name with --data-dir a folder that is empty."
+    )
 
 
 def _other(message: str) -> MixloomError:

@@ -9,15 +9,19 @@ from sqlalchemy import delete, select
 
 from server.api.app import open_services
 from server.api.services import Services
+from server.backup import back_up
 from server.daemon import main as daemon
+from server.daemon.points import Place
 from server.db.daemons import Fenced
+from server.db.migrate import upgrade_tables
+from server.db.session import Database
 from server.db.stores import MARK
-from server.db.tables import Store
+from server.db.tables import Store, Tenant
 from server.errors import MixloomError
 from server.settings import Settings
 from tests.postgresql import PostgreSQL
 from tests.server.conftest import Caller
-from tests.server.daemon.conftest import PLAIN, Life, job, submit
+from tests.server.daemon.conftest import PLAIN, Life, job, points, submit
 
 
 def marks(services: Services) -> list[str]:
@@ -86,6 +90,109 @@ def files(settings: Settings) -> set[Path]:
     return {path for path in settings.data_dir.rglob("*") if path.is_file()}
 
 
+def test_a_server_that_has_a_base_and_no_tenant_yet_is_no_new_one(life: Life, services: Services) -> None:
+    """As one of an older version, which had no mark."""
+    with services.database.write() as session:
+        session.execute(delete(Store))
+        session.execute(delete(Tenant))
+    (services.settings.data_dir / MARK).unlink()
+    assert files(services.settings)
+    open_services(services.settings)
+    assert marks(services) == [(services.settings.data_dir / MARK).read_text().strip()]
+
+
+@pytest.mark.databases("postgresql")
+def test_an_upgraded_server_does_not_start_where_none_of_its_files_are(
+    life: Life, alice: Caller, services: Services, tmp_path: Path
+) -> None:
+    submit(alice, PLAIN, steps=2)
+    life.finish()
+    with services.database.write() as session:
+        session.execute(delete(Store))
+    for name, of_another in (("empty", False), ("of-another", True)):
+        folder = tmp_path / name
+        folder.mkdir()
+        if of_another:
+            (folder / MARK).write_text("store_of_another")
+            (folder / "adapters" / "adp_of_another").mkdir(parents=True)
+        with pytest.raises(MixloomError, match="None of the files of the database"):
+            open_services(services.settings.model_copy(update={"data_dir": folder}))
+    open_services(services.settings)
+    assert marks(services) == [(services.settings.data_dir / MARK).read_text().strip()]
+
+
+def test_a_new_database_takes_no_mark_that_lies_about(
+    services: Services, postgresql: PostgreSQL, tmp_path: Path
+) -> None:
+    (tmp_path / MARK).write_text("store_of_another")
+    settings = Settings(data_dir=tmp_path, database_url=postgresql.new_database())
+    open_services(settings)
+    assert "another" not in (tmp_path / MARK).read_text()
+
+
+@pytest.mark.databases("sqlite")
+def test_a_start_that_is_refused_costs_no_backup(life: Life, alice: Caller, services: Services, tmp_path: Path) -> None:
+    submit(alice, PLAIN, steps=2)
+    life.finish()
+    life.books.end()
+    settings, target = services.settings, tmp_path / "backup"
+    assert back_up(settings, target).findings == []
+    before = sorted(path for path in target.rglob("*") if path.is_file())
+    for file in settings.data_dir.glob("mixloom.db*"):
+        file.unlink()
+    refuses(settings)
+    assert not (settings.data_dir / "mixloom.db").exists()
+    upgrade_tables(Database(settings.database))  # whatever else makes an empty one
+    with pytest.raises(MixloomError, match="is new, and"):
+        back_up(settings, target)
+    assert sorted(path for path in target.rglob("*") if path.is_file()) == before
+
+
+def test_a_backup_of_another_server_is_not_overwritten(services: Services, tmp_path: Path) -> None:
+    target = tmp_path / "backup"
+    back_up(services.settings, target)
+    (target / MARK).write_text("store_of_another")
+    with pytest.raises(MixloomError, match="is a backup of another server"):
+        back_up(services.settings, target)
+
+
+def test_a_file_that_only_one_job_has_cannot_be_read_and_only_that_job_fails(
+    life: Life, alice: Caller, bob: Caller, services: Services
+) -> None:
+    """It is a folder, say."""
+    broken, good = submit(alice, PLAIN, steps=2), submit(bob, PLAIN, steps=2)
+    file = services.store.path(job(services, broken).tokens_key) / "train.safetensors"
+    file.unlink()
+    file.mkdir()
+    life.finish()
+    assert [job(services, id_).status for id_ in (broken, good)] == ["failed", "succeeded"]
+
+
+def test_what_was_written_while_the_data_directory_was_not_there_is_not_named(
+    life: Life, new_life: Callable[..., Life], alice: Caller, services: Services
+) -> None:
+    """A recovery point in the empty folder that was in its place would have taken the place of a real one."""
+    id_ = submit(alice, PLAIN)
+    life.turn_until(lambda: job(services, id_).step == 5)
+    life.writer.wait()
+    kept = [point.key for point in points(services, id_)]
+    mark = services.settings.data_dir / MARK
+    away = mark.with_name("away")
+    mark.rename(away)
+    resident = life.resident(id_)
+    with pytest.raises(Fenced, match="is not there"):
+        life.turn()
+    life.roster.points.save(
+        resident.job, resident.run, Place(resident.run_id, resident.program.cursor, 0), lambda: None
+    )
+    with pytest.raises(Fenced, match="is not there"):
+        life.writer.wait()
+    assert [point.key for point in points(services, id_)] == kept
+    away.rename(mark)
+    new_life().finish()
+    assert job(services, id_).status == "succeeded"
+
+
 def test_while_the_data_directory_is_not_there_no_job_fails_for_it(
     life: Life, new_life: Callable[..., Life], alice: Caller, services: Services
 ) -> None:
@@ -98,7 +205,7 @@ def test_while_the_data_directory_is_not_there_no_job_fails_for_it(
     for path in files:
         path.rename(elsewhere / path.name)
     for _ in range(2):
-        with pytest.raises(Fenced, match="the data directory cannot be read"):
+        with pytest.raises(Fenced, match="the data directory is not there"):
             life.turn()
         assert job(services, id_).status in ("preparing", "queued")
         life = new_life()
