@@ -39,6 +39,7 @@ from server.daemon.sampler import Sampler
 from server.daemon.writer import Writer
 from server.db.migrate import upgrade
 from server.db.session import Database
+from server.db.stores import refuse_other_store
 from server.db.tables import Job, Run, Tenant
 from server.settings import Settings
 from server.store import LocalStore
@@ -140,6 +141,7 @@ def main(arguments: list[str]) -> int:
 def _loop(settings: Settings, folder: Path, options: argparse.Namespace) -> Timed:
     upgrade(settings)
     database, store = Database(settings.database), LocalStore(settings.data_dir)
+    refuse_other_store(settings, database)
     place = sources.resolve(options.base) if options.base else write_tiny_base(folder / "base")
     base = base_model.load(place, name=place.name, dtype=torch.float32, device="cpu")
     store.put(ROWS, lambda place: _rows().save(place / "train.safetensors"))
