@@ -10,10 +10,11 @@ import json
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TextIO
 
 POINTS = {
     "claim.done": "a run is leased, its job is being loaded; about the job's name",
@@ -50,7 +51,8 @@ def arm(path: Path, *faults: Fault) -> None:
     """Write the faults to be met from now on, in place of those before."""
     unknown = [fault.point for fault in faults if fault.point not in POINTS]
     assert not unknown, f"no such points: {unknown}"
-    path.write_text(json.dumps([asdict(fault) for fault in faults]))
+    with _held(path, os.O_CREAT) as file:
+        _write(file, [asdict(fault) for fault in faults])
 
 
 def fault(point: str, about: Sequence[str] = ()) -> None:
@@ -63,19 +65,30 @@ def _next(path: Path, point: str, about: Sequence[str]) -> Fault | None:
     """The fault that strikes now, which is counted in the file before it does."""
     if not path.exists():
         return None
-    with path.open("r+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _held(path) as file:
         armed = json.loads(file.read() or "[]")
         for one in armed:
             if one["point"] != point or not one["times"] or (one["about"] and one["about"] not in about):
                 continue
             is_now = one["after"] == 0
             one["times" if is_now else "after"] -= 1
-            file.seek(0)
-            file.truncate()
-            file.write(json.dumps(armed))
+            _write(file, armed)
             return Fault(**one) if is_now else None
     return None
+
+
+@contextmanager
+def _held(path: Path, flags: int = 0) -> Iterator[TextIO]:
+    """One at a time: else who counts a strike would write again what another has just taken out."""
+    with os.fdopen(os.open(path, os.O_RDWR | flags, 0o666), "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def _write(file: TextIO, faults: list[dict[str, Any]]) -> None:
+    file.seek(0)
+    file.truncate()
+    json.dump(faults, file)
 
 
 def _strike(struck: Fault) -> None:

@@ -2,9 +2,12 @@
 
 import ast
 import errno
+import json
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -70,3 +73,30 @@ def test_a_fault_strikes_after_so_many_passes_so_often_and_about_one_thing(armed
 def test_a_point_that_is_not_there_cannot_be_armed(armed: Path) -> None:
     with pytest.raises(AssertionError, match="nowhere"):
         arm(armed, Fault(point="nowhere", kind="kill"))
+
+
+def test_what_is_armed_anew_stays_so_although_a_fault_strikes_in_that_moment(armed: Path) -> None:
+    """Who strikes reads the file and writes it again with one less."""
+    stop, struck = threading.Event(), threading.Event()
+
+    def strike() -> None:
+        while not stop.is_set():
+            try:
+                fault("put.synced")
+            except OSError:
+                struck.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        striking = pool.submit(strike)
+        try:
+            for _ in range(300):
+                struck.clear()
+                arm(armed, Fault(point="put.synced", kind="EIO", times=10**6))
+                assert struck.wait(30)
+                arm(armed)
+                assert json.loads(armed.read_text()) == []
+                fault("record.begin")  # has waited for whoever was at it
+                assert json.loads(armed.read_text()) == []
+        finally:
+            stop.set()
+        striking.result()
