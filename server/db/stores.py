@@ -35,24 +35,13 @@ def refuse_other_store(settings: Settings, database: Database) -> None:
     Raises `other_data_dir`: they are not; or the database is new, and the data directory has another one's files.
     `data_dir_not_writable`.
     """
-    if _check(settings, database):
+    if check_store(settings, database):
         return
-    folder = settings.data_dir
-    with database.read() as session:
-        known = None if _is_empty(session) else read_mark(folder)
-    if known is None:
-        known = new_id("store")
-        _write(folder, known)
     with database.write() as session:
         one_at_a_time(session, "stores")
         if session.scalar(select(Store.id)) is None:
-            session.add(Store(id=known))
-    _check(settings, database)  # of two first starts one was faster
-
-
-def check_store(settings: Settings, database: Database) -> None:
-    """The same of what is there, which stays as it is. Raises `other_data_dir`."""
-    _check(settings, database)
+            session.add(Store(id=_mark(settings.data_dir, is_new=_is_empty(session))))
+    check_store(settings, database)  # of two first starts the other one may have been faster
 
 
 def read_mark(folder: Path) -> str | None:
@@ -63,8 +52,11 @@ def read_mark(folder: Path) -> str | None:
         return None
 
 
-def _check(settings: Settings, database: Database) -> bool:
-    """Whether they are known to be each other's; False: nobody has said so yet, and they may."""
+def check_store(settings: Settings, database: Database) -> bool:
+    """Whether they are known to be each other's; False: nobody has said so yet, and they may be.
+
+    Raises `other_data_dir`, as above.
+    """
     folder = settings.data_dir
     has_files, mark = _has_files(folder), read_mark(folder)
     with database.read() as session:
@@ -95,7 +87,14 @@ def _has_files(folder: Path) -> bool:
     return any(store.children(prefix) for prefix in PREFIXES)
 
 
-def _write(folder: Path, id_: str) -> None:
+def _mark(folder: Path, *, is_new: bool) -> str:
+    """What a data directory says, or is made to say; of a new database nothing that lies about is taken.
+
+    Raises `data_dir_not_writable`.
+    """
+    if not is_new and (known := read_mark(folder)) is not None:
+        return known
+    id_ = new_id("store")
     try:
         draft = folder / f"{MARK}.{id_}.tmp"
         draft.write_text(f"{id_}\n")
@@ -106,6 +105,7 @@ def _write(folder: Path, id_: str) -> None:
             f"{folder / MARK} cannot be written ({error.strerror}). Mend that, and start again.",
             500,
         ) from error
+    return id_
 
 
 def _is_new(name: str, folder: Path) -> MixloomError:

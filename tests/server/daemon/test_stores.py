@@ -1,7 +1,9 @@
 """A database and a data directory go together: in another one the files of its rows are not there."""
 
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from server.daemon.points import Place
 from server.db.daemons import Fenced
 from server.db.migrate import upgrade_tables
 from server.db.session import Database
-from server.db.stores import MARK
+from server.db.stores import MARK, refuse_other_store
 from server.db.tables import Store, Tenant
 from server.errors import MixloomError
 from server.settings import Settings
@@ -119,6 +121,23 @@ def test_an_upgraded_server_does_not_start_where_none_of_its_files_are(
             open_services(services.settings.model_copy(update={"data_dir": folder}))
     open_services(services.settings)
     assert marks(services) == [(services.settings.data_dir / MARK).read_text().strip()]
+
+
+def test_who_starts_first_at_the_same_moment_has_one_mark(services: Services) -> None:
+    together = threading.Barrier(4)
+
+    def start() -> None:
+        together.wait(30)
+        refuse_other_store(services.settings, Database(services.settings.database))
+
+    for _ in range(5):
+        with services.database.write() as session:
+            session.execute(delete(Store))
+        (services.settings.data_dir / MARK).unlink()
+        with ThreadPoolExecutor(4) as pool:
+            for started in [pool.submit(start) for _ in range(4)]:
+                started.result()
+        assert marks(services) == [(services.settings.data_dir / MARK).read_text().strip()]
 
 
 def test_a_new_database_takes_no_mark_that_lies_about(
