@@ -30,8 +30,7 @@ POLL_SECONDS = 0.1
 FOR_EVER = 1_000_000
 """Steps."""
 LORA, MIXTURE = {"method": "lora", "rank": 16}, {"method": "mixlora", **MIXLORA}
-ROWS = [{"prompt": f"{n}, {n + 1}, {n + 2} and so on: which numbers come next?", "completion": f"{n + 3}, {n + 4}."}
-        for n in range(64)]  # fmt: skip
+ROWS = [{"prompt": f"{n}, {n + 1}, {n + 2} and so on: what comes next?", "completion": f"{n + 3}."} for n in range(64)]
 SHORT = [{"prompt": "1, 2, 3?", "completion": "4."}]
 STEADY: dict[str, Any] = {"adapter": LORA, "training": {"batch_size": 8, "checkpoint_every": FOR_EVER}}
 TINY: dict[str, Any] = {"batch_size": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "evaluate_every": 1}

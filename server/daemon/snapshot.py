@@ -1,7 +1,7 @@
 """What the scheduler may see: the resident runs, and of each tenant its share, counter and next waiting job."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from scheduler.admission import fitting_budget
 from scheduler.snapshot import Footprint, Microbatch, ResidentRun, Snapshot, Tenant, WaitingRun
@@ -10,7 +10,7 @@ from server.daemon.program import Work
 from server.daemon.room import Room
 from server.daemon.roster import Resident
 from server.db import accounts
-from server.db.accounts import Waiting
+from server.db.accounts import Account, Waiting
 from server.db.daemons import Fenced
 from server.settings import Settings
 
@@ -68,9 +68,7 @@ def take_snapshot(
             run_ids=[resident.run_id for resident in residents],
         )
     footprints = {resident.run_id: _footprint(room, resident.adapter) for resident in residents}
-    for one in accounts_:  # who was stopped since it looked at its own life was overtaken meanwhile
-        if one.next is not None and one.next.run_id in footprints:
-            raise Fenced(f"the lease of run {one.next.run_id} is lost")
+    _check_leases(accounts_, footprints)
     by_tenant: dict[str, list[ResidentRun]] = defaultdict(list)
     for resident in residents:
         if (counter := counters.get(resident.run_id)) is not None:
@@ -103,6 +101,13 @@ def take_snapshot(
         floor=floor,
         draining=draining,
     )
+
+
+def _check_leases(accounts_: Sequence[Account], resident: Collection[str]) -> None:
+    """Who was stopped since it looked at its own life may have been overtaken meanwhile."""
+    for one in accounts_:
+        if one.next is not None and one.next.run_id in resident:
+            raise Fenced(f"the lease of run {one.next.run_id} is lost")
 
 
 def most_tokens(settings: Settings) -> int:
