@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.config import AdapterConfig
+from engine.device import to_host
 from engine.families import Family
 from engine.random import generator
 
@@ -98,6 +99,12 @@ class Layout:
         slots = [slot for slot in self.slots.values() if slot.matrix == matrix]
         return slice(slots[0].start, slots[-1].stop)
 
+    @cached_property
+    def num_pairs(self) -> int:
+        """Pairs of A and B, each expert's counted."""
+        stacks = [slot for slot in self.slots.values() if slot.matrix == "A"]
+        return sum(math.prod(slot.shape[:-2]) for slot in stacks)
+
     def named(self, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Views by name, as formulas have them: `layer.module[.expert].matrix`; A [R, D], B [O, R], m [O]."""
         for slot in self.slots.values():
@@ -160,6 +167,10 @@ class Adapter:
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """`Layout.named` of its own parameters; writing to them changes the adapter."""
         return self.layout.named(self.flat)
+
+    def copy(self) -> "Adapter":
+        """In host memory, whatever becomes of this one."""
+        return replace(self, flat=to_host({"flat": self.flat})["flat"])
 
     def initialize(self, seed: int) -> None:
         """A ~ Kaiming-uniform(sqrt 5), which is U(-1/sqrt D, 1/sqrt D); B = 0; router ~ N(0, 0.02).

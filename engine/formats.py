@@ -61,11 +61,10 @@ def disk_config(config: AdapterConfig, *, base_name: str, activation: str) -> di
 
 
 def tensors(adapter: Adapter) -> dict[str, Tensor]:
-    """A copy of the weights in host memory, under their names on disk, sorted."""
+    """The weights in host memory, under their names on disk, sorted; views of the adapter's where they can be."""
     mixture = adapter.config.is_mixture
-    named = {tensor_name(name, mixture=mixture): p for name, p in adapter.named()}
-    copies = {name: p.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, p in named.items()}
-    return dict(sorted(copies.items()))
+    named = {tensor_name(name, mixture=mixture): p.cpu().contiguous() for name, p in adapter.named()}
+    return dict(sorted(named.items()))
 
 
 def write(weights: dict[str, Tensor], config: dict[str, Any], folder: Path, card: str | None = None) -> None:

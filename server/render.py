@@ -9,6 +9,7 @@ Special tokens written out in a text (`<|im_end|>`) are read as such. Knows no f
 """
 
 import datetime
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,7 @@ class Renderer:
         self._end_token = re.compile("|".join(map(re.escape, sorted(ends, key=len, reverse=True))) or "(?!)")
         template = folder / "chat_template.jinja"
         self._template = _template(template.read_text()) if template.exists() else None
+        self.template_sha256 = hashlib.sha256(template.read_bytes()).hexdigest() if template.exists() else "none"
 
     @property
     def has_template(self) -> bool:

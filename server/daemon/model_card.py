@@ -1,6 +1,5 @@
 """The README.md of an adapter: what it is, what it was made from, and how a prompt to it looks."""
 
-import hashlib
 import json
 
 import numpy as np
@@ -8,11 +7,10 @@ import numpy as np
 from engine.base_model import Fingerprint
 from server.db.tables import Job
 from server.render import Renderer
-from server.store import LocalStore
 
 
 def model_card(
-    store: LocalStore,
+    renderer: Renderer,
     job: Job,
     row: np.ndarray,
     *,
@@ -21,11 +19,7 @@ def model_card(
     fingerprint: Fingerprint,
 ) -> str:
     """Markdown without times or ids: the same job gives the same text. `row` is one that it trained on."""
-    folder = store.path(f"bases/{job.base_hash}")
-    template = folder / "chat_template.jinja"
-    template_hash = hashlib.sha256(template.read_bytes()).hexdigest() if template.exists() else "none"
     start = "" if job.init_from is None else f"\n- starts from: adapter with sha256 {job.init_from['sha256']}"
-    example = Renderer(folder).decode(row.tolist())
     validation = "" if valid_loss is None else f"\n- validation loss: {valid_loss:.6f}"
     return f"""# {job.name}
 
@@ -33,7 +27,7 @@ A {job.adapter["method"]} adapter trained with Mixloom.
 
 - base: {job.base_name} (sha256 {job.base_hash}), computed in {fingerprint.dtype}{start}
 - data: sha256 {job.dataset_sha256}{_parts(job)}
-- chat template: sha256 {template_hash}
+- chat template: sha256 {renderer.template_sha256}
 - optimizer steps: {step} of {job.total_steps}{validation}
 
 Adapter: `{json.dumps(job.adapter, sort_keys=True)}`
@@ -43,7 +37,7 @@ Training: `{json.dumps(job.training, sort_keys=True)}`
 One training row, as the model saw it:
 
 ```
-{example}
+{renderer.decode(row.tolist())}
 ```
 """
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from server.daemon.writer import Writer
 from server.db import events, runs
 from server.db.tables import Job
 from server.ids import new_id
+from server.render import Renderer
 from server.states import JobStatus
 from server.store import LocalStore, Manifest
 
@@ -53,15 +55,19 @@ class Publisher:
         self.writer = writer
         self.fingerprint = Fingerprint.of(base)
 
+    @cached_property
+    def _renderer(self) -> Renderer:
+        """Read once: that takes as long as some passes."""
+        return Renderer(self.store.path(f"bases/{self.base.hash}"))
+
     def publish(self, state: State, ending: Ending | None, then: Callable[[], None]) -> None:
         """Keep a state as an adapter, and end its job if it is the last one; `then` runs when that is written."""
-        job, key = state.job, f"adapters/{state.id}"
-        tensors = formats.tensors(state.adapter)
+        job, key, copy = state.job, f"adapters/{state.id}", state.adapter.copy()
         config = formats.disk_config(
             state.adapter.config, base_name=job.base_name, activation=self.base.activation_name
         )
         card = model_card(
-            self.store,
+            self._renderer,
             job,
             state.example,
             step=state.step,
@@ -78,7 +84,7 @@ class Publisher:
 
         self.writer.put(
             key,
-            lambda folder: formats.write(tensors, config, folder, card),
+            lambda folder: formats.write(formats.tensors(copy), config, folder, card),
             add,
             lambda error: tell_of_failure(self.books, job, f"The adapter of step {state.step}", error),
         )
