@@ -42,7 +42,9 @@ MOST_ERROR = 0.15
 class OnePass(Engine):
     """Whose gangs are a pass each, which is what the model is of."""
 
-    def in_passes(self, sizes: Sequence[int], work: Callable[[Riders], T]) -> list[tuple[Riders, T]]:
+    def in_passes(
+        self, sizes: Sequence[int], work: Callable[[Riders], T], **_of_kinds: object
+    ) -> list[tuple[Riders, T]]:
         everybody = list(range(len(sizes)))
         return [(everybody, work(everybody))]
 

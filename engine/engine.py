@@ -53,15 +53,20 @@ class Engine:
 
     def forward(self, microbatches: Sequence[Microbatch]) -> list[Outcome]:
         """Log-probs of the targets, without dropout and without gradient."""
-        segments = [_segment(m, self._weights(m)) for m in microbatches]
-        return self._passes(microbatches, segments, train=False)
+        return self.compute([], microbatches)[1]
 
     def forward_backward(self, microbatches: Sequence[Microbatch]) -> list[Outcome]:
         """Adds d Σ w·loss (plus the auxiliary loss) to each run's gradient, in microbatch order."""
+        return self.compute(microbatches, [])[0]
+
+    def compute(
+        self, train: Sequence[Microbatch], evaluate: Sequence[Microbatch]
+    ) -> tuple[list[Outcome], list[Outcome]]:
+        """`forward_backward` of some and `forward` of others, side by side."""
         segments, extra = [], []
         weights: dict[int, Weights] = {}
         seen: Counter[int] = Counter()
-        for m in microbatches:
+        for m in train:
             assert m.run is not None, "only a run can be trained"
             key = id(m.run)
             if not seen[key]:
@@ -73,13 +78,14 @@ class Engine:
             dropout = m.run.dropout_key(m.run.microbatch + seen[key])
             segments.append(_segment(m, mine, dropout))
             seen[key] += 1
-        outcomes = self._passes(microbatches, segments, train=True)
+        segments += [_segment(m, self._weights(m)) for m in evaluate]
+        outcomes = self._passes([*train, *evaluate], segments, len(train))
         for run, gradient in extra:
             run.gradient += gradient
-        for m in microbatches:
+        for m in train:
             assert m.run is not None
             m.run.microbatch += 1
-        return outcomes
+        return outcomes[: len(train)], outcomes[len(train) :]
 
     def optim_step(
         self,
@@ -131,13 +137,29 @@ class Engine:
         """
         return formats.read(folder, self._empty_adapter)
 
-    def in_passes(self, sizes: Sequence[int], work: Callable[[Riders], T]) -> list[tuple[Riders, T]]:
-        """`work` of each of the passes that a gang takes, whose microbatches have so many tokens: one on CUDA."""
+    def in_passes(
+        self,
+        sizes: Sequence[int],
+        work: Callable[[Riders], T],
+        *,
+        efforts: Sequence[int] | None = None,
+        num_trained: int | None = None,
+    ) -> list[tuple[Riders, T]]:
+        """`work` of each of the passes that a gang takes, whose microbatches have so many tokens (`lanes.spread`).
+
+        The first `num_trained`, if given, ride apart from the others. On CUDA each kind is one pass.
+        """
+        efforts, border = efforts or sizes, len(sizes) if num_trained is None else num_trained
+        kinds = [kind for kind in (range(border), range(border, len(sizes))) if kind]
         if self.base.device.type != "cpu" or len(sizes) == 1:
-            everybody = list(range(len(sizes)))
-            return [(everybody, work(everybody))]
+            return [(list(kind), work(list(kind))) for kind in kinds]
         lanes = self.threads_to_share() if min(sizes) >= FEWEST_ROWS else 1
-        passes = spread(sizes, lanes)
+        passes = [
+            [kind[i] for i in riders]
+            for kind in kinds
+            for riders in spread([sizes[i] for i in kind], lanes, [efforts[i] for i in kind])
+        ]
+        passes.sort(key=lambda riders: -sum(efforts[i] for i in riders))
         return list(zip(passes, side_by_side(work, passes, lanes), strict=True))
 
     def threads_to_share(self) -> int:
@@ -157,13 +179,16 @@ class Engine:
         adapter = microbatch.adapter or (microbatch.run.adapter if microbatch.run else None)
         return None if adapter is None else Weights.of(adapter, self.base.dtype)
 
-    def _passes(self, microbatches: Sequence[Microbatch], segments: Sequence[Segment], *, train: bool) -> list[Outcome]:
+    def _passes(
+        self, microbatches: Sequence[Microbatch], segments: Sequence[Segment], num_trained: int
+    ) -> list[Outcome]:
         def work(riders: Riders) -> list[Outcome]:
-            with torch.set_grad_enabled(train):
+            with torch.set_grad_enabled(riders[0] < num_trained):
                 return self._pass([microbatches[i] for i in riders], [segments[i] for i in riders])
 
+        sizes, efforts = [segment.num_tokens for segment in segments], [segment.effort for segment in segments]
         outcomes: dict[int, Outcome] = {}
-        for riders, of_pass in self.in_passes([segment.num_tokens for segment in segments], work):
+        for riders, of_pass in self.in_passes(sizes, work, efforts=efforts, num_trained=num_trained):
             outcomes.update(zip(riders, of_pass, strict=True))
         return [outcomes[index] for index in range(len(microbatches))]
 

@@ -24,19 +24,20 @@ Riders = list[int]
 """Which microbatches share a pass, ascending."""
 
 
-def spread(sizes: Sequence[int], lanes: int) -> list[Riders]:
-    """Microbatches of so many tokens over passes, as many for each lane, the largest first.
+def spread(sizes: Sequence[int], lanes: int, efforts: Sequence[int] | None = None) -> list[Riders]:
+    """Microbatches of so many tokens over passes, as many for each lane, the longest first.
 
-    The largest microbatch goes first, each to the pass with least (LPT; Graham 1969).
+    `efforts` are how long each takes, in tokens of the base; else as long as it has tokens. The longest microbatch goes
+    first, each to the pass with least (LPT; Graham 1969).
     """
-    total = sum(sizes)
-    lanes = max(1, min(lanes, total // LANE_TOKENS))
-    loads = [0] * min(len(sizes), lanes * max(1, total // (lanes * PASS_TOKENS)))
+    efforts = efforts or sizes
+    lanes = max(1, min(lanes, sum(efforts) // LANE_TOKENS))
+    loads = [0] * min(len(sizes), lanes * max(1, sum(sizes) // (lanes * PASS_TOKENS)))
     passes: list[Riders] = [[] for _ in loads]
-    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+    for index in sorted(range(len(sizes)), key=lambda i: -efforts[i]):
         least = loads.index(min(loads))
         passes[least].append(index)
-        loads[least] += sizes[index]
+        loads[least] += efforts[index]
     return [sorted(passes[i]) for i in sorted(range(len(loads)), key=lambda i: -loads[i])]
 
 

@@ -22,6 +22,8 @@ ROW_MULTIPLE = 16
 """A matmul's rows do not depend on the other rows when their number is a multiple of this (docs/design.md §3)."""
 FEWEST_ROWS = 32
 """Of a segment whose bits do not depend on the number of threads; of fewer (6, say) they may."""
+PAIRS = 8
+"""So many pairs of low-rank matrices take as long as a token of the base, whatever they are for (benchmarks costs)."""
 MAX_PACKED_TOKENS = 8192
 """The bitwise facts were measured up to here; larger packs are refused on the CPU."""
 
@@ -44,6 +46,11 @@ class Segment:
     @property
     def num_tokens(self) -> int:
         return sum(len(sequence) for sequence in self.sequences)
+
+    @property
+    def effort(self) -> int:
+        """How long it takes on a CPU, in tokens of the base: each pair of matrices does, however few its tokens are."""
+        return self.num_tokens + (self.weights.layout.num_pairs // PAIRS if self.weights is not None else 0)
 
     @property
     def aux_loss(self) -> Tensor | None:

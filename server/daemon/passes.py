@@ -52,16 +52,14 @@ class Passes:
         self.limit = PassLimit()
 
     def run(self, gang: Sequence[Riding]) -> int:
-        """What trains, then what evaluates; the tokens of the passes that went well."""
+        """What trains and what evaluates; the tokens of the passes that went well."""
+        riding = sorted(gang, key=lambda r: (r.resident.is_suspect, not r.works[0].is_training))
+        seats = deque(Seat(r.resident, work) for r in riding for work in r.works)
+        failed: set[str] = set()
         done = 0
-        for is_training in (True, False):
-            riding = [r for r in gang if r.works[0].is_training is is_training]
-            riding.sort(key=lambda r: r.resident.is_suspect)
-            seats = deque(Seat(r.resident, work) for r in riding for work in r.works)
-            failed: set[str] = set()
-            while a_pass := self._next(seats, failed):
-                self.pulse.beat()
-                done += self._try(a_pass, failed)
+        while a_pass := self._next(seats, failed):
+            self.pulse.beat()
+            done += self._try(a_pass, failed)
         return done
 
     def _next(self, seats: deque[Seat], failed: set[str]) -> list[Seat]:
@@ -106,12 +104,13 @@ class Passes:
         return sum(seat.work.num_tokens for seat in a_pass)
 
     def _outcomes(self, a_pass: Sequence[Seat]) -> list[Outcome]:
-        """One forward, with its backward where it trains."""
+        """A forward, with its backward of what trains, which comes first."""
         fault("pass.begin", [seat.resident.job.name for seat in a_pass])
-        do = self.engine.forward_backward if a_pass[0].work.is_training else self.engine.forward
         microbatches = [seat.resident.program.microbatch(seat.work, seat.resident.run) for seat in a_pass]
+        num_trained = sum(seat.work.is_training for seat in a_pass)
         with self.watch.running():
-            return do(microbatches)
+            trained, evaluated = self.engine.compute(microbatches[:num_trained], microbatches[num_trained:])
+        return [*trained, *evaluated]
 
     def _begin_anew(self, a_pass: Sequence[Seat], error: Exception) -> None:
         no_memory = is_out_of_memory(error)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from engine.adapter import Weights
 from engine.base_model import BaseModel
 from engine.engine import Engine
 from engine.exactness import any_number_of_threads
@@ -18,6 +19,7 @@ from engine.families import FAMILIES
 from engine.lanes import LANE_TOKENS, PASS_TOKENS, Riders, on_all_threads, side_by_side, spread, take_share
 from engine.router import Block
 from engine.run import Microbatch
+from engine.segments import PAIRS, Segment
 from tests.engine.gangs import random_job, train, train_alone
 from tests.engine.loads import lora, mixlora
 from tests.models import VOCABULARY, tiny_base
@@ -96,6 +98,22 @@ def test_outcomes_come_in_the_order_of_the_microbatches(threads: int, gangs: lis
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)
+def test_what_is_evaluated_goes_beside_what_trains_and_changes_no_bit_of_it(threads: int, gangs: list[Gang]) -> None:
+    engine, trained, evaluated = Engine(wide_base(torch.float32)), JOBS[1], JOBS[2]
+    alone, beside = (engine.create_run(trained.config, trained.seed) for _ in range(2))
+    adapter = engine.create_run(evaluated.config, evaluated.seed).adapter
+    rows = [Microbatch(rows=part, adapter=adapter) for part in evaluated.steps[0]]
+    outcomes = engine.forward_backward([Microbatch(rows=part, run=alone) for part in trained.steps[0]])
+    outcomes += engine.forward(rows)
+    gangs.clear()
+    both = engine.compute([Microbatch(rows=part, run=beside) for part in trained.steps[0]], rows)
+    assert gangs == [Gang(2, 2)]
+    assert torch.equal(beside.gradient, alone.gradient)
+    for found, expected in zip([*both[0], *both[1]], outcomes, strict=True):
+        assert [row.tolist() for row in found.logprobs] == [row.tolist() for row in expected.logprobs]
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
 def test_where_bits_depend_on_the_number_of_threads_they_go_one_after_the_other(
     threads: int, gangs: list[Gang], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +149,25 @@ def test_as_many_passes_for_each_lane() -> None:
     assert spread([854, 539, 909, 549], 2) == [[2], [0], [3], [1]]
     assert spread([40] * 12, 2) == [list(range(12))]
     assert len(spread([40] * 13, 2)) == 2
+
+
+def test_lanes_take_as_long_as_each_other_and_short_microbatches_of_large_adapters_are_worth_some() -> None:
+    assert spread([400, *[40] * 10], 2) == [[0], list(range(1, 11))]
+    assert spread([400, *[40] * 10], 2, [420, *[140] * 10]) == [[0, 4, 6, 8, 10], [1, 2, 3, 5, 7, 9]]
+    assert spread([40] * 4, 2) == [[0, 1, 2, 3]]
+    assert spread([40] * 4, 2, [140] * 4) == [[0, 2], [1, 3]]
+
+
+def test_a_microbatch_takes_longer_the_more_matrices_its_adapter_has() -> None:
+    engine = Engine(tiny_base())
+    few, many = (Weights.of(engine.create_run(config, 0).adapter, torch.float32) for config in (lora(), mixlora()))
+    ids = [torch.zeros(100, dtype=torch.int64)]
+    num_layers, experts = engine.base.num_layers, mixlora().num_experts
+    assert Segment(ids).effort == 100
+    assert few.layout.num_pairs == num_layers * 7
+    assert many.layout.num_pairs == num_layers * (4 + 3 * experts)
+    assert Segment(ids, few).effort == 100 + few.layout.num_pairs // PAIRS
+    assert Segment(ids, many).effort == 100 + many.layout.num_pairs // PAIRS > Segment(ids, few).effort
 
 
 @pytest.mark.parametrize("threads", [4], indirect=True)

@@ -72,12 +72,14 @@ class Cramped(Engine):
         self.max_tokens = max_tokens
         self.sizes: list[int] = []
 
-    def forward_backward(self, microbatches: Sequence[Microbatch]) -> list[Outcome]:
-        tokens = sum(one.num_tokens for one in microbatches)
+    def compute(
+        self, train: Sequence[Microbatch], evaluate: Sequence[Microbatch]
+    ) -> tuple[list[Outcome], list[Outcome]]:
+        tokens = sum(one.num_tokens for one in [*train, *evaluate])
         self.sizes.append(tokens)
         if tokens <= self.max_tokens:
-            return super().forward_backward(microbatches)
-        super().forward_backward(microbatches[:1])  # so far it came: that gradient is no whole one
+            return super().compute(train, evaluate)
+        super().compute(train[:1], [])  # so far it came: that gradient is no whole one
         raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {tokens}000 bytes.")
 
     @property
