@@ -1,12 +1,14 @@
 """What the engine's work takes beside a token of the frozen base, and what the scheduler charges for it.
 
-Seconds are those of all threads together, the least of some repeats: another process makes them longer, never shorter.
+By the clock, with all threads, since shares are of the machine's time: what keeps a thread from its work counts. The
+least of some repeats: another process makes them longer, never shorter.
 """
 
 import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,12 @@ from engine.run import Microbatch, Row, Run
 from engine.sampling import Sample, advance
 from scheduler.cost import Prices
 from server.daemon.prices import prices_of
-from server.store import LocalStore
+from server.store import LocalStore, manifest
 
-SHORT = 16
-"""Tokens of the rows of tiny microbatches."""
-FEW, MANY = 320, 960
-"""Tokens of two passes whose difference is what a token takes, without what every pass takes."""
-SAMPLED = 8
+RUNS = 8
+"""A microbatch of each rides in a gang, and as many sequences are sampled at once."""
+SHORT, LONG = 40, 104
+"""Tokens of a microbatch in two gangs, whose difference is what a token takes, without what a microbatch takes."""
 METHODS = {
     "lora": {"method": "lora", "rank": 16, "alpha": 32.0},
     "mixlora": {"method": "mixlora", **MIXLORA},
@@ -50,17 +51,17 @@ def main(arguments: list[str]) -> int:
         sources.resolve(options.base), name=Path(options.base).name, dtype=getattr(torch, dtype), device=device
     )
     watch = Watch(device, options.repeats)
-    token = _base_token(base, watch)
+    alone = _of_base(base, watch)
     rows, prices = [], {}
     for name in METHODS:
-        measured, of_method = _measure(base, name, watch, token)
+        measured, of_method = _measure(base, name, watch, alone)
         rows += measured
         prices[name] = vars(of_method)
     report = {
         "benchmark": "costs",
         "machine": chosen.describe(),
         "base": {"name": base.name, "dtype": dtype, "parameters": base.num_parameters},
-        "seconds_per_token_equivalent": token,
+        "seconds_per_token_equivalent": alone.token,
         "prices": prices,
         "rows": rows,
     }
@@ -70,64 +71,83 @@ def main(arguments: list[str]) -> int:
 
 
 class Watch:
-    """Seconds that something takes: of the processor on a CPU, of the clock on a GPU."""
+    """Seconds that something takes."""
 
     def __init__(self, device: str, repeats: int):
         self.device = device
         self.repeats = repeats
-        self.clock = time.perf_counter if device == "cuda" else time.process_time
 
-    def __call__(self, do: Callable[[], object], *, clock: Callable[[], float] | None = None) -> float:
-        clock = clock or self.clock
+    def __call__(self, do: Callable[[], object]) -> float:
         seconds = []
         for _ in range(self.repeats + 1):
-            began = clock()
+            began = time.perf_counter()
             do()
             machine.synchronize(self.device)
-            seconds.append(clock() - began)
+            seconds.append(time.perf_counter() - began)
         return min(seconds[1:])
 
 
-def _base_token(base: BaseModel, watch: Watch) -> float:
-    """Seconds of a token-equivalent: a token more in a pass of the frozen base alone, forward and backward."""
+@dataclass(frozen=True)
+class Gangs:
+    """What a gang of short microbatches takes, in seconds, and one of long ones."""
+
+    short: float
+    long: float
+
+    @classmethod
+    def of(cls, watch: Watch, gang: Callable[[int], object]) -> "Gangs":
+        """`gang` has microbatches of so many tokens."""
+        return cls(watch(lambda: gang(SHORT)), watch(lambda: gang(LONG)))
+
+    @property
+    def token(self) -> float:
+        """A token more."""
+        return (self.long - self.short) / (RUNS * (LONG - SHORT))
+
+    @property
+    def microbatch(self) -> float:
+        """One beside its tokens."""
+        return self.short / RUNS - SHORT * self.token
+
+
+def _of_base(base: BaseModel, watch: Watch) -> Gangs:
+    """Of the frozen base alone, forward and backward: its token is the unit."""
     limit = PackedLimit(base)
-    few, many = ([[_row(count)]] for count in (FEW, MANY))
-    return (watch(lambda: limit.step(many)) - watch(lambda: limit.step(few))) / (MANY - FEW)
+    return Gangs.of(watch, lambda num_tokens: limit.step([[_row(num_tokens)] for _ in range(RUNS)]))
 
 
-def _measure(base: BaseModel, name: str, watch: Watch, token: float) -> tuple[list[dict[str, Any]], Prices]:
+def _measure(base: BaseModel, name: str, watch: Watch, alone: Gangs) -> tuple[list[dict[str, Any]], Prices]:
     """(what each operation of one method takes and costs, in token-equivalents; the prices of its adapter)."""
     config = AdapterConfig.from_dict(
         {"dropout": DROPOUT, "target_modules": target_modules(base.model), **METHODS[name]}
     )
     engine = Engine(base)
-    runs = [engine.create_run(config, seed) for seed in range(SAMPLED)]
+    runs = [engine.create_run(config, seed) for seed in range(RUNS)]
     run, prices = runs[0], prices_of(base, runs[0].adapter)
-    few, many = ([Microbatch(rows=[_row(count)], run=run)] for count in (FEW, MANY))
-    apart = [Microbatch(rows=[_row(SHORT)], run=one) for one in runs]
-    together = [Microbatch(rows=[_row(SHORT) for _ in runs], run=run)]
-    trained = watch(lambda: engine.forward_backward(many)) - watch(lambda: engine.forward_backward(few))
-    evaluated = watch(lambda: engine.forward(many)) - watch(lambda: engine.forward(few))
-    microbatch = (watch(lambda: engine.forward_backward(apart)) - watch(lambda: engine.forward_backward(together))) / (
-        len(runs) - 1
-    )
+
+    def gang(num_tokens: int) -> list[Microbatch]:
+        return [Microbatch(rows=[_row(num_tokens)], run=one) for one in runs]
+
+    trained = Gangs.of(watch, lambda num_tokens: engine.forward_backward(gang(num_tokens)))
+    evaluated = Gangs.of(watch, lambda num_tokens: engine.forward(gang(num_tokens)))
     seconds = {
-        "a token trained": trained / (MANY - FEW),
-        "a token evaluated": evaluated / (MANY - FEW),
-        "a microbatch": microbatch,
+        "a token trained": trained.token,
+        "a token evaluated": evaluated.token,
+        "a microbatch trained": trained.microbatch - alone.microbatch,
+        "a microbatch evaluated": evaluated.microbatch - alone.microbatch / 2,
         "an optimizer step": watch(lambda: engine.optim_step(run, learning_rate=1e-4)),
         "a checkpoint": _save(base, run, watch),
         "a token sampled": _sample(base, runs[:1], watch),
-        f"a token sampled, {SAMPLED} at once": _sample(base, runs, watch),
+        f"a token sampled, {RUNS} at once": _sample(base, runs, watch),
     }
     costs = _costs(prices)
     rows = [
         {
             "method": name,
             "operation": operation,
-            "takes": seconds[operation] / token,
+            "takes": seconds[operation] / alone.token,
             "costs": costs[operation],
-            "takes_over_costs": seconds[operation] / token / costs[operation],
+            "takes_over_costs": seconds[operation] / alone.token / costs[operation],
         }
         for operation in seconds
     ]
@@ -137,30 +157,31 @@ def _measure(base: BaseModel, name: str, watch: Watch, token: float) -> tuple[li
 def _costs(prices: Prices) -> dict[str, float]:
     """Prices without their rounding up."""
     many = 10_000
-    microbatch = prices.forward_backward(0)
+    trained, evaluated = prices.forward_backward(0), prices.forward(0)
     return {
-        "a token trained": (prices.forward_backward(many) - microbatch) / many,
-        "a token evaluated": (prices.forward(many) - prices.forward(0)) / many,
-        "a microbatch": microbatch,
+        "a token trained": (prices.forward_backward(many) - trained) / many,
+        "a token evaluated": (prices.forward(many) - evaluated) / many,
+        "a microbatch trained": trained,
+        "a microbatch evaluated": evaluated,
         "an optimizer step": prices.optim_step(),
         "a checkpoint": prices.save(),
         "a token sampled": prices.sample(many, num_sequences=1) / many,
-        f"a token sampled, {SAMPLED} at once": prices.sample(many, num_sequences=SAMPLED) / many,
+        f"a token sampled, {RUNS} at once": prices.sample(many, num_sequences=RUNS) / many,
     }
 
 
 def _save(base: BaseModel, run: Run, watch: Watch) -> float:
-    """Writing an adapter as the daemon publishes it. By the clock: the disk takes no processor's time."""
-    tensors = formats.tensors(run.adapter)
+    """Writing an adapter as the daemon publishes it: all wait for the copy, and one thread writes that."""
     config = formats.disk_config(run.adapter.config, base_name=base.name, activation=base.activation_name)
+    copy = run.adapter.copy()
     with tempfile.TemporaryDirectory() as folder:
         store = LocalStore(Path(folder))
 
-        def save() -> None:
-            store.put("adapter", lambda place: formats.write(tensors, config, place, "card"))
+        def write() -> None:
+            manifest(store.put("adapter", lambda place: formats.write(formats.tensors(copy), config, place, "card")))
             store.delete("adapter")
 
-        return watch(save, clock=time.perf_counter)
+        return watch(run.adapter.copy) + watch(write) / torch.get_num_threads()
 
 
 def _sample(base: BaseModel, runs: list[Run], watch: Watch) -> float:
@@ -185,7 +206,7 @@ def _table(report: dict[str, Any]) -> Table:
     base = report["base"]
     table = Table(
         title=f"In token-equivalents of {base['name']} in {base['dtype']}",
-        caption=f"one is {1e3 * report['seconds_per_token_equivalent']:.2f} ms of all threads",
+        caption=f"one is {1e3 * report['seconds_per_token_equivalent']:.2f} ms",
     )
     for heading in ("method", "operation", "takes", "costs", "takes / costs"):
         table.add_column(heading, justify="left" if heading in ("method", "operation") else "right", no_wrap=True)

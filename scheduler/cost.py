@@ -9,16 +9,19 @@ from dataclasses import dataclass
 LOW_RANK = 4
 """A parameter of an adapter takes as long as this many of the base: its matrices are narrow, some are used twice."""
 
-MODULES = 32
+ROUTED = 2
+"""One of an expert takes as long as so many others: its tokens are gathered, and what it made is made once more."""
+
+MODULES = 8
 """A microbatch visits this many of its adapter's modules in the time of one token, whatever it holds."""
 
-STEP_TOKENS = 128
+STEP_TOKENS = 64
 """An optimizer step updates as many parameters as this many tokens pass in the same time."""
 
-SAVE_TOKENS = 64
-"""The same for writing a parameter to a file, hashed and synced."""
+SAVE_TOKENS = 320
+"""The same for a parameter that is copied, written to a file, synced and hashed."""
 
-SAMPLE_TOKENS = 16
+SAMPLE_TOKENS = 40
 """A pass that draws one token for each sequence costs this much more than a token a sequence."""
 
 
@@ -28,7 +31,8 @@ class Prices:
 
     base_parameters: int
     adapter_parameters: int
-    active_parameters: int  # those of the adapter that one token meets: top_k experts of num_experts
+    dense_parameters: int  # those that each token meets
+    routed_parameters: int  # those that it meets in its top_k of num_experts experts
     modules: int  # pairs of low-rank matrices, each expert's counted
 
     def forward_backward(self, num_tokens: int) -> int:
@@ -55,7 +59,7 @@ class Prices:
         return self._tokens(num_tokens * num_halves, 2) + _ceil(self.modules * num_halves, 2 * MODULES)
 
     def _tokens(self, numerator: int, denominator: int) -> int:
-        with_adapter = self.base_parameters + LOW_RANK * self.active_parameters
+        with_adapter = self.base_parameters + LOW_RANK * (self.dense_parameters + ROUTED * self.routed_parameters)
         return _ceil(numerator * with_adapter, denominator * self.base_parameters)
 
     def _of_adapter(self, num_tokens: int) -> int:

@@ -19,7 +19,7 @@ from benchmarks.schedule.simulation import Outcome, Simulation
 from benchmarks.schedule.timing import Timing
 from benchmarks.schedule.workload import FLOODER, Workload, draw
 
-COSTS = Path(__file__).parents[1] / "results" / "2026-11-28-xeon-avx512-float32-costs.json"
+COSTS = Path(__file__).parents[1] / "results" / "2026-11-29-xeon-avx512-float32-costs.json"
 """The report that times come from unless another is named."""
 ADVERSARYS_JOBS = (1, 12)
 NUM_OTHERS = 3

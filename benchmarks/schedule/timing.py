@@ -39,16 +39,14 @@ class Timing:
         takes = self._takes[method, "an optimizer step"]
         takes += self._takes[method, "a checkpoint"] if checkpoint else 0.0
         costs = [prices.forward_backward(size) for size in sizes]
-        return self._unit(method, sizes, [costs[0] + cost, *costs[1:]], "a token trained", takes)
+        return self._unit(method, sizes, [costs[0] + cost, *costs[1:]], "trained", takes)
 
     def evaluation(self, method: str, sizes: Sequence[int]) -> Unit:
         """A forward over microbatches of so many tokens."""
-        return self._unit(
-            method, sizes, [self.prices[method].forward(size) for size in sizes], "a token evaluated", 0.0
-        )
+        return self._unit(method, sizes, [self.prices[method].forward(size) for size in sizes], "evaluated", 0.0)
 
-    def _unit(self, method: str, sizes: Sequence[int], costs: Iterable[int], operation: str, once: float) -> Unit:
-        token, microbatch = self._takes[method, operation], self._takes[method, "a microbatch"]
+    def _unit(self, method: str, sizes: Sequence[int], costs: Iterable[int], done: str, once: float) -> Unit:
+        token, microbatch = (self._takes[method, f"a {what} {done}"] for what in ("token", "microbatch"))
         takes = [size * token + microbatch for size in sizes]
         return Unit(
             microbatches=tuple(Microbatch(tokens=size, cost=cost) for size, cost in zip(sizes, costs, strict=True)),
