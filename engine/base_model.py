@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from engine import attention, heap, mkl
+from engine import attention, heap, lanes, mkl
 from engine.adapter import Adapter, Layout
 from engine.config import AdapterConfig
 from engine.errors import EngineError
@@ -168,6 +168,7 @@ def load(
     model.to(torch.device(device))
     if device == "cpu":
         heap.keep_freed()
+        lanes.hand_over_soon()
     return BaseModel(model, name=name, hash_=hash_of(folder), microbatch_tokens=microbatch_tokens, recompute=recompute)
 
 

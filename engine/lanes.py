@@ -6,6 +6,7 @@ under way. How microbatches are spread changes no bit: the number of threads doe
 company. Within a pass that has several threads, experts go side by side.
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -20,8 +21,17 @@ PASS_TOKENS = 512
 LANE_TOKENS = 256
 """Fewer are not worth a lane: each pass reads all of the base's weights."""
 
+SWITCH_SECONDS = 0.0005
+"""How long a lane keeps Python's lock while another waits for it: at the usual 5 ms, short microbatches take a tenth
+longer on two lanes (docs/log.md)."""
+
 Riders = list[int]
 """Which microbatches share a pass, ascending."""
+
+
+def hand_over_soon() -> None:
+    """For the whole process."""
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def spread(sizes: Sequence[int], lanes: int, efforts: Sequence[int] | None = None) -> list[Riders]:
