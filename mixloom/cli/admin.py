@@ -69,11 +69,12 @@ def drain(
     )
     while wait and not answer["at_rest"]:
         time.sleep(POLL_SECONDS)
-        now = client.admin.current_drain(daemon)
-        if now.get("id") != answer["id"]:
+        now = client.admin.current_drain()
+        ours = [one for one in (now, *now["named"]) if one.get("id") == answer["id"]]
+        if not ours:
             message = "This drain was ended or replaced meanwhile; see `mixloom admin status`."
             raise MixloomError(message, code="drain_ended", status=404)
-        answer = now
+        (answer,) = ours
     undrain = "mixloom admin undrain" + ("" if daemon is None else f" --daemon {daemon}")
     print_done(answer, as_json, "Everything rests." if wait else f"Draining. `{undrain}` ends it.")
 

@@ -151,6 +151,29 @@ def test_a_drain_may_ask_the_daemon_to_end_and_undrain_brings_one_back(
     check(drained, jobs, undisturbed)
 
 
+def test_a_drain_of_one_daemon_that_asks_it_to_end_holds_beside_a_newer_one_of_all(
+    drained: Server, undisturbed: list[str], tmp_path: Path
+) -> None:
+    client, operator = drained.start().tenant("alice"), drained.admin.admin
+    job = submit(client, dataset(client, tmp_path), PLAIN, 10_000)
+    wait_for(lambda: drained.step(job) >= 1)
+    old, name = drained.daemon_pid, operator.daemons()[0]["name"]
+    assert old is not None
+    operator.drain("graceful", daemon=name, exit=True)
+    operator.drain()
+    wait_for(lambda: is_gone(old))
+    assert saved_step(drained, job) == drained.step(job)
+    operator.undrain()
+    time.sleep(1)
+    assert drained.daemon_pid is None
+    operator.drain()
+    operator.undrain(name)
+    drained.wait_until_ready()
+    wait_for(lambda: operator.daemons()[0]["state"] == "drained")
+    client.jobs.cancel(job)
+    assert not operator.undrain()["draining"]
+
+
 def test_sigterm_saves_the_work_and_ends_in_time(drained: Server, jobs: list[str], undisturbed: list[str]) -> None:
     daemon = drained.daemon_pid
     assert daemon is not None

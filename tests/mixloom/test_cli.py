@@ -370,6 +370,22 @@ def test_who_waits_for_a_drain_returns_when_all_rests_or_hears_that_it_was_ended
     assert "ended or replaced" in done.err
 
 
+def test_who_waits_for_a_drain_of_one_daemon_returns_when_that_rests_under_a_newer_one_of_all(
+    as_operator: Run, operator: Client, alice: Client, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rest(_seconds: float) -> None:
+        newer = operator.admin.drain("graceful", reason="a new disk")
+        with services.database.write() as session:
+            session.get_one(Daemon, 1).rests_under = newer["id"]
+
+    monkeypatch.setattr("mixloom.cli.admin.time.sleep", rest)
+    name = operator.admin.daemons()[0]["name"]
+    done = as_operator("admin", "drain", "--wait", "--daemon", name, "--json")
+    assert done.code == 0, done.err
+    assert [json.loads(done.out)[field] for field in ("daemon", "at_rest")] == [name, True]
+    assert operator.admin.current_drain(name)["reason"] == "a new disk"
+
+
 def test_the_operators_commands_refuse_a_tenants_key(as_alice: Run) -> None:
     assert as_alice("admin", "queue").code == 4
 
