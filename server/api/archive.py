@@ -12,6 +12,7 @@ from fastapi import Query
 from fastapi.responses import StreamingResponse
 
 from server import children
+from server.adapter_files import WEIGHTS
 from server.api.answers import loads_in
 from server.api.services import Services
 from server.db.tables import Adapter
@@ -73,6 +74,7 @@ def write_zip(folder: Path, file: BinaryIO) -> None:
 
 def _export(source: Path, target: Path, format: str) -> None:
     """Write an adapter in another layout, in a process of its own, since that takes torch."""
+    (source / WEIGHTS).stat()  # of what is not there that process would have a traceback to tell
     done = subprocess.run(
         children.command("server.daemon.export", str(source), str(target), format),
         env=children.environment(),

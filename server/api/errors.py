@@ -148,8 +148,22 @@ def _database(request: Request, error: Exception) -> JSONResponse:
 
 
 def _os(request: Request, error: Exception) -> JSONResponse:
-    """507 for a disk without room; whatever else the system says is our mistake."""
-    return _no_room(request, error) if is_full(error) else internal_error(request, error)
+    """507 for a disk without room, a word of its own for a file that is gone; whatever else it says is our mistake."""
+    if is_full(error):
+        return _no_room(request, error)
+    return _missing(request, error) if isinstance(error, FileNotFoundError) else internal_error(request, error)
+
+
+def _missing(request: Request, error: Exception) -> JSONResponse:
+    log.error("file_missing", exc_info=error, extra={"fields": {"request_id": request_id_of(request)}})
+    return _answer(
+        request,
+        MixloomError(
+            "file_missing",
+            "A file that this needs is not on the server's disk. Tell the operator: `mixloom admin doctor` names it.",
+            500,
+        ),
+    )
 
 
 def _no_room(request: Request, error: Exception) -> JSONResponse:

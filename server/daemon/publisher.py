@@ -17,6 +17,7 @@ from server.daemon.model_card import model_card
 from server.daemon.points import check_there, tell_of_failure
 from server.daemon.writer import Writer
 from server.db import events, runs
+from server.db.daemons import Fenced
 from server.db.tables import Job
 from server.ids import new_id
 from server.render import Renderer
@@ -57,8 +58,14 @@ class Publisher:
 
     @cached_property
     def _renderer(self) -> Renderer:
-        """Read once: that takes as long as some passes."""
-        return Renderer(self.store.path(f"bases/{self.base.hash}"))
+        """Read once: that takes as long as some passes.
+
+        Raises `Fenced`: it cannot be read. The life that follows writes it anew.
+        """
+        try:
+            return Renderer(self.store.path(f"bases/{self.base.hash}"))
+        except Exception as error:  # `tokenizers` raises nothing narrower
+            raise Fenced(f"the base's tokenizer cannot be read ({error})") from error
 
     def publish(self, state: State, ending: Ending | None, then: Callable[[], None]) -> None:
         """Keep a state as an adapter, and end its job if it is the last one; `then` runs when that is written."""

@@ -20,6 +20,7 @@ from server.db.migrate import upgrade
 from server.db.session import Database
 from server.db.tables import Base, Daemon, Table
 from server.settings import Settings
+from server.store import manifest
 from tests.postgresql import PostgreSQL
 from tests.tiny import write_tiny_tokenizer
 
@@ -183,7 +184,7 @@ def publish_base(services: Services) -> Callable[..., Base]:
         **changes: Any,
     ) -> Base:
         key = f"bases/{hash}"
-        services.store.put(key, lambda folder: write_tiny_tokenizer(folder, template=template))
+        folder = services.store.put(key, lambda folder: write_tiny_tokenizer(folder, template=template))
         now = time.time()
         base = Base(
             **{
@@ -208,6 +209,7 @@ def publish_base(services: Services) -> Callable[..., Base]:
                     "head": 100_000,
                     "recompute": False,
                 },
+                "manifest": manifest(folder),
                 **changes,
             }
         )

@@ -115,6 +115,18 @@ def test_mixlora_files_are_written_by_a_process_of_their_own(alice: Caller, serv
     assert not [path for path in services.store.root.iterdir() if path.name.startswith("tmp")]
 
 
+@pytest.mark.parametrize("path", ["files", "archive", "archive?format=mixlora"])
+def test_of_an_adapter_whose_files_are_gone_it_is_said(
+    path: str, alice: Caller, services: Services, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter = add_adapter(services, str(submit(alice)["id"]), 5)
+    services.store.delete(f"adapters/{adapter}")
+    answer = alice.get(f"/adapters/{adapter}/{path}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "file_missing")
+    assert "mixloom admin doctor" in answer.json()["error"]["message"]
+    assert "file_missing" in caplog.messages
+
+
 def test_a_jobs_adapter_is_the_last_the_best_or_the_one_named(alice: Caller, job: str, services: Services) -> None:
     missing = alice.get(f"/jobs/{job}/adapter")
     assert (missing.status_code, missing.json()["error"]["code"]) == (409, "no_adapter_yet")

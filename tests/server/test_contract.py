@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -238,8 +238,9 @@ def test_a_wrong_address_is_an_error_of_the_same_shape(
 
 
 def test_a_mistake_of_ours_is_500_with_a_request_id_and_a_traceback_in_the_log(
-    base: Base, alice: Caller, services: Services, caplog: pytest.LogCaptureFixture
+    publish_base: Callable[..., Base], alice: Caller, services: Services, caplog: pytest.LogCaptureFixture
 ) -> None:
+    base = publish_base(manifest=None)  # a row of an older version, which does not tell what is damaged
     services.store.path(f"{base.folder_key}/tokenizer.json").unlink()
     answer = alice.post("/generate", json={"model": "base", "prompt": "a canary sings"})
     error = answer.json()["error"]

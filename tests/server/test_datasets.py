@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -214,6 +215,20 @@ def test_a_base_published_anew_with_another_template_is_read_anew(
     with_template = upload(alice, JSONL).json()["tokens"]["total"]
     publish_base(template=False)
     assert upload(alice, JSONL).json()["tokens"]["total"] < with_template
+
+
+def test_nothing_is_counted_with_a_tokenizer_that_is_not_what_was_published(
+    alice: Caller, publish_base: Callable[..., Base], services: Services
+) -> None:
+    file = services.store.path(publish_base().folder_key) / "tokenizer.json"
+    whole = file.read_text()
+    for damage in (lambda: file.write_text(whole.replace("user", "uSer")), lambda: shutil.rmtree(file.parent)):
+        damage()
+        answer = upload(alice, JSONL)
+        refused(answer, 503, "base_not_ready")
+        assert "not what was published" in answer.json()["error"]["message"]
+    publish_base()
+    assert upload(alice, JSONL).status_code == 201
 
 
 def test_too_large_a_file_is_refused(alice: Caller, base: Base, services: Services) -> None:

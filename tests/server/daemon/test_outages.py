@@ -257,6 +257,16 @@ def test_a_pool_that_has_no_connection_free_costs_time_and_no_byte(
     assert "QueuePool limit" in reason
 
 
+@pytest.mark.databases("sqlite")
+def test_a_tokenizer_that_goes_while_a_job_trains_is_written_anew(
+    check: Check, daemon: Callable[..., Daemon], services: Services, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An adapter's card shows a row as text."""
+    check(daemon(), lambda: services.store.delete("bases"))
+    assert "life_lost" in caplog.messages
+    assert len(list(services.store.path("bases").glob("*/tokenizer.json"))) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.databases("postgresql")
 def test_a_network_that_swallows_everything_costs_time_and_no_byte(
