@@ -58,12 +58,12 @@ def check_store(settings: Settings, database: Database) -> bool:
     Raises `other_data_dir`, as above.
     """
     folder = settings.data_dir
-    has_files, mark = _has_files(folder), read_mark(folder)
+    has_files = _has_files(folder)
     with database.read() as session:
         known = session.scalar(select(Store.id))
         is_empty = _is_empty(session)
         named = [] if known else [key for statement in _NAMED for key in session.scalars(statement)]
-    if known is not None and mark != known:
+    if known is not None and read_mark(folder) != known:  # after the row, which another first start writes after it
         raise _other(
             f"The files of the database {database.name} are in another data directory than {folder}: in the one whose "
             f"{MARK} says {known}. Name that one with --data-dir; on another machine it is a shared folder."
