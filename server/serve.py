@@ -18,7 +18,6 @@ import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 
 from server import children, garbage
-from server.admin_key import ensure_admin_key
 from server.api.app import create_app
 from server.db import drains, leases
 from server.db.session import Database
@@ -201,9 +200,8 @@ def serve(settings: Settings, flags: list[str], *, with_daemon: bool) -> int:
     """Run until SIGTERM or Ctrl-C; the exit code. A second signal ends without saving."""
     configure_logging(settings)
     listener = _bind(settings)
-    _, written = ensure_admin_key(settings)
     app = create_app(settings)
-    if written:
+    if written := app.state.services.admin_key_written:
         print(f"The operator's key is in {written}", flush=True)
     # Of uvicorn's parsers this one bounds a request's head; left to choose, it takes httptools where that is installed.
     config = uvicorn.Config(app, http="h11", log_config=None, access_log=False, timeout_graceful_shutdown=5)

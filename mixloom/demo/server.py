@@ -57,17 +57,21 @@ class DemoServer:
 
 @contextmanager
 def serving(folder: Path, *flags: str) -> Iterator[DemoServer]:
-    """A server over `folder`/data, stopped at the end whatever happens. `flags` are more settings."""
+    """A server over `folder`/data, stopped at the end whatever happens. `flags` are more settings.
+
+    Its tables are there too: what MIXLOOM_DATABASE_URL names is an operator's, and of another data directory.
+    """
     data = _fresh_data(folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     admin_key = "mxl_admin_" + secrets.token_urlsafe(32)
     log = folder / "server.log"
+    settings = {name: value for name, value in server_environment().items() if name != "MIXLOOM_DATABASE_URL"}
     with log.open("wb") as file:
         process = subprocess.Popen(
             server_command("serve", "--data-dir", str(data), "--host", "127.0.0.1", "--port", str(port), *flags),
-            env={**server_environment(), "MIXLOOM_ADMIN_KEY": admin_key},
+            env={**settings, "MIXLOOM_ADMIN_KEY": admin_key},
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=file,

@@ -22,9 +22,9 @@ from server.store import LocalStore
 def open_services(settings: Settings) -> Services:
     """The database of `settings.data_dir`, migrated, and what else requests need. Raises `MixloomError`."""
     upgrade(settings)
-    admin_key, _ = ensure_admin_key(settings)
     database = Database(settings.database, many_read=True)
     refuse_other_store(settings, database)
+    admin_key, written = ensure_admin_key(settings)
     return Services(
         settings=settings,
         database=database,
@@ -32,6 +32,7 @@ def open_services(settings: Settings) -> Services:
         disk=Disk(settings),
         operations=OperationWatch(database),
         admin_key_sha256=sha256(admin_key),
+        admin_key_written=written,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy.orm import Session
 
@@ -23,6 +24,8 @@ class Services:
     disk: Disk
     operations: OperationWatch
     admin_key_sha256: str
+    admin_key_written: Path | None
+    """Where this start has put one that it made."""
 
     @contextmanager
     def naming(self, key: str) -> Iterator[Session]:

@@ -1,12 +1,15 @@
-"""Every row of one database into another, whichever kinds the two are."""
+"""Every row of one database into another, whichever kinds the two are.
 
-from sqlalchemy import Connection, func, insert, inspect, literal, select
+What a server that was only started has written, the mark of its data directory, counts for nothing there.
+"""
+
+from sqlalchemy import Connection, delete, func, insert, inspect, literal, select
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.exc import DataError, IntegrityError
 
 from server.db.migrate import reaching
 from server.db.session import Database
-from server.db.tables import Table
+from server.db.tables import Store, Table
 from server.errors import MixloomError
 
 BATCH_ROWS = 1000
@@ -28,6 +31,7 @@ def copy_rows(original: Database, copy: Database) -> None:
     with copy.write() as session:
         writer = session.connection()
         _need_empty(copy, writer)
+        writer.execute(delete(Store))
         with original.look() as reader:  # which ends before a commit that may take long: PostgreSQL would end it
             for table in Table.metadata.sorted_tables:  # whoever is referred to before who refers
                 _copy_table(table, reader, writer)
@@ -49,7 +53,7 @@ def _copy_table(table: SqlTable, reader: Connection, writer: Connection) -> None
 def _need_empty(database: Database, connection: Connection) -> None:
     there = inspect(connection).get_table_names()
     for table in Table.metadata.sorted_tables:
-        if table.name not in there:
+        if table.name not in there or table.name == Store.__tablename__:
             continue
         if connection.execute(select(literal(1)).select_from(table).limit(1)).first() is not None:
             message = f"The database {database.name} has rows already ({table.name}). Name an empty one."

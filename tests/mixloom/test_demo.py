@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mixloom.demo.server import MARK, DemoFailed, serving
+from tests.e2e.server import wait_for
 
 
 def test_a_directory_that_no_demo_made_is_left_alone(tmp_path: Path) -> None:
@@ -22,6 +23,12 @@ def test_a_demo_that_still_runs_keeps_its_directory(tmp_path: Path) -> None:
     (tmp_path / "data" / MARK).write_text(str(os.getpid()))
     with pytest.raises(DemoFailed, match="Another demo"), serving(tmp_path):
         pass
+
+
+def test_the_operators_database_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXLOOM_DATABASE_URL", "postgresql://mixloom@127.0.0.1:9/mixloom")
+    with serving(tmp_path) as server:
+        wait_for((server.data / "mixloom.db").exists, why=server.log.read_text)
 
 
 def test_a_server_that_cannot_start_is_reported_with_the_end_of_its_log(

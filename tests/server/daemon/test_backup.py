@@ -300,6 +300,18 @@ def test_a_database_that_has_rows_gets_no_others(services: Services, alice: Call
 
 @pytest.mark.databases("sqlite")
 @pytest.mark.parametrize("elsewhere", ["postgresql"], indirect=True)
+def test_a_database_on_which_a_server_was_only_started_counts_as_empty(
+    services: Services, alice: Caller, copy: Path, elsewhere: Settings, tmp_path: Path
+) -> None:
+    back_up(services.settings, copy)
+    open_services(elsewhere.model_copy(update={"data_dir": tmp_path / "started"}))
+    restore(elsewhere, copy)
+    assert every_row(Database(elsewhere.database)) == every_row(services.database)
+    open_services(elsewhere)
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("elsewhere", ["postgresql"], indirect=True)
 def test_an_older_database_that_has_rows_stays_as_it_is(services: Services, copy: Path, elsewhere: Settings) -> None:
     back_up(services.settings, copy)
     with Database(elsewhere.database).write() as session:

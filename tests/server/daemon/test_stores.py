@@ -48,6 +48,14 @@ def test_who_has_another_data_directory_does_not_start(services: Services, monke
     assert marks(services) == [mark]
 
 
+@pytest.mark.databases("postgresql")
+def test_a_start_that_is_refused_writes_no_key(services: Services) -> None:
+    other = services.settings.data_dir.with_name("other")
+    with pytest.raises(MixloomError, match="in another data directory"):
+        open_services(services.settings.model_copy(update={"data_dir": other, "admin_key": None}))
+    assert not (other / "admin.key").exists()
+
+
 def test_a_database_that_has_lost_its_newest_rows_is_known_again_by_its_data_directory(
     services: Services, alice: Caller
 ) -> None:
