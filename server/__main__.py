@@ -25,10 +25,11 @@ VERBS = {
 }
 UPKEEP = ("doctor", "backup", "restore")
 """They need no running server, nor do they disturb one."""
+INTERRUPTED = 130
 
 
 def main(arguments: list[str]) -> int:
-    """Run a verb; the exit code: 2 for a bad setting, 1 for a failure with one sentence on stderr."""
+    """Run a verb; the exit code: 2 for a bad setting, 1 for a failure with one sentence on stderr, 130 for Ctrl-C."""
     parser = _parser()
     parsed = vars(parser.parse_args(arguments))
     verb, supervisor = parsed.pop("verb"), parsed.pop("supervisor", None)
@@ -50,6 +51,8 @@ def main(arguments: list[str]) -> int:
     except MixloomError as error:
         print(f"mixloom: {error.message}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before there was anything to end in order
+        return INTERRUPTED
 
 
 def _run(verb: str, settings: Settings, flags: dict[str, Any], supervisor: str | None) -> int:

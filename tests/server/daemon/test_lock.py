@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from server import children
 from server.daemon import lock
 
 HOLD = """
@@ -65,6 +66,19 @@ def left_alone(path: Path, *words: str) -> Iterator[int]:
 
 def is_gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_ctrl_c_ends_a_daemon_that_waits_for_the_lock(path: Path, holder: subprocess.Popen[bytes]) -> None:
+    command = children.command("server", "daemon", "--data-dir", str(path.parent))
+    waiting = subprocess.Popen(command, env=children.environment(), stderr=subprocess.PIPE, text=True)
+    try:
+        assert waiting.stderr is not None
+        assert "waiting_for_lock" in waiting.stderr.readline()
+        waiting.send_signal(signal.SIGINT)
+        assert (waiting.stderr.read(), waiting.wait()) == ("", 130)
+    finally:
+        waiting.kill()
+        waiting.wait()
 
 
 def test_the_lock_is_free_as_soon_as_its_holder_is_dead(path: Path, holder: subprocess.Popen[bytes]) -> None:
