@@ -101,10 +101,10 @@ def restore(settings: Settings, source: Path) -> Copied:
 
 @contextmanager
 def _one_sentence(what_to_do: str) -> Iterator[None]:
-    """For what the disk or a database does not do. Raises `not_copied`."""
+    """For what the disk or a database does not do, or a value that is none of its column. Raises `not_copied`."""
     try:
         yield
-    except (OSError, sqlite3.Error, SQLAlchemyError) as error:
+    except (OSError, sqlite3.Error, SQLAlchemyError, ValueError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         raise MixloomError("not_copied", f"The copy is not complete ({reason}). {what_to_do}", 500) from error
 

@@ -1,5 +1,6 @@
 """What does not fit together: rows against files, rows against rows. Reads only; `mixloom admin doctor` prints it."""
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import func, select, text
+from sqlalchemy import JSON, func, select, text
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
@@ -15,7 +16,7 @@ from server.adapter_files import CONFIG, WEIGHTS
 from server.db.daemons import live_daemons
 from server.db.migrate import open_current
 from server.db.session import Database, is_damaged
-from server.db.tables import Adapter, Base, Dataset, Job, Metric, Operation, RecoveryPoint, Run
+from server.db.tables import Adapter, Base, Dataset, Job, Metric, Operation, RecoveryPoint, Run, Table
 from server.errors import MixloomError
 from server.ingest.file import CONTENT_FILE, ROWS_FILE
 from server.orphans import SAFE_SECONDS, orphans
@@ -124,17 +125,23 @@ def _read(database: Database, question: Callable[[Session], Iterable[Answer]], f
 
 @contextmanager
 def _noting_damage(found: list[Finding]) -> Iterator[None]:
-    """That SQLite cannot read its rows is found, too, and the end of this question alone."""
+    """That the database cannot read its rows, or nobody what they hold, is found, too, and ends this question alone."""
     try:
         yield
     except DatabaseError as error:
         if not is_damaged(error):
             raise
-        found.append(_damage(str(error.orig)))
+        if isinstance(error.orig, sqlite3.Error):
+            found.append(_damage(f"SQLite says: {error.orig}"))
+        else:
+            said = str(error.orig).partition("\n")[0]
+            found.append(Finding("database_damaged", "PostgreSQL", f"It says: {said}. Restore a backup."))
+    except ValueError as error:
+        found.append(_damage(f"SQLite gave what is no value of its column: {error}"))
 
 
 def _damage(said: str) -> Finding:
-    return Finding("database_damaged", "mixloom.db", f"SQLite says: {' '.join(said.split())}. {_RECOVER}")
+    return Finding("database_damaged", "mixloom.db", f"{' '.join(said.split())}. {_RECOVER}")
 
 
 @dataclass(frozen=True)
@@ -205,7 +212,15 @@ def _database(session: Session) -> Iterator[Finding]:
         return
     for (said,) in session.execute(text("PRAGMA integrity_check")):
         if said != "ok":
-            yield _damage(said)
+            yield _damage(f"SQLite says: {said}")
+    for table in Table.metadata.sorted_tables:
+        for column in (one for one in table.columns if isinstance(one.type, JSON)):
+            is_text = f"{column.name} IS NOT NULL AND NOT json_valid({column.name})"
+            for row in session.scalars(text(f"SELECT rowid FROM {table.name} WHERE {is_text}")):
+                message = (
+                    f"Its {column.name} is not JSON. Restore a backup, or stop the server and mend it with sqlite3."
+                )
+                yield Finding("database_damaged", f"{table.name} {row}", message)
     for table, row, parent, _ in session.execute(text("PRAGMA foreign_key_check")):
         message = f"The row of {parent} that it belongs to is not there. Restore a backup, or stop the server and "
         delete = f"`DELETE FROM {table} WHERE rowid = {row}` with sqlite3."

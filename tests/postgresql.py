@@ -81,6 +81,15 @@ class PostgreSQL:
         """Start it again."""
         self._server.ensure_postgres_running()
 
+    def spoil_table(self, database: str, name: str) -> None:
+        """Overwrite the head of a table's first page, and start anew without what is in memory of it."""
+        self.execute("CHECKPOINT")  # or the start would mend it
+        (file,) = self.execute(f"SELECT pg_relation_filepath('{name}')", database)
+        self.stop_at_once()
+        with (Path(self._server.pgdata) / file).open("r+b") as content:
+            content.write(b"garbage " * 8)
+        self.start()
+
     def promote(self) -> None:
         """From now on it is nobody's standby."""
         self._run("pg_ctl", "-w", "-D", str(self._server.pgdata), "promote")

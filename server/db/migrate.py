@@ -72,10 +72,10 @@ def open_current(settings: Settings) -> Database:
     `postgres_not_installed`.
     """
     database = Database(settings.database)
-    if database.path is not None and not database.path.is_file():
-        raise MixloomError(
-            "no_database", f"There is no {database.path}. Name the server's folder with --data-dir.", 400, "data_dir"
-        )
+    if database.path is not None and not (database.path.is_file() and database.path.stat().st_size):
+        missing = f"database in {database.path}, which is empty" if database.path.is_file() else str(database.path)
+        message = f"There is no {missing}. Name the server's folder with --data-dir, or restore a backup."
+        raise MixloomError("no_database", message, 400, "data_dir")
     if _pending(_revision(database), database):
         message = f"The database {database.name} is of an older version. `mixloom db upgrade` brings it up to date."
         raise MixloomError("other_version", message, 400)

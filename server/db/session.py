@@ -26,6 +26,10 @@ SILENT_SECONDS = 60
 """A PostgreSQL that says nothing for so long in the middle of a statement is given up: it has said before of a lock."""
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _UNREADABLE = frozenset({sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ})
+_DAMAGED_WORDS = ("unsupported file format", "Could not decode to UTF-8")
+"""What SQLite has no code of its own for: a header, and a text, that are not as they were written."""
+_DAMAGED_STATES = frozenset({"XX001", "XX002", "58030", "58P01"})
+"""PostgreSQL: data, or an index, are corrupted; the disk does not give a file, or has none."""
 _PASS_ALONE = select(func.pg_advisory_xact_lock(func.hashtext(bindparam("noun"))))
 
 Entity = TypeVar("Entity")
@@ -142,9 +146,14 @@ def is_outage(error: SQLAlchemyError) -> bool:
 
 
 def is_damaged(error: DBAPIError) -> bool:
-    """Whether SQLite says that its file is not as it was written, or the disk that it does not give it."""
+    """Whether the database says that its files are not as they were written, or the disk that it does not give them."""
     code = getattr(error.orig, "sqlite_errorcode", 0)
-    return code & 0xFF in _DAMAGED or code in _UNREADABLE  # of the first kind the other bits say where
+    return (
+        code & 0xFF in _DAMAGED  # the other bits say where
+        or code in _UNREADABLE
+        or str(error.orig).startswith(_DAMAGED_WORDS)
+        or getattr(error.orig, "sqlstate", None) in _DAMAGED_STATES
+    )
 
 
 def is_in_doubt(error: BaseException) -> bool:

@@ -16,14 +16,16 @@ from sqlalchemy import text
 
 from server import doctor
 from server.__main__ import main
+from server.api.app import open_services
 from server.api.services import Services
-from server.db import migrate, operations
+from server.db import migrate, operations, tenants
 from server.db.session import Database
 from server.db.tables import Adapter, Base, Dataset, Job, RecoveryPoint
 from server.orphans import SAFE_SECONDS
 from server.settings import Settings
 from server.store import sha256_of
-from tests.server.conftest import Caller
+from tests.postgresql import PostgreSQL
+from tests.server.conftest import ADMIN_KEY, Caller
 from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, final_hash, first_page, spoil_table, submit
 
 
@@ -239,6 +241,12 @@ def spoil_head(path: Path) -> None:
     path.write_bytes(b"garbage " * 8 + path.read_bytes()[64:])
 
 
+def spoil_format(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[47] = 77
+    path.write_bytes(content)
+
+
 def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -249,6 +257,7 @@ def cut_off(path: Path) -> None:
         pytest.param(lambda path: spoil_table(path, "jobs"), {"tokenizer_missing"}, id="jobs"),
         pytest.param(lambda path: spoil_table(path, "alembic_version"), {"tokenizer_missing"}, id="the version"),
         pytest.param(spoil_head, set(), id="head"),
+        pytest.param(spoil_format, set(), id="the format of its schema"),
         pytest.param(cut_off, set(), id="half"),
     ],
 )
@@ -267,6 +276,49 @@ def test_a_damaged_database_is_found_beside_all_that_can_still_be_read(
     said = capsys.readouterr()
     assert said.err == ""
     assert {one["kind"] for one in json.loads(said.out)["findings"]} == {"database_damaged"} | others
+
+
+NOT_JSON = "UPDATE jobs SET training = replace(training, '{', '[')"
+NOT_TEXT = "UPDATE jobs SET name = CAST(x'ff41' AS TEXT)"
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize(
+    ("harm", "ids"),
+    [(NOT_JSON, {"jobs 1", "jobs 2", "jobs 3", "mixloom.db"}), (NOT_TEXT, {"mixloom.db"})],
+    ids=["no JSON", "no text"],
+)
+def test_a_value_that_cannot_be_read_is_found_and_hides_nothing_of_other_tables(
+    harm: str, ids: set[str], at_work: Services, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(at_work.store.path(keys(at_work)["adapters"][0]))
+    execute(at_work, harm)
+    assert main(["doctor", *settings_of(at_work), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)["findings"]
+    assert {one["kind"] for one in found} == {"database_damaged", "adapter_missing"}
+    assert {one["id"] for one in found if one["kind"] == "database_damaged"} == ids
+    assert main(["backup", str(tmp_path / "copy"), *settings_of(at_work)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_postgresql_cannot_read_is_found_beside_all_that_it_can(
+    postgresql: PostgreSQL, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(data_dir=tmp_path / "data", database_url=postgresql.new_database(), admin_key=ADMIN_KEY)
+    flags = ["--data-dir", str(settings.data_dir), "--database-url", str(settings.database_url)]
+    open_services(settings)
+    with Database(settings.database).write() as session:
+        session.add(Base(hash="gone", folder_key="bases/gone", **NOTHING))
+        tenant = tenants.add_tenant(session, "alice", 1.0)
+        asked = {"tenant_id": tenant.id, "adapter_id": None, "base_hash": "gone", "deadline": time.time()}
+        operations.add_sample(session, id_="op_asked", key="operations/op_asked", **asked)
+    postgresql.spoil_table(str(settings.database.database), "bases")
+    assert main(["doctor", *flags, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)["findings"]
+    assert {one["kind"] for one in found} == {"database_damaged", "request_missing"}
+    assert "invalid page" in found[0]["message"]
+    assert main(["backup", str(tmp_path / "copy"), *flags]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.databases("postgresql")
@@ -290,3 +342,8 @@ def test_where_there_is_no_server_the_doctor_makes_none(tmp_path: Path, capsys: 
     assert main(["doctor", "--data-dir", str(tmp_path / "nothing")]) == 1
     assert "There is no" in capsys.readouterr().err
     assert not (tmp_path / "nothing").exists()
+    (tmp_path / "mixloom.db").touch()
+    for arguments in (["doctor"], ["backup", str(tmp_path / "copy")]):
+        assert main([*arguments, "--data-dir", str(tmp_path)]) == 1
+        assert "which is empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mixloom.db"]
