@@ -110,7 +110,7 @@ def _look(database: Database, store: LocalStore) -> list[Finding]:
     lost: list[str] = []
     with _noting_damage(found):
         lost = orphans(database.read, store)
-    message = "No row names this folder. The daemon that lives erases it within ten minutes."
+    message = "No row names this folder. A daemon erases it when it has lived for an hour."
     found += (Finding("orphan", key, message) for key in lost)
     return sorted({*found, *examine_files(database, store)})
 

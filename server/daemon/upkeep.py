@@ -5,7 +5,7 @@ import time
 
 from sqlalchemy.orm import Session
 
-from server.daemon.books import Books
+from server.daemon.books import Books, boot_time
 from server.daemon.writer import Writer
 from server.db import daemons, retention
 from server.orphans import SAFE_SECONDS, orphans
@@ -15,6 +15,26 @@ from server.store import LocalStore
 log = logging.getLogger("mixloom.daemon")
 UPKEEP_SECONDS = 600.0
 DAY_SECONDS = 86400.0
+STEADY_SECONDS = SAFE_SECONDS
+"""So long a clock has to go right before anything is erased by its word: time for a wrong one to be set."""
+JUMP_SECONDS = 60.0
+
+
+class Clock:
+    """The machine's clock, watched by the one that nobody sets."""
+
+    def __init__(self) -> None:
+        self._since = boot_time()
+        self._ahead = time.time() - self._since
+
+    def is_steady(self) -> bool:
+        """Whether it has not jumped for so long, nor was begun to be watched since."""
+        now = boot_time()
+        ahead = time.time() - now
+        if abs(ahead - self._ahead) > JUMP_SECONDS:
+            log.warning("clock_jumped", extra={"fields": {"seconds": round(ahead - self._ahead)}})
+            self._since, self._ahead = now, ahead
+        return now - self._since >= STEADY_SECONDS
 
 
 class Upkeep:
@@ -26,6 +46,7 @@ class Upkeep:
         self.writer = writer
         self.kept_seconds = settings.retention_days * DAY_SECONDS
         self._next = 0.0
+        self._clock = Clock()
 
     def turn(self) -> None:
         """Nothing, until ten minutes have passed since there was nothing more to clear."""
@@ -33,13 +54,17 @@ class Upkeep:
             self._next = time.monotonic() + UPKEEP_SECONDS
 
     def clear(self) -> bool:
-        """Erase a batch of what is past its time, or, where there is none, what no row names: then all is done."""
+        """Erase a batch of what is past its time, or, where there is none, what no row names: then all is done.
+
+        By its age nothing is erased while the clock may be wrong.
+        """
+        is_steady = self._clock.is_steady()
         with self.books.write() as session:
             keys = retention.forget_deleted_tenants(session)
-            if self.kept_seconds:
+            if self.kept_seconds and is_steady:
                 keys += retention.forget_old_jobs(session, time.time() - self.kept_seconds)
         is_last = not keys
-        if is_last:
+        if is_last and is_steady:
             keys = orphans(self.books.read, self.store)
             if keys:
                 log.warning("orphans_erased", extra={"fields": {"keys": keys}})

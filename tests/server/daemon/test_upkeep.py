@@ -10,7 +10,8 @@ from sqlalchemy import text, update
 
 from server import doctor
 from server.api.services import Services
-from server.daemon.upkeep import DAY_SECONDS
+from server.daemon import upkeep
+from server.daemon.upkeep import DAY_SECONDS, STEADY_SECONDS
 from server.db.tables import Adapter, Dataset, Job, Run
 from server.orphans import SAFE_SECONDS
 from server.store import LocalStore
@@ -20,11 +21,18 @@ from tests.server.daemon.conftest import PLAIN, Life, jobs, submit
 NewLife = Callable[..., Life]
 
 
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a life has lasted for an hour."""
+    monkeypatch.setattr(upkeep, "STEADY_SECONDS", 0.0)
+
+
 def end_days_ago(services: Services, job_id: str, days: float) -> None:
     with services.database.write() as session:
         session.execute(update(Job).where(Job.id == job_id).values(finished_at=time.time() - days * DAY_SECONDS))
 
 
+@pytest.mark.usefixtures("steady")
 def test_a_job_past_its_days_goes_with_all_its_files_and_its_data_set_stays(
     new_life: NewLife, alice: Caller, services: Services
 ) -> None:
@@ -44,6 +52,7 @@ def test_a_job_past_its_days_goes_with_all_its_files_and_its_data_set_stays(
     assert services.store.list("jobs") == sorted(f"jobs/{id_}" for id_ in (young, waiting))
 
 
+@pytest.mark.usefixtures("steady")
 def test_more_than_one_batch_goes_turn_by_turn(
     new_life: NewLife, alice: Caller, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,6 +67,7 @@ def test_more_than_one_batch_goes_turn_by_turn(
     assert jobs(services) == []
 
 
+@pytest.mark.usefixtures("steady")
 def test_without_the_setting_nothing_is_ever_too_old(life: Life, alice: Caller, services: Services) -> None:
     id_ = submit(alice, PLAIN, steps=2)
     life.finish()
@@ -85,6 +95,35 @@ def test_what_a_deleted_tenant_had_is_erased_and_nobody_elses(
     assert not list(services.store.path("recovery").glob("*/*"))
 
 
+@pytest.mark.databases("sqlite")
+def test_a_clock_that_jumps_a_year_ahead_erases_nothing_before_it_has_gone_on_for_an_hour(
+    new_life: NewLife, alice: Caller, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, boot, passed, ahead = time.time, upkeep.boot_time, 0.0, 0.0
+    monkeypatch.setattr(time, "time", lambda: now() + passed + ahead)
+    monkeypatch.setattr(upkeep, "boot_time", lambda: boot() + passed)
+    life = new_life(retention_days=30)
+    id_ = submit(alice, PLAIN, steps=1)
+    life.finish()
+    new = services.store.path("uploads/adp_new")
+    new.mkdir(parents=True)
+
+    def left() -> tuple[int, bool]:
+        for _ in range(2):  # files without a row wait for jobs past their time
+            life.loop.upkeep.clear()
+            life.writer.wait()
+        return len(jobs(services)), new.exists()
+
+    passed = STEADY_SECONDS
+    os.utime(new, (time.time(),) * 2)
+    for ahead in (365 * DAY_SECONDS, 0.0):  # noqa: B007
+        assert left() == (1, True)
+    passed += STEADY_SECONDS
+    end_days_ago(services, id_, 31)
+    assert left() == (0, False)
+
+
+@pytest.mark.usefixtures("steady")
 def test_a_daemon_that_lives_erases_what_nobody_has_named_for_an_hour(
     life: Life, alice: Caller, services: Services
 ) -> None:
@@ -112,6 +151,7 @@ def test_a_daemon_that_lives_erases_what_nobody_has_named_for_an_hour(
     assert not left.exists()
 
 
+@pytest.mark.usefixtures("steady")
 @pytest.mark.databases("postgresql")
 def test_no_transaction_is_open_while_a_disk_is_looked_through_that_may_be_slow(
     life: Life, alice: Caller, services: Services, new_life: NewLife, monkeypatch: pytest.MonkeyPatch
