@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from server.db import adapters, bases, datasets, jobs, operations, recovery_points
@@ -13,6 +14,8 @@ SAFE_SECONDS = 3600.0
 OF_DAEMON = ("adapters", "bases", "recovery")
 """Where the daemon alone writes; elsewhere the API does."""
 PREFIXES = (*OF_DAEMON, "datasets", "jobs", "operations", "uploads")
+_TABLES = ("adapters", "bases", "datasets", "jobs", "operations", "recovery_points", "runs")
+"""Whose rows name folders."""
 
 
 def orphans(
@@ -38,6 +41,14 @@ def orphans(
         for key in keys
         if key not in named[prefix] and store.is_older(key, seconds if prefix.startswith(OF_DAEMON) else SAFE_SECONDS)
     ]
+
+
+def what_may_hide_rows(session: Session) -> list[str]:
+    """What SQLite finds wrong with the tables that were asked, and their indexes: it may read them all the same."""
+    if session.get_bind().dialect.name != "sqlite":
+        return []
+    said = (one for table in _TABLES for one in session.scalars(text(f"PRAGMA integrity_check({table})")))
+    return [one for one in said if one != "ok"]
 
 
 def _named_keys(session: Session) -> dict[str, set[str]]:

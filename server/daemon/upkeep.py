@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from server.daemon.books import Books, boot_time
 from server.daemon.writer import Writer
 from server.db import daemons, retention
-from server.orphans import SAFE_SECONDS, orphans
+from server.orphans import SAFE_SECONDS, orphans, what_may_hide_rows
 from server.settings import Settings
 from server.store import LocalStore
 
@@ -65,7 +65,7 @@ class Upkeep:
                 keys += retention.forget_old_jobs(session, time.time() - self.kept_seconds)
         is_last = not keys
         if is_last and is_steady:
-            keys = orphans(self.books.read, self.store)
+            keys = _surely(self.books, orphans(self.books.read, self.store))
             if keys:
                 log.warning("orphans_erased", extra={"fields": {"keys": keys}})
         for key in keys:
@@ -79,5 +79,16 @@ def clear_orphans(books: Books, store: LocalStore) -> None:
     def of_daemon_seconds(session: Session) -> float:
         return 0.0 if len(daemons.live_daemons(session)) == 1 else SAFE_SECONDS
 
-    for key in orphans(books.read, store, of_daemon_seconds=of_daemon_seconds):
+    for key in _surely(books, orphans(books.read, store, of_daemon_seconds=of_daemon_seconds)):
         store.delete(key)
+
+
+def _surely(books: Books, keys: list[str]) -> list[str]:
+    """Folders that no row names; none of them where the database is so damaged that it may have such a row."""
+    if not keys:
+        return []
+    with books.read() as session:
+        damage = what_may_hide_rows(session)
+    if damage:
+        log.error("orphans_not_known", extra={"fields": {"keys": keys, "damage": damage}})
+    return [] if damage else keys

@@ -283,3 +283,13 @@ def spoil_table(path: Path, name: str) -> None:
     content = bytearray(path.read_bytes())
     content[begin : begin + 64] = b"garbage " * 8
     path.write_bytes(content)
+
+
+def spoil_index(services: Services, name: str) -> None:
+    """Flip one bit at the end of an index's first page, where its first entry is."""
+    path = services.database.path
+    assert path is not None
+    last = first_page(path, name).stop - 1
+    content = bytearray(path.read_bytes())
+    content[last] ^= 1
+    path.write_bytes(content)

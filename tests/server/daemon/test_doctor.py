@@ -26,7 +26,7 @@ from server.settings import Settings
 from server.store import sha256_of
 from tests.postgresql import PostgreSQL
 from tests.server.conftest import ADMIN_KEY, Caller
-from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, final_hash, first_page, spoil_table, submit
+from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, final_hash, first_page, spoil_index, spoil_table, submit
 
 
 @pytest.fixture
@@ -60,16 +60,6 @@ def spoil(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
-
-
-def spoil_index(services: Services, name: str) -> None:
-    """Flip one bit at the end of an index's first page, where its first entry is."""
-    path = services.database.path
-    assert path is not None
-    last = first_page(path, name).stop - 1
-    content = bytearray(path.read_bytes())
-    content[last] ^= 1
-    path.write_bytes(content)
 
 
 def copy_of(row: Base, **changes: object) -> Base:

@@ -13,10 +13,11 @@ from server.api.services import Services
 from server.daemon import upkeep
 from server.daemon.upkeep import DAY_SECONDS, STEADY_SECONDS
 from server.db.tables import Adapter, Dataset, Job, Run
-from server.orphans import SAFE_SECONDS
+from server.orphans import SAFE_SECONDS, orphans
 from server.store import LocalStore
 from tests.server.conftest import Caller
-from tests.server.daemon.conftest import PLAIN, Life, jobs, submit
+from tests.server.daemon.conftest import PLAIN, Life, jobs, spoil_index, submit
+from tests.server.making import prompt_rows, upload
 
 NewLife = Callable[..., Life]
 
@@ -130,17 +131,17 @@ def test_a_daemon_that_lives_erases_what_nobody_has_named_for_an_hour(
     id_ = submit(alice, PLAIN)
     life.turn_until(lambda: bool(life.roster.residents) and life.step_of(id_) == 6)
     run = life.resident(id_).run_id
-    orphans = ["adapters/adp_gone", "jobs/job_half.1234.tmp", "uploads/adp_gone", f"recovery/{run}/1-9", "recovery/r"]
-    for key in orphans:
+    unnamed = ["adapters/adp_gone", "jobs/job_half.1234.tmp", "uploads/adp_gone", f"recovery/{run}/1-9", "recovery/r"]
+    for key in unnamed:
         services.store.path(key).mkdir(parents=True)
     life.loop.upkeep.clear()
     life.writer.wait()
-    assert all(services.store.path(key).exists() for key in orphans), "they may still be named"
+    assert all(services.store.path(key).exists() for key in unnamed), "they may still be named"
     for path in (*services.store.root.rglob("*"),):
         os.utime(path, (time.time() - SAFE_SECONDS - 1,) * 2)
     life.loop.upkeep.clear()
     life.writer.wait()
-    assert not any(services.store.path(key).exists() for key in orphans)
+    assert not any(services.store.path(key).exists() for key in unnamed)
     life.finish()
     assert jobs(services)[0].status == "succeeded"
     left = services.store.path(f"recovery/{run}")
@@ -149,6 +150,24 @@ def test_a_daemon_that_lives_erases_what_nobody_has_named_for_an_hour(
     life.loop.upkeep.clear()
     life.writer.wait()
     assert not left.exists()
+
+
+@pytest.mark.usefixtures("steady")
+@pytest.mark.databases("sqlite")
+def test_files_whose_row_a_damaged_index_hides_are_not_erased(
+    life: Life, new_life: NewLife, alice: Caller, services: Services, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SQLite reads the ids of all data sets from their index, and does not notice."""
+    key = f"datasets/{upload(alice, prompt_rows(3))}"
+    services.database.close()
+    spoil_index(services, "sqlite_autoindex_datasets_1")
+    os.utime(services.store.path(key), (time.time() - SAFE_SECONDS - 1,) * 2)
+    assert orphans(services.database.read, services.store) == [key]
+    life.loop.upkeep.clear()
+    life.writer.wait()
+    new_life()
+    assert services.store.list("datasets") == [key]
+    assert caplog.messages.count("orphans_not_known") == 2
 
 
 @pytest.mark.usefixtures("steady")
