@@ -42,6 +42,7 @@ from server.db.session import Database, is_outage
 from server.db.stores import refuse_other_store
 from server.db.tables import Base
 from server.disk import Disk, is_full
+from server.errors import MixloomError
 from server.logs import configure_logging
 from server.settings import Settings
 from server.store import LocalStore
@@ -102,7 +103,10 @@ class Daemon:
         signal.signal(signal.SIGINT, self._stop if supervisor is None else signal.SIG_IGN)
 
     def run(self) -> int:
-        """Live until told to end, and let nothing but a bug or a bad base be the end; the exit code."""
+        """Live until told to end, and let nothing but a bug or a bad base be the end; the exit code.
+
+        Raises `database_too_new`: a newer version has brought the tables to its own, and works on them.
+        """
         last: int | None = None
         lost = 0  # lives in a row that got nowhere
         while True:
@@ -118,6 +122,10 @@ class Daemon:
                 last = books.epoch
                 self._live(books)
                 return 0
+            except MixloomError:  # nobody is to blame, and a start says the same
+                if self.books is not None:
+                    self.books.end()
+                raise
             except (Fenced, OSError, SQLAlchemyError) as error:
                 if is_full(error):
                     Disk(self.settings).give_up_ballast()

@@ -29,6 +29,7 @@ from server.daemon.publisher import Ending, Publisher, State
 from server.daemon.writer import Writer
 from server.db import accounts, events, recovery_points, runs
 from server.db.daemons import Fenced
+from server.db.migrate import refuse_newer
 from server.db.tables import Job, RecoveryPoint
 from server.db.tables import Run as RunRow
 from server.faults import fault
@@ -103,6 +104,8 @@ class Roster:
     def attach(self, run_id: str, *, rise: float = 0.0, alone: bool = False) -> bool:
         """Claim a queued run and bring it into memory, from its recovery point if it has one; whether it was to be had.
 
+        Raises `database_too_new` for what a newer version has left, which has brought the tables to its own.
+
         `rise` is of its counter, to where its tenant's others stand. `alone`: nobody else is in memory, so it may be
         one that is suspected of the death of a daemon.
         """
@@ -124,6 +127,7 @@ class Roster:
         try:
             resident = self._load(job, row, points)
         except EngineError as error:
+            refuse_newer(self.books.database)  # a newer version's daemon can go on with it
             self._check_disk(error)
             self._fail(job, "cannot_start", str(error))
             return

@@ -82,6 +82,11 @@ def open_current(settings: Settings) -> Database:
     return database
 
 
+def refuse_newer(database: Database) -> None:
+    """For who is at work, and meets what it does not know. Raises `database_too_new`, `database_unreachable`."""
+    _pending(_revision(database), database)
+
+
 @contextmanager
 def reaching(database: Database) -> Iterator[None]:
     """For the first that is asked of it. Raises `database_unreachable`, `database_damaged`."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Pool, event, make_url, select
+from sqlalchemy import Pool, event, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
@@ -29,14 +29,27 @@ from server.db import session
 from server.db import tables as t
 from server.db.migrate import upgrade
 from server.db.session import Database
+from server.errors import MixloomError
 from server.faults import Fault, arm
 from server.settings import Settings
 from server.states import ENDED
+from server.store import manifest
 from tests import postgresql as package
 from tests.postgresql import PostgreSQL
 from tests.relay import Relay
 from tests.server.conftest import Caller
-from tests.server.daemon.conftest import MIXTURE, PLAIN, Life, OnDisk, final_hash, job, memory_of, steps, submit
+from tests.server.daemon.conftest import (
+    MIXTURE,
+    PLAIN,
+    Life,
+    OnDisk,
+    final_hash,
+    job,
+    memory_of,
+    points,
+    steps,
+    submit,
+)
 from tests.server.making import prompt_rows, upload
 
 STEPS = 40
@@ -265,6 +278,42 @@ def test_a_tokenizer_that_goes_while_a_job_trains_is_written_anew(
     check(daemon(), lambda: services.store.delete("bases"))
     assert "life_lost" in caplog.messages
     assert len(list(services.store.path("bases").glob("*/tokenizer.json"))) == 1
+
+
+def test_a_daemon_that_meets_what_a_newer_version_has_written_ends_and_fails_no_job(
+    life: Life, new_life: Callable[..., Life], daemon: Callable[..., Daemon], alice: Caller, services: Services
+) -> None:
+    """As one that was left running when others were upgraded."""
+
+    def execute(statement: str, **values: str) -> Any:
+        with services.database.write() as writing:
+            return writing.execute(text(statement), values)
+
+    id_ = submit(alice, PLAIN, steps=12)
+    life.turn_until(lambda: bool(life.roster.residents) and life.step_of(id_) == 11)
+    life.books.end()
+    files = [services.store.path(f"{point.key}/run.json") for point in points(services, id_)]
+    known, states = execute("SELECT version_num FROM alembic_version").scalar(), [file.read_text() for file in files]
+
+    def write(revision: str, texts: list[str]) -> None:
+        execute("UPDATE alembic_version SET version_num = :revision", revision=revision)
+        for file, state in zip(files, texts, strict=True):
+            file.write_text(state)
+        with services.database.write() as writing:
+            for point in writing.query(t.RecoveryPoint):
+                point.manifest = manifest(services.store.path(point.key))
+
+    try:
+        write("9999", [state.replace('"schema": 2', '"schema": 99') for state in states])
+        with pytest.raises(MixloomError, match="written by a newer version"):
+            daemon().run()
+        with services.database.read() as reading:
+            assert [run.crashes for run in reading.query(t.Run)] == [0]
+        assert (job(services, id_).status, len(points(services, id_))) == ("queued", 2)
+    finally:
+        write(known, states)
+    new_life().finish()
+    assert job(services, id_).status == "succeeded"
 
 
 @pytest.mark.slow
