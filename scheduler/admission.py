@@ -97,14 +97,17 @@ def waits(snapshot: Snapshot, admitted: list[WaitingRun]) -> dict[str, Wait]:
 
 
 def run_lifts(snapshot: Snapshot, admitted: list[WaitingRun]) -> dict[str, float]:
-    """By how much the counter of an admitted run rises: to the smallest of its tenant's resident runs."""
-    rises = {}
+    """What takes the counter of an admitted run to the smallest of its tenant's resident runs.
+
+    Up or down: it may come from another daemon, where it was alone and got far ahead of them.
+    """
+    lifts = {}
     for tenant in snapshot.tenants:
         if tenant.waiting in admitted and tenant.waiting is not None and tenant.resident:
-            rise = min(run.counter for run in tenant.resident) - tenant.waiting.counter
-            if rise > 0:
-                rises[tenant.waiting.run_id] = rise
-    return rises
+            lift = min(run.counter for run in tenant.resident) - tenant.waiting.counter
+            if lift:
+                lifts[tenant.waiting.run_id] = lift
+    return lifts
 
 
 def evictions(snapshot: Snapshot, admitted: list[WaitingRun]) -> list[ResidentRun]:

@@ -30,7 +30,7 @@ class Plan:
     """
 
     admit: tuple[str, ...]  # waiting runs that become resident now
-    run_lifts: Mapping[str, float]  # admitted run -> rise of its counter
+    run_lifts: Mapping[str, float]  # admitted run -> what its counter rises by, or falls
     waits: Mapping[str, Wait]  # next run of a tenant that is not admitted -> why
     evict: tuple[str, ...]  # resident runs to let go between two optimizer steps
     gang: tuple[Slot, ...]
@@ -94,8 +94,8 @@ def _check(snapshot: Snapshot, decision: Plan) -> None:
     assert len({slot.run_id for slot in decision.gang}) == len(decision.gang), "a run rides twice"
     assert num_tokens <= snapshot.token_budget, f"{num_tokens} tokens in a budget of {snapshot.token_budget}"
     assert decision.gang or not decision.backlogged, "work is offered, but the gang is empty"
-    amounts = (decision.rises, decision.run_lifts, decision.run_rises)
-    assert all(amount > 0 for amounts_ in amounts for amount in amounts_.values()), "a counter would fall"
+    rises = (*decision.rises.values(), *decision.run_rises.values())
+    assert all(rise > 0 for rise in rises), "a counter would fall"
     if decision.admit:
         assert not snapshot.draining, "admission while draining"
         occupancy = Occupancy(snapshot, [run.footprint for run in resident.values()])

@@ -171,4 +171,20 @@ MUTANTS = [
         after="return self.tenant.share * len(self.runs)",
         test=f"{INVARIANTS}::test_work_that_is_split_into_many_runs_gets_no_more",
     ),
+    Mutant(
+        invariant="I15",
+        fault="a run that was far behind elsewhere has a credit here",
+        file="admission.py",
+        before="            if lift:",
+        after="            if lift < 0:",
+        test=f"{INVARIANTS}::test_a_run_that_was_elsewhere_shares_with_its_siblings_from_when_it_comes",
+    ),
+    Mutant(
+        invariant="I15",
+        fault="a run that was far ahead elsewhere waits for its siblings here",
+        file="admission.py",
+        before="            if lift:",
+        after="            if lift > 0:",
+        test=f"{INVARIANTS}::test_a_run_that_was_elsewhere_shares_with_its_siblings_from_when_it_comes",
+    ),
 ]

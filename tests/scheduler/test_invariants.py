@@ -86,6 +86,32 @@ def test_a_tenants_runs_share_by_priority_within_the_same_bound(patterns: list[l
 
 
 @quick
+@given(
+    patterns=st.lists(patterns, min_size=2, max_size=2),
+    pair=st.tuples(weights, weights),
+    moment=st.integers(0, 20),
+    elsewhere=st.integers(-20, 20),
+)
+def test_a_run_that_was_elsewhere_shares_with_its_siblings_from_when_it_comes(
+    patterns: list[list[Microbatch]], pair: tuple[int, int], moment: int, elsewhere: int
+):
+    """I15: whether it got far ahead of them there or fell far behind."""
+    world = World(token_budget=2 * L, max_microbatch_cost=MAX_COST, clients={"a": Client(share=2.0)})
+    there = world.submit("a", "there", endless(patterns[0]), weight=pair[0])
+    world.gangs(moment + 1)
+    comes = world.submit("a", "comes", endless(patterns[1]), weight=pair[1])
+    comes.counter = there.counter + elsewhere * MAX_COST
+    gap, before = Gap(), (there.charged, comes.charged)
+    for _ in range(40):
+        world.gang()
+        parts = [(run.charged - was) / run.weight for run, was in zip((there, comes), before, strict=True)]
+        gap.move(parts[0] - parts[1])
+        before = (there.charged, comes.charged)
+        bound = MAX_COST / there.weight + MAX_COST / comes.weight
+        assert gap.high - gap.low <= bound + SLACK, "I15: a run that comes and one that was there wander apart"
+
+
+@quick
 @given(traces(), st.integers(0, 40))
 def test_every_run_that_offers_something_rides_by_the_gang_that_was_promised(trace: Trace, moment: int):
     """I7: whoever is owed, behind or ahead, as long as nobody comes or goes."""

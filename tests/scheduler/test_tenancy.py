@@ -28,7 +28,7 @@ def holds(condition: bool, invariant: str, otherwise: str) -> None:
 
 
 class Tenancy(RuleBasedStateMachine):
-    """The names I1 to I14 are those of docs/scheduling.md."""
+    """The names I1 to I15 are those of docs/scheduling.md."""
 
     def __init__(self) -> None:
         super().__init__()
