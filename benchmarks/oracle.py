@@ -105,11 +105,12 @@ def _not_counted(server: Data) -> Iterator[str]:
 def _not_metered(server: Data) -> Iterator[str]:
     """Tenants who are not metered the tokens of their jobs, of which none was deleted."""
     statement = (
-        "SELECT id, trained_tokens, (SELECT sum(tokens) FROM jobs WHERE tenant_id = tenants.id) AS sum FROM tenants"
+        "SELECT id, (SELECT sum(trained_tokens) FROM counters WHERE tenant_id = tenants.id) AS metered, "
+        "(SELECT sum(tokens) FROM jobs WHERE tenant_id = tenants.id) AS sum FROM tenants"
     )
     for tenant in server.rows(statement):
-        if tenant["trained_tokens"] != (tenant["sum"] or 0):
-            yield f"{tenant['id']} is metered {tenant['trained_tokens']} tokens for {tenant['sum']}"
+        if (tenant["metered"] or 0) != (tenant["sum"] or 0):
+            yield f"{tenant['id']} is metered {tenant['metered']} tokens for {tenant['sum']}"
 
 
 def _damaged(server: Data) -> Iterator[str]:

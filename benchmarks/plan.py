@@ -40,7 +40,7 @@ from server.daemon.writer import Writer
 from server.db.migrate import upgrade
 from server.db.session import Database
 from server.db.stores import refuse_other_store
-from server.db.tables import Job, Run, Tenant
+from server.db.tables import Counter, Job, Run, Tenant
 from server.settings import Settings
 from server.store import LocalStore
 from server.tokens import TokenRow, TokenRows
@@ -196,16 +196,15 @@ def _fill(
         **{"adapter": adapter, "training": training, "labels": {}},
         **{"total_steps": 10**6, "total_tokens": 10**8, "step": 0, "tokens": 0, "exact": True, "created_by": "key"},
     }
-    tenant = {"backlogged": False, "created_at": 0.0}
+    ids = [f"ten_{n:028}" for n in range(len(counters))]
     with database.write() as session:
-        rows = [
-            {**tenant, "id": f"ten_{n:028}", "name": f"t{n}", "share": 1.0 + n % 4, "counter": counter}
-            for n, counter in enumerate(counters)
-        ]
-        session.execute(insert(Tenant), rows)
+        tenants = [{"id": id_, "name": f"t{n}", "share": 1.0 + n % 4, "created_at": 0.0} for n, id_ in enumerate(ids)]
+        session.execute(insert(Tenant), tenants)
+        accounts = [{"tenant_id": id_, "seat": 1, "counter": at} for id_, at in zip(ids, counters, strict=True)]
+        session.execute(insert(Counter), accounts)
     for start in range(0, num_jobs, 10_000):
         numbers = range(start, min(start + 10_000, num_jobs))
-        owners = {n: f"ten_{n % len(counters):028}" for n in numbers}
+        owners = {n: ids[n % len(ids)] for n in numbers}
         with database.write() as session:
             session.execute(
                 insert(Job),

@@ -30,6 +30,7 @@ class Books:
         self,
         database: Database,
         epoch: int,
+        seat: int,
         *,
         lease_seconds: float,
         supervisor: str | None,
@@ -39,6 +40,7 @@ class Books:
     ):
         self.database = database
         self.epoch = epoch
+        self.seat = seat
         self.lease_seconds = lease_seconds
         self.name = name
         self._supervisor = supervisor
@@ -66,12 +68,19 @@ class Books:
             if before is not None:
                 leases.end_life(session, before)
             leases.end_dead(session, supervisor=supervisor, crashed=before is None)
-            epoch = daemons.begin_life(
+            life = daemons.begin_life(
                 session, pid=os.getpid(), supervisor=supervisor, name=name, lease_seconds=lease_seconds
             )
             ahead = daemons.read_clock(session) - boot_time()
         return cls(
-            database, epoch, lease_seconds=lease_seconds, supervisor=supervisor, name=name, begun=begun, ahead=ahead
+            database,
+            life.epoch,
+            life.seat,
+            lease_seconds=lease_seconds,
+            supervisor=supervisor,
+            name=name,
+            begun=begun,
+            ahead=ahead,
         )
 
     @contextmanager

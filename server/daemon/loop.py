@@ -259,7 +259,7 @@ class Loop:
                 return decision
             wanted = decision.admit[: 1 if self.has_company else None]  # who has company leaves the others some
             lifts = decision.run_lifts
-            claimed = [run_id for run_id in wanted if self.roster.attach(run_id, rise=lifts.get(run_id, 0.0))]
+            claimed = [run_id for run_id in wanted if self.roster.attach(run_id, lift=lifts.get(run_id, 0.0))]
             may_admit = bool(claimed) and not self.has_company
             self.recorder.forget_backlogged()
 

@@ -12,7 +12,7 @@ from server.daemon.books import Books
 from server.daemon.passes import Riding
 from server.daemon.program import Evaluation, StepReport
 from server.daemon.roster import Resident, Roster
-from server.db import accounts, daemons, runs
+from server.db import accounts, runs, seats
 from server.db.runs import StepRow
 from server.faults import fault
 
@@ -38,7 +38,7 @@ class Recorder:
         self.num_gangs = 0
         self._backlogged: frozenset[str] | None = None  # as last written; None: not known
         with books.read() as session:
-            self.floor = daemons.floor(session)
+            self.floor = seats.floor(session, books.seat)
 
     def record(self, decision: Plan, gang: Sequence[Riding], ended: Ended, detail: Mapping[str, object]) -> None:
         """A plan, what came of its gang, and with it `detail` of the daemon; of a plan without a gang what is new."""
@@ -77,10 +77,16 @@ class Recorder:
         for resident, report in ended.steps:
             trained[resident.job.tenant_id] += report.step_tokens
         accounts.charge(
-            session, rises=decision.rises, run_rises=run_rises, costs=costs, refunds=refunds, trained=trained
+            session,
+            self.books.seat,
+            rises=decision.rises,
+            run_rises=run_rises,
+            costs=costs,
+            refunds=refunds,
+            trained=trained,
         )
         if decision.backlogged != self._backlogged:
-            accounts.set_backlogged(session, decision.backlogged, self.books.epoch)
+            accounts.set_backlogged(session, self.books.seat, decision.backlogged)
 
 
 def _acquitted(ended: Ended) -> list[str]:

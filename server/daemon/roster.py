@@ -101,13 +101,12 @@ class Roster:
         self.publisher = Publisher(engine.base, books, store, writer)
         self.residents: dict[str, Resident] = {}
 
-    def attach(self, run_id: str, *, rise: float = 0.0, alone: bool = False) -> bool:
+    def attach(self, run_id: str, *, lift: float = 0.0, alone: bool = False) -> bool:
         """Claim a queued run and bring it into memory, from its recovery point if it has one; whether it was to be had.
 
-        Raises `database_too_new` for what a newer version has left, which has brought the tables to its own.
-
-        `rise` is of its counter, to where its tenant's others stand. `alone`: nobody else is in memory, so it may be
-        one that is suspected of the death of a daemon.
+        `lift` takes its counter to where its tenant's others stand. `alone`: nobody else is in memory, so it may be one
+        that is suspected of the death of a daemon. Raises `database_too_new` for what a newer version has left, which
+        has brought the tables to its own.
         """
         fingerprint = vars(self.publisher.fingerprint)
         with self.books.write() as session:
@@ -119,10 +118,10 @@ class Roster:
             points = recovery_points.of_run(session, run_id)
         if found is None:  # its job was cancelled and deleted
             return False
-        self._bring_in(*found, points, rise)
+        self._bring_in(*found, points, lift)
         return True
 
-    def _bring_in(self, job: Job, row: RunRow, points: Sequence[RecoveryPoint], rise: float) -> None:
+    def _bring_in(self, job: Job, row: RunRow, points: Sequence[RecoveryPoint], lift: float) -> None:
         fault("claim.done", [job.name])
         try:
             resident = self._load(job, row, points)
@@ -145,9 +144,9 @@ class Roster:
         cursor = resident.program.cursor
         message = f"Training goes on after step {cursor.step}." if cursor.step else "Training begins."
         with self.books.write() as session:
-            charged = resident.cost_charged
-            runs.rewind(session, job, row, step=cursor.step, tokens=cursor.tokens, cost_charged=charged)
-            accounts.lift(session, row.id, rise)
+            charged, seat = resident.cost_charged, self.books.seat
+            runs.rewind(session, job, row, seat, step=cursor.step, tokens=cursor.tokens, cost_charged=charged)
+            accounts.lift(session, row.id, lift)
             moved = runs.move(session, job.id, JobStatus.RUNNING, held_by=self.books.epoch)
             if moved:
                 events.record(session, job, "running", message, {"step": cursor.step})

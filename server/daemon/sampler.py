@@ -244,7 +244,7 @@ class Sampler:
         with self.books.write() as session:
             operations.finish(session, diverged, _DIVERGED)
             operations.finish(session, [id_ for id_ in ids if id_ not in diverged], None)
-            accounts.meter_sampling(session, prompts, sampled)
+            accounts.meter_sampling(session, self.books.seat, prompts, sampled)
 
 
 def _append(result: Path, line: dict[str, Any]) -> None:

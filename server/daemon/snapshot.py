@@ -63,6 +63,7 @@ def take_snapshot(
         accounts_, counters = accounts.read_accounts(
             connection,
             base_hash,
+            books.seat,
             named=named,
             num_others=settings.max_resident_runs,
             run_ids=[resident.run_id for resident in residents],

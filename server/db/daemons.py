@@ -7,9 +7,10 @@ ends it lets all of that go in the same transaction (`server.db.leases`).
 import time
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import ColumnElement, bindparam, func, select, update
+from sqlalchemy import ColumnElement, bindparam, select, update
 from sqlalchemy.orm import Session
 
+from server.db import seats
 from server.db.clock import now
 from server.db.pages import Listing, Page
 from server.db.session import Reader, read_only
@@ -73,22 +74,15 @@ def is_live(daemon: Daemon, at: float) -> bool:
     return daemon.ended_at is None and daemon.expires_at is not None and daemon.expires_at > at
 
 
-def floor(session: Session) -> float:
-    """The last smallest counter of a tenant with work, as those who live, or else the last one, have seen it."""
-    of_open = select(func.max(Daemon.floor)).where(IS_OPEN)
-    of_last = select(Daemon.floor).order_by(Daemon.epoch.desc()).limit(1)
-    return session.scalar(select(func.coalesce(of_open.scalar_subquery(), of_last.scalar_subquery(), 0.0))) or 0.0
-
-
-def begin_life(session: Session, *, pid: int, supervisor: str | None, name: str | None, lease_seconds: float) -> int:
-    """Open a new life of a daemon; its number is its epoch."""
-    at = read_clock(session)
+def begin_life(session: Session, *, pid: int, supervisor: str | None, name: str | None, lease_seconds: float) -> Daemon:
+    """Open a new life of a daemon, on a seat of its own."""
+    seat, at = seats.take(session), read_clock(session)
     daemon = Daemon(
         pid=pid,
         base_hash=None,
         state="starting",
         detail={},
-        floor=floor(session),
+        floor=seats.floor(session, seat),
         started_at=time.time(),
         heartbeat_at=at,
         ended_at=None,
@@ -96,10 +90,11 @@ def begin_life(session: Session, *, pid: int, supervisor: str | None, name: str 
         supervisor=supervisor,
         name=name,
         rests_under=None,
+        seat=seat,
     )
     session.add(daemon)
     session.flush()
-    return daemon.epoch
+    return daemon
 
 
 def count_write(session: Session, epoch: int, known: int, values: Mapping[str, object]) -> int:

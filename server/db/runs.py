@@ -120,16 +120,19 @@ def read_run(session: Session, run_id: str) -> tuple[Job, Run] | None:
     return None if found is None else (found.Job, found.Run)
 
 
-def rewind(session: Session, job: Job, run: Run, *, step: int, tokens: int, cost_charged: int) -> None:
-    """Go back to a recovery point: later metrics go, and what was charged since is given back (docs/design.md §5)."""
+def rewind(session: Session, job: Job, run: Run, seat: int, *, step: int, tokens: int, cost_charged: int) -> None:
+    """Go back to a recovery point: later metrics go, and what was charged since is given back (docs/design.md §5).
+
+    From now on it is charged on `seat`.
+    """
     connection = session.connection()
     connection.execute(_GO_BACK, {"of_job": job.id, "to_step": step, "to_tokens": tokens})
     for forget in _FORGET:
         connection.execute(forget, {"of_job": job.id, "after": step})
     lost, lost_tokens = run.cost_charged - cost_charged, job.tokens - tokens
-    accounts.give_back(
-        session, tenant_id=run.tenant_id, run_id=run.id, weight=job.weight, cost=lost, tokens=lost_tokens
-    )
+    accounts.give_back(session, run, seat, weight=job.weight, cost=lost, tokens=lost_tokens)
+    if run.seat != seat:
+        connection.execute(_SIT, {"run_id": run.id, "on_seat": seat})
 
 
 def move(session: Session, job_id: str, target: JobStatus, *, held_by: int | None = None, **values: object) -> bool:
@@ -187,6 +190,7 @@ _LEASE = (
     .where(_RUNS.c.id == bindparam("run_id"))
     .values(lease_epoch=bindparam("epoch"), attempts=_RUNS.c.attempts + 1, fingerprint=bindparam("began_on"))
 )
+_SIT = update(_RUNS).where(_RUNS.c.id == bindparam("run_id")).values(seat=bindparam("on_seat"))
 _IS_NOT_EXACT = update(_JOBS).where(_JOBS.c.id == bindparam("job_id")).values(exact=False)
 _GO_BACK = (
     update(_JOBS)

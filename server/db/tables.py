@@ -22,13 +22,8 @@ class Tenant(Table):
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
     share: Mapped[float]
-    counter: Mapped[float] = mapped_column(default=0.0)  # V of docs/design.md §5; added to, set only by a lift
-    backlogged: Mapped[bool] = mapped_column(default=False)  # as of the last plan, to know who returns
     created_at: Mapped[float]
     deleted_at: Mapped[float | None]
-    trained_tokens: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # each step once
-    prompt_tokens: Mapped[int] = mapped_column(default=0, server_default=text("0"))
-    sampled_tokens: Mapped[int] = mapped_column(default=0, server_default=text("0"))
 
     __table_args__ = (
         Index(
@@ -38,8 +33,22 @@ class Tenant(Table):
             sqlite_where=text("deleted_at IS NULL"),
             postgresql_where=text("deleted_at IS NULL"),
         ),
-        Index("tenants_by_counter", "counter"),
     )
+
+
+class Counter(Table):
+    """What the daemon of one seat (`server.db.seats`) adds up for a tenant. Others write it only to give back."""
+
+    __tablename__ = "counters"
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    seat: Mapped[int] = mapped_column(primary_key=True)
+    counter: Mapped[float] = mapped_column(default=0.0)  # V of docs/design.md §5; added to, set only by a lift
+    backlogged: Mapped[bool] = mapped_column(default=False)  # as of the last plan, to know who returns
+    trained_tokens: Mapped[int] = mapped_column(default=0)  # each step once
+    prompt_tokens: Mapped[int] = mapped_column(default=0)
+    sampled_tokens: Mapped[int] = mapped_column(default=0)
+
+    __table_args__ = (Index("counters_in_order", "seat", "counter"),)
 
 
 class Key(Table):
@@ -161,6 +170,7 @@ class Run(Table):
     fingerprint: Mapped[dict[str, Any] | None]
     crashes: Mapped[int] = mapped_column(default=0, server_default=text("0"), index=True)  # since it last got further
     crash_step: Mapped[int | None]  # the furthest step after which a daemon died that held it
+    seat: Mapped[int] = mapped_column(default=1, server_default=text("1"))  # where it was charged last
 
 
 class RecoveryPoint(Table):
@@ -297,3 +307,6 @@ class Daemon(Table):
     name: Mapped[str | None]  # what a drain calls it; the lives of one daemon have the same, and several may share one
     rests_under: Mapped[str | None]  # the drain for which it has let every run go
     writes: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # that it has made: it knows how many
+    seat: Mapped[int] = mapped_column(
+        default=1, server_default=text("1")
+    )  # whose counters it adds to: `server.db.seats`

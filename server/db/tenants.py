@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from server.db import seats
 from server.db.pages import Listing, Page
 from server.db.session import one_at_a_time
 from server.db.tables import Tenant
@@ -20,9 +21,10 @@ _WITH_DELETED = Listing(select(Tenant), identity=Tenant.id, order=(Tenant.create
 def add_tenant(session: Session, name: str, share: float) -> Tenant:
     """A new tenant. Raises `name_taken`."""
     _refuse_taken(session, name)
-    tenant = Tenant(id=new_id("ten"), name=name, share=share, counter=0.0, backlogged=False, created_at=time.time())
+    tenant = Tenant(id=new_id("ten"), name=name, share=share, created_at=time.time())
     session.add(tenant)
     session.flush()
+    seats.add_counters(session, tenant.id)
     return tenant
 
 

@@ -181,6 +181,7 @@ def publish_base(services: Services) -> Callable[..., Base]:
         published: bool = True,
         state: str = "ready",
         detail: dict[str, Any] | None = None,
+        seat: int = 1,
         **changes: Any,
     ) -> Base:
         key = f"bases/{hash}"
@@ -231,6 +232,7 @@ def publish_base(services: Services) -> Callable[..., Base]:
                     supervisor=None,
                     name=daemon,
                     rests_under=None,
+                    seat=seat,
                 )
             )
         return base

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from server.api.services import Services
 from server.db import drains
-from server.db.tables import Base, Daemon, Drain
-from tests.server.conftest import Caller
+from server.db.tables import Base, Counter, Daemon, Drain, Run
+from tests.server.conftest import Caller, new_tenant
 from tests.server.making import change_job, submit
 
 
@@ -25,6 +26,23 @@ def test_the_queue_shows_every_tenants_unfinished_jobs(
     assert entries[0]["progress"]["step"] == 3
     assert (entries[1]["share"], entries[1]["tenant"]["counter"], entries[1]["priority"]) == (0.5, 0.0, "low")
     assert entries[1]["sentence"]
+
+
+def test_a_tenant_s_counter_is_that_with_the_daemon_that_has_the_job_or_the_first_that_may(
+    app: FastAPI, admin: Caller, publish_base: Callable[..., Base], services: Services
+) -> None:
+    publish_base(hash="another", seat=1)
+    publish_base(seat=2, beside=True)
+    publish_base(seat=3, beside=True)
+    alice = new_tenant(app, admin, "alice")
+    trains, waits = (submit(alice)["id"] for _ in range(2))
+    change_job(services, trains, status="running")
+    with services.database.write() as session:
+        session.query(Run).filter_by(job_id=trains).one().seat = 3
+        for one in session.query(Counter):
+            one.counter = 10.0 * one.seat
+    entries = {one["id"]: one["tenant"]["counter"] for one in admin.get("/admin/queue").json()["data"]}
+    assert entries == {trains: 30.0, waits: 20.0}
 
 
 def test_daemons_are_listed_by_their_epochs(admin: Caller, publish_base: Callable[..., Base]) -> None:

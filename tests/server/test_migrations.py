@@ -125,6 +125,12 @@ def test_a_database_of_any_version_keeps_its_rows(settings: Settings, revision: 
             for table in tables_of(connection)
             if (found := connection.execute(table.select()).mappings().one_or_none()) is not None
         }
+    if revision < "0016":
+        before["counters"] = {"tenant_id": "1", "seat": 1, "trained_tokens": 0, "prompt_tokens": 0, "sampled_tokens": 0}
+        for column in before["tenants"].keys() & {*before["counters"], "counter", "backlogged"}:
+            before["counters"][column] = before["tenants"].pop(column)
+        for name in before.keys() & {"runs", "daemons"}:
+            before[name]["seat"] = 1
     assert before.keys() == after.keys() >= {"tenants", "jobs", "runs", "recovery_points", "metrics", "adapters"}
     if files_are_hashes:
         before["recovery_points"]["manifest"] = {"run.json": {"sha256": "0a", "bytes": None}}

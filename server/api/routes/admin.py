@@ -10,7 +10,7 @@ from server.api.answers import progress_answer
 from server.api.deps import AdminDep, ServicesDep
 from server.api.lists import PageDep, list_answer
 from server.api.routing import new_router
-from server.db import daemons, drains, jobs, tenants
+from server.db import accounts, daemons, drains, jobs, tenants
 from server.db.daemons import is_live
 from server.db.queue import read_outlook
 from server.db.tables import Daemon, Drain, Job, Tenant
@@ -23,12 +23,18 @@ EVERYWHERE = schemas.Undrain()
 
 @router.get("/queue")
 def list_queue(admin: AdminDep, services: ServicesDep, page: PageDep) -> dict[str, Any]:
-    """Every tenant's jobs that have not ended, newest first unless `order=asc`."""
+    """Every tenant's jobs that have not ended, newest first unless `order=asc`.
+
+    A tenant's `counter` is the one with the daemon that trains the job, or else with the first that may.
+    """
     with services.database.read() as session:
         found, has_more = jobs.list_unfinished(session, page)
         owners = tenants.find_tenants(session, [job.tenant_id for job in found])
+        counters = accounts.shown_counters(session, [job.id for job in found])
         outlook = read_outlook(session, found)
-    return list_answer([_queue_entry(job, owners[job.tenant_id], outlook) for job in found], has_more)
+    return list_answer(
+        [_queue_entry(job, owners[job.tenant_id], counters.get(job.id, 0.0), outlook) for job in found], has_more
+    )
 
 
 @router.get("/daemons")
@@ -96,13 +102,13 @@ def _check_name(session: Session, daemon: str | None) -> None:
         raise MixloomError("unknown_daemon", message, 422, "daemon")
 
 
-def _queue_entry(job: Job, owner: Tenant, outlook: Outlook) -> dict[str, Any]:
+def _queue_entry(job: Job, owner: Tenant, counter: float, outlook: Outlook) -> dict[str, Any]:
     reason = outlook.reason(job.status, job.base_hash, job.reason)
     expected = outlook.expectation(job.tenant_id, job.id, job.base_hash, reason)
     return {
         "id": job.id,
         "object": "queue_entry",
-        "tenant": {"id": owner.id, "name": owner.name, "share": owner.share, "counter": owner.counter},
+        "tenant": {"id": owner.id, "name": owner.name, "share": owner.share, "counter": counter},
         "name": job.name,
         "status": job.status,
         "requested": job.requested,

@@ -27,7 +27,7 @@ from server.daemon.sampler import Sampler
 from server.daemon.upkeep import clear_orphans
 from server.daemon.writer import Writer
 from server.db import bases, daemons, recovery_points
-from server.db.tables import Adapter, Event, Job, Metric, RecoveryPoint, Run
+from server.db.tables import Adapter, Counter, Event, Job, Metric, RecoveryPoint, Run
 from server.settings import Settings
 from server.states import ENDED
 from server.store import manifest
@@ -233,6 +233,12 @@ def jobs(services: Services) -> list[Job]:
 def job(services: Services, job_id: str) -> Job:
     with services.database.read() as session:
         return session.get_one(Job, job_id)
+
+
+def counter(services: Services, tenant: Caller, seat: int = 1) -> Counter:
+    """What the daemon of a seat has added up for a tenant."""
+    with services.database.read() as session:
+        return session.get_one(Counter, (tenant.tenant_id, seat))
 
 
 def final_hash(services: Services, job_id: str) -> str:

@@ -7,9 +7,9 @@ from server.api.services import Services
 from server.daemon.snapshot import take_snapshot
 from server.db import accounts
 from server.db.accounts import Account, read_accounts
-from server.db.tables import Daemon, Job, Run, Tenant
+from server.db.tables import Counter, Daemon, Job, Run, Tenant
 from tests.server.conftest import Caller, new_tenant
-from tests.server.daemon.conftest import PLAIN, Life, job, submit
+from tests.server.daemon.conftest import PLAIN, Life, counter, job, submit
 
 
 @pytest.fixture
@@ -21,16 +21,17 @@ def tenants(life: Life, app: FastAPI, admin: Caller) -> list[Caller]:
     return callers
 
 
-def set_tenant(services: Services, caller: Caller, **values: float) -> None:
+def set_counter(services: Services, caller: Caller, **values: float) -> None:
     with services.database.write() as session:
         for name, value in values.items():
-            setattr(session.get_one(Tenant, caller.tenant_id), name, value)
+            setattr(session.get_one(Counter, (caller.tenant_id, 1)), name, value)
 
 
 def read(life: Life, *named: Caller, num_others: int = 9) -> list[Account]:
     with life.books.read() as session:
         ids = [caller.tenant_id for caller in named]
-        found, _ = read_accounts(session, life.loop.engine.base.hash, named=ids, num_others=num_others)
+        base_hash, seat = life.loop.engine.base.hash, life.books.seat
+        found, _ = read_accounts(session, base_hash, seat, named=ids, num_others=num_others)
         return found
 
 
@@ -52,7 +53,7 @@ def newest_job(life: Life) -> str:
 def test_other_tenants_come_by_counter_then_by_submission_and_no_more_than_asked(
     tenants: list[Caller], life: Life, services: Services
 ) -> None:
-    set_tenant(services, tenants[1], counter=5.0)
+    set_counter(services, tenants[1], counter=5.0)
     assert orders(read(life)) == [3, 4, 2]
     assert orders(read(life, num_others=2)) == [3, 4]
     assert orders(read(life, tenants[1], num_others=1)) == [2, 3]
@@ -88,16 +89,17 @@ def test_a_credit_of_who_is_away_counts_from_where_it_would_be_lifted_to(
     tenants: list[Caller], life: Life, services: Services
 ) -> None:
     away, there = tenants[:2]
-    set_tenant(services, away, share=2.0, counter=10.0)
-    set_tenant(services, there, share=2.0, counter=10.0, backlogged=True)
+    set_counter(services, away, counter=10.0)
+    set_counter(services, there, counter=10.0, backlogged=True)
     with services.database.write() as session:
+        session.query(Tenant).update({"share": 2.0})
         session.query(Daemon).order_by(Daemon.epoch.desc()).first().floor = 100.0
     with life.books.write() as session:
         for caller in (away, there):
             run = session.query(Run).filter_by(tenant_id=caller.tenant_id).first()
             run.cost_charged = 50
             session.flush()
-            accounts.give_back(session, tenant_id=caller.tenant_id, run_id=run.id, weight=4, cost=40, tokens=0)
+            accounts.give_back(session, run, life.books.seat, weight=4, cost=40, tokens=0)
             session.refresh(run)
             assert (run.cost_charged, run.counter) == (10, -10.0)
     by_id = {one.tenant_id: one for one in read(life, away, there)}
@@ -124,4 +126,4 @@ def books(services: Services, caller: Caller) -> tuple[float, int]:
     """(counter, cost charged to its only run) of a tenant of share 1."""
     with services.database.read() as session:
         run = session.query(Run).filter_by(tenant_id=caller.tenant_id).one()
-        return session.get_one(Tenant, caller.tenant_id).counter, run.cost_charged
+    return counter(services, caller).counter, run.cost_charged

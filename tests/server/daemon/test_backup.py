@@ -20,7 +20,7 @@ from server.backup import DATABASE, back_up, restore
 from server.db import daemons, events, migrate
 from server.db.copying import need_empty
 from server.db.session import Database
-from server.db.tables import Job, Table, Tenant
+from server.db.tables import Counter, Job, Table
 from server.errors import MixloomError
 from server.faults import Fault, arm
 from server.settings import Settings
@@ -115,7 +115,7 @@ def test_a_database_that_is_restored_has_every_row_as_it_was_and_numbers_new_one
     with restored.write() as session:
         job = session.get_one(Job, broken)
         events.record(session, job, "noted", "a new row", {})
-        epoch = daemons.begin_life(session, pid=1, supervisor=None, name=None, lease_seconds=1)
+        epoch = daemons.begin_life(session, pid=1, supervisor=None, name=None, lease_seconds=1).epoch
     after = every_row(restored)
     assert epoch == before["daemons"][-1]["epoch"] + 1
     assert after["events"][-1]["id"] == before["events"][-1]["id"] + 1
@@ -150,7 +150,7 @@ def test_a_backup_of_an_older_version_is_restored_as_of_this_one(elsewhere: Sett
         session.execute(text("INSERT INTO tenants VALUES ('ten_1', 'old', 1, 0, false, 1, NULL)"))
     restore(elsewhere, copy)
     with migrate.open_current(elsewhere).read() as session:
-        assert session.get_one(Tenant, "ten_1").trained_tokens == 0
+        assert session.get_one(Counter, ("ten_1", 1)).trained_tokens == 0
 
 
 def test_what_is_gone_from_the_original_goes_from_the_backup_and_what_is_damaged_is_named(

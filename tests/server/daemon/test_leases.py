@@ -26,6 +26,7 @@ from tests.server.daemon.conftest import (
     PLAIN,
     Gate,
     Life,
+    counter,
     events,
     final_hash,
     job,
@@ -276,23 +277,24 @@ def test_two_daemons_share_the_runs_and_an_overtaken_one_finds_out(
 def test_two_daemons_that_write_the_accounts_of_the_same_tenants_do_not_lock_each_other_out(
     alice: Caller, bob: Caller, services: Services
 ) -> None:
-    """Each adds to its own tenant first, and then says of both that they are backlogged."""
-    together = threading.Barrier(2)
+    """Each has written of both when either says which of them is backlogged."""
+    lives, together = {alice: begin(services), bob: begin(services)}, threading.Barrier(2)
 
     def add_up(caller: Caller) -> None:
-        books = begin(services)
+        books = lives[caller]
         with books.write() as writing:
-            rises = {caller.tenant_id: 1.0}
-            accounts.charge(writing, rises=rises, run_rises={}, costs={}, refunds={}, trained={})
-            with suppress(threading.BrokenBarrierError):  # only one of them comes so far
-                together.wait(1)
-            accounts.set_backlogged(writing, frozenset({alice.tenant_id, bob.tenant_id}), books.epoch)
+            both = {one.tenant_id: 1 for one in lives}
+            accounts.charge(writing, books.seat, rises=both, run_rises={}, costs={}, refunds={}, trained=both)
+            together.wait(AT_ONCE_SECONDS)
+            accounts.meter_sampling(writing, books.seat, both, both)
+            accounts.set_backlogged(writing, books.seat, frozenset({caller.tenant_id}))
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(add_up, (alice, bob)))
-    with services.database.read() as reading:
-        tenants = reading.scalars(select(t.Tenant)).all()
-    assert [(one.counter, one.backlogged) for one in tenants] == [(1.0, True)] * 2
+        list(pool.map(add_up, lives))
+    for caller, books in lives.items():
+        for tenant in lives:
+            found = counter(services, tenant, books.seat)
+            assert (found.counter, found.trained_tokens, found.backlogged) == (1.0, 1, tenant is caller)
 
 
 @pytest.mark.databases("postgresql")

@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.services import Services
-from server.db.tables import Job, Metric, Run, Tenant
+from server.db.tables import Counter, Job, Metric, Run
 from tests.server.conftest import Caller, new_tenant
 from tests.server.daemon.conftest import (
     MIXTURE,
@@ -223,7 +223,7 @@ def test_what_is_charged_is_what_the_metrics_show_of_it(
         submit(caller, MIXTURE, steps=10, dataset=data[caller])
     life.finish()
     with services.database.read() as session:
-        by_tenant = {tenant.id: tenant.counter for tenant in session.query(Tenant)}
+        by_tenant = {one.tenant_id: one.counter for one in session.query(Counter)}
         costs = {run.tenant_id: run.cost_charged for run in session.query(Run)}
         tokens = {one.tenant_id: one.tokens for one in session.query(Job)}
     assert by_tenant[alice.tenant_id] == by_tenant[bob.tenant_id] == costs[alice.tenant_id]

@@ -94,7 +94,7 @@ ANOMALIES = {
     "is running without a live lease": an_expired_lease,
     "has metrics of": statement("DELETE FROM metrics WHERE step = 3"),
     "counts": statement("UPDATE metrics SET tokens = tokens + 1"),
-    "is metered": statement("UPDATE tenants SET trained_tokens = trained_tokens + 1 WHERE name = 'alice'"),
+    "is metered": statement("UPDATE counters SET trained_tokens = trained_tokens + 1"),
     "is not the file": a_flipped_bit,
     "has no row": a_half_written_folder,
     "recovery/": lambda copied: (copied.data / "recovery" / "run_x" / "1-5").mkdir(parents=True),

@@ -43,6 +43,7 @@ from tests.server.daemon.conftest import (
     PLAIN,
     Life,
     OnDisk,
+    counter,
     final_hash,
     job,
     memory_of,
@@ -104,8 +105,7 @@ def check(kept: list[Trace], life: Life, alice: Caller, services: Services) -> C
     life.books.end()
 
     def metered() -> int:
-        with services.database.read() as reading:
-            return reading.get_one(t.Tenant, alice.tenant_id).trained_tokens
+        return counter(services, alice).trained_tokens
 
     def disturbed(daemon: Daemon, disturb: Callable[[], None]) -> None:
         before, id_ = metered(), submit(alice, MIXTURE, steps=STEPS)

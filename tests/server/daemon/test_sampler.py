@@ -10,11 +10,11 @@ from server.api.services import Services
 from server.daemon.prices import prices_of
 from server.daemon.sampler import SLICE_TOKENS
 from server.db import operations
-from server.db.tables import Base, Operation, Tenant
+from server.db.tables import Base, Operation
 from server.faults import Fault, arm
 from server.ids import new_id
 from tests.server.conftest import Caller
-from tests.server.daemon.conftest import PLAIN, Life, submit
+from tests.server.daemon.conftest import PLAIN, Life, counter, submit
 from tests.server.making import uploadable_adapter
 from tests.server.test_uploads import LORA, send
 
@@ -129,22 +129,21 @@ def test_a_request_that_nobody_waits_for_any_more_is_let_go(life: Life, ask: Any
 def test_what_is_sampled_while_others_train_is_paid_and_in_an_idle_server_it_is_free(
     ask: Any, life: Life, alice: Caller, bob: Caller, services: Services
 ) -> None:
-    def counter() -> float:
-        with services.database.read() as session:
-            return session.get_one(Tenant, alice.tenant_id).counter
+    def paid() -> float:
+        return counter(services, alice).counter
 
     idle = ask(PROMPT)
     life.turn_until(lambda: operation(services, idle).status == "done")
-    assert counter() == 0
+    assert paid() == 0
     submit(bob, PLAIN, steps=40)
     life.turn_until(lambda: bool(life.loop.residents))
     life.turn(2)
     floor = life.loop.recorder.floor
     ask(PROMPT, max_tokens=SLICE_TOKENS)
-    life.turn_until(lambda: counter() > 0)
+    life.turn_until(lambda: paid() > 0)
     prices = prices_of(life.loop.engine.base, None)
-    paid = prices.forward(len(PROMPT)) + prices.sample(SLICE_TOKENS, num_sequences=1)
-    assert counter() >= floor + paid > floor
+    due = prices.forward(len(PROMPT)) + prices.sample(SLICE_TOKENS, num_sequences=1)
+    assert paid() >= floor + due > floor
 
 
 def test_an_uploaded_adapter_is_asked_like_any_other_and_one_that_is_deleted_meanwhile_is_not(
