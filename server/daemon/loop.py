@@ -71,7 +71,7 @@ class Loop:
         self.stopping = stopping
         self.room = room
         self.short_of_bytes: set[str] | None = None  # runs, as last written; None: not known
-        self.outgrown: set[str] = set()  # runs that were in memory before, and would not fit into this machine
+        self.outgrown: dict[str, int] = {}  # runs that were in memory before, and would not fit here: their numbers
         self.drain: Drain | None = None
         self.hurries = False  # the drain's deadline is over
         self.is_to_exit = False  # a drain asks for it
@@ -251,6 +251,7 @@ class Loop:
                 draining=self.draining or self.is_trying,
                 sampled=sampled,
                 room=self.room,
+                passed_over=self.outgrown.values(),
             )
             decision = plan(snapshot)
             if not decision.admit or not may_admit:
@@ -268,11 +269,14 @@ class Loop:
         waiting = [one.waiting for one in snapshot.tenants if one.waiting is not None]
         too_large = [run for run in waiting if decision.waits.get(run.run_id) is Wait.TOO_LARGE]
         short = {run_id for run_id, wait in decision.waits.items() if wait is Wait.MEMORY}
-        undecided = [run for run in too_large if run.run_id not in self.outgrown]
-        for run in undecided if undecided and not self._may_fit_elsewhere() else ():
+        for run in too_large if too_large and not self._may_fit_elsewhere() else ():
             if not self.roster.refuse(run, snapshot):
-                self.outgrown.add(run.run_id)
-        short |= {run.run_id for run in too_large}
+                self.outgrown[run.run_id] = run.order
+        if self.outgrown:
+            with self.books.glance() as reader:
+                waiting_here = runs.queued(reader, self.outgrown)
+            self.outgrown = {run_id: self.outgrown[run_id] for run_id in waiting_here}
+        short |= {run.run_id for run in too_large} | self.outgrown.keys()
         if short != self.short_of_bytes or not self._is_told(short):
             with self.books.write() as session:
                 runs.tell_short_of_bytes(session, self.engine.base.hash, short, before=self.short_of_bytes)

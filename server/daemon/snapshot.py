@@ -51,10 +51,12 @@ def take_snapshot(
     draining: bool,
     sampled: Mapping[str, int],
     room: Room | None = None,
+    passed_over: Collection[int] = (),
 ) -> Snapshot:
     """One read of the database: the tenants with a run in memory or samples to pay, and those who may be next.
 
     No plan lets more runs in, or asks more to give way, than there are places; so no more tenants need to be seen.
+    `passed_over`: numbers of jobs that wait for another machine, and hold up no others of their tenants.
 
     Raises `Fenced`: a run in memory waits, so that its lease is lost.
     """
@@ -67,6 +69,7 @@ def take_snapshot(
             named=named,
             num_others=settings.max_resident_runs,
             run_ids=[resident.run_id for resident in residents],
+            passed_over=passed_over,
         )
     footprints = {resident.run_id: _footprint(room, resident.adapter) for resident in residents}
     _check_leases(accounts_, footprints)

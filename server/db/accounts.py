@@ -45,6 +45,7 @@ _NEXT = (
         _QUEUED.c.tenant_id == _COUNTERS.c.tenant_id,
         _QUEUED.c.status == JobStatus.QUEUED,
         _QUEUED.c.base_hash == bindparam("base_hash"),
+        ~among(cast(_QUEUED.c.number, String), "passed_over"),
     )
     .order_by(_QUEUED.c.weight.desc(), _QUEUED.c.number)
     .limit(1)
@@ -126,13 +127,20 @@ _USED = (
 
 
 def read_accounts(
-    reader: Reader, base_hash: str, seat: int, *, named: Collection[str], num_others: int, run_ids: Collection[str] = ()
+    reader: Reader,
+    base_hash: str,
+    seat: int,
+    *,
+    named: Collection[str],
+    num_others: int,
+    run_ids: Collection[str] = (),
+    passed_over: Collection[int] = (),
 ) -> tuple[list[Account], dict[str, float]]:
     """(the tenants named, and of the others with a queued job of this base those of smallest counter on this seat;
     the counter of each of these runs among its tenant's own).
 
-    Each tenant with its next job by priority, then by submission; runs that no longer exist are left out. One
-    statement, and what it reads does not grow with the queue.
+    Each tenant with its next job by priority, then by submission, without those numbered in `passed_over`; runs that
+    no longer exist are left out. One statement, and what it reads does not grow with the queue.
     """
     wanted = {
         "base_hash": base_hash,
@@ -140,6 +148,7 @@ def read_accounts(
         "named": named,
         "num_others": num_others,
         "run_ids": run_ids,
+        "passed_over": [str(number) for number in passed_over],
     }
     found, counters = [], {}
     for tenant_id, share, counter, backlogged, run_id, run_counter, *next_ in rows(reader, _READ, wanted):

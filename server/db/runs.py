@@ -297,6 +297,11 @@ def lock_queued_job(session: Session, run_id: str) -> Job | None:
     return session.scalar(waiting.with_for_update(of=Job))
 
 
+def queued(reader: Reader, run_ids: Collection[str]) -> list[str]:
+    """Those of these runs whose jobs wait."""
+    return [row.id for row in rows(reader, _WAITING, {"ids": run_ids})]
+
+
 def tell_short_of_bytes(
     session: Session, base_hash: str, run_ids: Collection[str], *, before: Collection[str] | None
 ) -> None:
@@ -313,6 +318,11 @@ def is_told_short_of_bytes(reader: Reader, run_ids: Collection[str]) -> bool:
     return len(rows(reader, _SHORT, {"ids": run_ids})) == len(run_ids)
 
 
+_WAITING = (
+    select(_RUNS.c.id)
+    .join(_JOBS, _JOBS.c.id == _RUNS.c.job_id)
+    .where(among(_RUNS.c.id, "ids"), _JOBS.c.status == JobStatus.QUEUED)
+)
 _SHORT = (
     select(_RUNS.c.id)
     .join(_JOBS, _JOBS.c.id == _RUNS.c.job_id)

@@ -134,6 +134,22 @@ def test_a_job_that_was_in_memory_once_waits_for_a_machine_with_as_much_again(
     assert final_hash(services, large)
 
 
+def test_a_job_that_waits_for_another_machine_holds_up_no_others_of_its_tenant(
+    life: Life, with_room: Callable[..., Life], alice: Caller, services: Services
+) -> None:
+    large = submit(alice, {**MIXTURE, "rank": 16}, priority="high")
+    life = with_room(large, runs=1)
+    life.turn_until(lambda: job(services, large).step == 5)
+    small = [submit(alice, PLAIN, steps=2) for _ in range(2)]
+    life = with_room(small[0], runs=1)
+    life.turn_until(lambda: all(job(services, id_).status == "succeeded" for id_ in small))
+    life.turn()
+    assert (job(services, large).status, queue(alice, large)["reason"]) == ("queued", "memory")
+    life = with_room(large, runs=1)
+    life.finish()
+    assert final_hash(services, large)
+
+
 @pytest.mark.databases("postgresql")
 @pytest.mark.parametrize("other", ["serves it", "loads a base", "has died"])
 def test_a_job_that_another_daemon_has_or_may_have_room_for_waits(
