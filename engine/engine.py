@@ -153,14 +153,18 @@ class Engine:
         kinds = [kind for kind in (range(border), range(border, len(sizes))) if kind]
         if self.base.device.type != "cpu" or len(sizes) == 1:
             return [(list(kind), work(list(kind))) for kind in kinds]
-        lanes = self.threads_to_share() if min(sizes) >= FEWEST_ROWS else 1
-        passes = [
-            [kind[i] for i in riders]
-            for kind in kinds
-            for riders in spread([sizes[i] for i in kind], lanes, [efforts[i] for i in kind])
-        ]
-        passes.sort(key=lambda riders: -sum(efforts[i] for i in riders))
-        return list(zip(passes, side_by_side(work, passes, lanes), strict=True))
+        beside: list[Riders] = []
+        after: list[Riders] = []  # of whom a result may depend on the number of threads
+        for kind in kinds:
+            lanes = self.threads_to_share() if min(sizes[i] for i in kind) >= FEWEST_ROWS else 1
+            of_kind = spread([sizes[i] for i in kind], lanes, [efforts[i] for i in kind])
+            (beside if lanes > 1 else after).extend([kind[i] for i in riders] for riders in of_kind)
+        beside.sort(key=lambda riders: -sum(efforts[i] for i in riders))
+        done: list[tuple[Riders, T]] = []
+        for passes, lanes in ((beside, torch.get_num_threads()), (after, 1)):
+            if passes:
+                done += zip(passes, side_by_side(work, passes, lanes), strict=True)
+        return done
 
     def threads_to_share(self) -> int:
         """How many threads the passes of a gang may share: 1 where a result would depend on it."""

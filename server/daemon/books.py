@@ -69,7 +69,12 @@ class Books:
                 leases.end_life(session, before)
             leases.end_dead(session, supervisor=supervisor, crashed=before is None)
             life = daemons.begin_life(
-                session, pid=os.getpid(), supervisor=supervisor, name=name, lease_seconds=lease_seconds
+                session,
+                pid=os.getpid(),
+                supervisor=supervisor,
+                name=name,
+                lease_seconds=lease_seconds,
+                before=before,
             )
             ahead = daemons.read_clock(session) - boot_time()
         return cls(

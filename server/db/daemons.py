@@ -74,9 +74,17 @@ def is_live(daemon: Daemon, at: float) -> bool:
     return daemon.ended_at is None and daemon.expires_at is not None and daemon.expires_at > at
 
 
-def begin_life(session: Session, *, pid: int, supervisor: str | None, name: str | None, lease_seconds: float) -> Daemon:
-    """Open a new life of a daemon, on a seat of its own."""
-    seat, at = seats.take(session), read_clock(session)
+def begin_life(
+    session: Session,
+    *,
+    pid: int,
+    supervisor: str | None,
+    name: str | None,
+    lease_seconds: float,
+    before: int | None = None,
+) -> Daemon:
+    """Open a new life of a daemon, on a seat of its own: that of its life `before`, if nobody has taken it."""
+    seat, at = seats.take(session, before), read_clock(session)
     daemon = Daemon(
         pid=pid,
         base_hash=None,

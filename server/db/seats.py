@@ -4,7 +4,7 @@ So each daemon is a fair queue of its own. A life that is over frees its seat, a
 free: a daemon that starts again goes on with the counters that it left. On SQLite, with one daemon, it is always 1.
 """
 
-from itertools import count
+from itertools import chain, count
 
 from sqlalchemy import bindparam, exists, insert, select
 from sqlalchemy.orm import Session
@@ -19,14 +19,16 @@ _HAS_ONE = exists().where(_COUNTERS.c.tenant_id == _TENANTS.c.id, _COUNTERS.c.se
 _ADD = insert(_COUNTERS).from_select(["tenant_id", "seat"], select(_TENANTS.c.id, _SEAT).where(~_HAS_ONE))
 
 
-def take(session: Session) -> int:
-    """The smallest seat that no open life has; from now on each tenant has a counter there.
+def take(session: Session, before: int | None) -> int:
+    """The seat of the life `before`, or else the smallest that no open life has; from now on each tenant has a counter
+    there.
 
     Who takes one, or adds a tenant, waits until this transaction ends.
     """
     one_at_a_time(session, "seats")
     taken = set(session.scalars(_TAKEN))
-    seat = next(number for number in count(1) if number not in taken)
+    last = session.scalar(select(Daemon.seat).where(Daemon.epoch == before))
+    seat = next(number for number in chain([last], count(1)) if number is not None and number not in taken)
     session.execute(_ADD, {"of_seat": seat})
     return seat
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,7 +19,7 @@ from engine.exactness import any_number_of_threads
 from engine.families import FAMILIES
 from engine.lanes import LANE_TOKENS, PASS_TOKENS, Riders, on_all_threads, side_by_side, spread, take_share
 from engine.router import Block
-from engine.run import Microbatch
+from engine.run import Microbatch, Row
 from engine.segments import PAIRS, Segment
 from tests.engine.gangs import random_job, train, train_alone
 from tests.engine.loads import lora, mixlora
@@ -111,6 +112,18 @@ def test_what_is_evaluated_goes_beside_what_trains_and_changes_no_bit_of_it(thre
     assert torch.equal(beside.gradient, alone.gradient)
     for found, expected in zip([*both[0], *both[1]], outcomes, strict=True):
         assert [row.tolist() for row in found.logprobs] == [row.tolist() for row in expected.logprobs]
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_what_is_short_goes_alone_and_keeps_nobody_else_from_going_side_by_side(
+    threads: int, gangs: list[Gang]
+) -> None:
+    engine = Engine(wide_base(torch.float32))
+    run = engine.create_run(JOBS[1].config, 0)
+    long, short = ([Row(np.zeros(n, np.int64), np.arange(1, n), np.ones(n - 1))] for n in (300, 20))
+    training = [Microbatch(rows=long, run=run)] * 2
+    engine.compute(training, [Microbatch(rows=short, adapter=run.adapter)])
+    assert gangs == [Gang(2, 2), Gang(1, 1)]
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)

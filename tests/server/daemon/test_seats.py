@@ -42,6 +42,17 @@ def test_who_begins_takes_the_smallest_seat_that_is_free(services: Services) -> 
     assert begin(services, before=lives[0].epoch).seat == 1
 
 
+@pytest.mark.databases("postgresql")
+def test_who_has_lost_its_life_goes_on_with_its_own_seat_though_a_smaller_one_is_free(services: Services) -> None:
+    first, second, third = (begin(services) for _ in range(3))
+    first.end()
+    assert begin(services, before=second.epoch).seat == 2
+    third.end()
+    assert begin(services).seat == 1
+    assert begin(services).seat == 3
+    assert begin(services, before=third.epoch).seat == 4
+
+
 @pytest.mark.databases("sqlite")
 def test_who_is_alone_has_the_first_seat(services: Services) -> None:
     assert [begin(services).seat for _ in range(3)] == [1, 1, 1]
