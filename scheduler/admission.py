@@ -96,18 +96,18 @@ def waits(snapshot: Snapshot, admitted: list[WaitingRun]) -> dict[str, Wait]:
     return reasons
 
 
-def run_lifts(snapshot: Snapshot, admitted: list[WaitingRun]) -> dict[str, float]:
-    """What takes the counter of an admitted run to the smallest of its tenant's resident runs.
+def joins(snapshot: Snapshot, admitted: list[WaitingRun]) -> dict[str, float]:
+    """The counter that an admitted run begins at: the smallest of its tenant's resident runs, if there are any.
 
-    Up or down: it may come from another daemon, where it was alone and got far ahead of them.
+    It may come from another daemon, where it got far ahead of them or fell behind, or have lost work in a crash as they
+    have.
     """
-    lifts = {}
+    counters = {}
     for tenant in snapshot.tenants:
         if tenant.waiting in admitted and tenant.waiting is not None and tenant.resident:
-            lift = min(run.counter for run in tenant.resident) - tenant.waiting.counter
-            if lift:
-                lifts[tenant.waiting.run_id] = lift
-    return lifts
+            least = min(run.counter for run in tenant.resident)
+            counters[tenant.waiting.run_id] = least
+    return counters
 
 
 def evictions(snapshot: Snapshot, admitted: list[WaitingRun]) -> list[ResidentRun]:

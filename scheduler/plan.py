@@ -6,7 +6,7 @@ Equal snapshots give equal plans, whatever the order of their tenants.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scheduler.admission import Occupancy, Wait, admissions, evictions, run_lifts, waits
+from scheduler.admission import Occupancy, Wait, admissions, evictions, joins, waits
 from scheduler.fairness import TenantQueue, lifts
 from scheduler.gang import fill
 from scheduler.snapshot import Snapshot
@@ -23,14 +23,15 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to do until the next plan. Every amount is an increment: add it, never overwrite a counter.
+    """What to do until the next plan. Every amount is an increment: add it, never overwrite a counter, but for those
+    of `joins`, which take the place of what a run had, also of what is given back when it comes.
 
-    `admit`, `run_lifts`, `evict` and `waits` do not depend on the gang: they may be carried out first, and a plan of
+    `admit`, `joins`, `evict` and `waits` do not depend on the gang: they may be carried out first, and a plan of
     the snapshot after them made, so that who became resident rides in this very gang.
     """
 
     admit: tuple[str, ...]  # waiting runs that become resident now
-    run_lifts: Mapping[str, float]  # admitted run -> what its counter rises by, or falls
+    joins: Mapping[str, float]  # admitted run -> the counter that it begins at, where its tenant's others are
     waits: Mapping[str, Wait]  # next run of a tenant that is not admitted -> why
     evict: tuple[str, ...]  # resident runs to let go between two optimizer steps
     gang: tuple[Slot, ...]
@@ -56,7 +57,7 @@ def plan(snapshot: Snapshot) -> Plan:
     runs = [run for queue in queues for run in sorted(queue.runs, key=lambda one: one.turn[1:])]
     decision = Plan(
         admit=tuple(run.run_id for run in admitted),
-        run_lifts=run_lifts(snapshot, admitted),
+        joins=joins(snapshot, admitted),
         waits=waits(snapshot, admitted),
         evict=tuple(run.run_id for run in evictions(snapshot, admitted)),
         gang=tuple(

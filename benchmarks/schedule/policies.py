@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from scheduler.admission import admissions, evictions, run_lifts
+from scheduler.admission import admissions, evictions, joins
 from scheduler.fairness import RunQueue, TenantQueue, lifts
 from scheduler.plan import Plan, Slot, plan
 from scheduler.snapshot import Microbatch, ResidentRun, Snapshot, WaitingRun
@@ -59,7 +59,7 @@ def _by_counter(snapshot: Snapshot, *, backfill: bool) -> Plan:
         snapshot,
         queues,
         admit=tuple(run.run_id for run in admitted),
-        run_lifts=run_lifts(snapshot, admitted),
+        joins=joins(snapshot, admitted),
         evict=tuple(run.run_id for run in evictions(snapshot, admitted)),
     )
 
@@ -74,7 +74,7 @@ def fifo(snapshot: Snapshot) -> Plan:
     has_place = sum(len(tenant.resident) for tenant in snapshot.tenants) < snapshot.max_resident_runs
     first = min((one.waiting for one in snapshot.tenants if one.waiting), key=_by_order, default=None)
     admit = (first.run_id,) if first and has_place else ()
-    return _decision(snapshot, queues, admit=admit, run_lifts={}, evict=())
+    return _decision(snapshot, queues, admit=admit, joins={}, evict=())
 
 
 POLICIES = (

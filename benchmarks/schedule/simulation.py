@@ -217,7 +217,7 @@ class Simulation:
                 self._with_runs[account.name] = account
             run = account.waiting.popleft()
             assert run.run_id == run_id, "a tenant's jobs come in their order"
-            run.counter += decision.run_lifts.get(run_id, 0.0)
+            run.counter = decision.joins.get(run_id, run.counter)
             run.served = 0
             account.resident[run_id] = run
             self._resident[run_id] = account, run

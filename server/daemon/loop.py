@@ -11,6 +11,7 @@ from scheduler.plan import Plan, plan
 from scheduler.promise import longest_waits
 from scheduler.snapshot import Snapshot
 from server.daemon.books import Books
+from server.daemon.memory import is_out_of_memory
 from server.daemon.pace import Pace, Watch
 from server.daemon.passes import Passes, Riding
 from server.daemon.points import check_there
@@ -129,6 +130,9 @@ class Loop:
         else:
             self.pace.rest()
         self.record(decision, gang, ended)
+        for resident, error in ended.without_room:  # who takes it next takes it with what it was charged
+            with self.roster.making_room(resident):
+                raise error
         for resident in ended.residents:
             with self.roster.making_room(resident):
                 self._after_unit(resident)
@@ -259,8 +263,7 @@ class Loop:
                 self.longest_wait = max(longest_waits(snapshot).values(), default=0)
                 return decision
             wanted = decision.admit[: 1 if self.has_company else None]  # who has company leaves the others some
-            lifts = decision.run_lifts
-            claimed = [run_id for run_id in wanted if self.roster.attach(run_id, lift=lifts.get(run_id, 0.0))]
+            claimed = [run_id for run_id in wanted if self.roster.attach(run_id, counter=decision.joins.get(run_id))]
             may_admit = bool(claimed) and not self.has_company
             self.recorder.forget_backlogged()
 
@@ -314,13 +317,16 @@ class Loop:
                 resident.evaluation = resident.program.end_evaluation()
                 ended.evaluations.append((resident, resident.evaluation))
                 continue
-            with self.roster.making_room(resident):
-                try:
-                    with self.watch.running():
-                        report = resident.program.end_step(self.engine, resident.run)
-                    ended.steps.append((resident, report))
-                except Diverged as error:
-                    self.roster.end_diverged(resident, error.works)
+            try:
+                with self.watch.running():
+                    report = resident.program.end_step(self.engine, resident.run)
+                ended.steps.append((resident, report))
+            except Diverged as error:
+                self.roster.end_diverged(resident, error.works)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                ended.without_room.append((resident, error))
         return ended
 
     def record(self, decision: Plan, gang: Sequence[Riding], ended: Ended) -> None:

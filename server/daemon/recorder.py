@@ -23,6 +23,7 @@ class Ended:
 
     steps: list[tuple[Resident, StepReport]] = field(default_factory=list)
     evaluations: list[tuple[Resident, Evaluation]] = field(default_factory=list)
+    without_room: list[tuple[Resident, Exception]] = field(default_factory=list)  # that had no memory for their step
 
     @property
     def residents(self) -> list[Resident]:

@@ -101,10 +101,10 @@ class Roster:
         self.publisher = Publisher(engine.base, books, store, writer)
         self.residents: dict[str, Resident] = {}
 
-    def attach(self, run_id: str, *, lift: float = 0.0, alone: bool = False) -> bool:
+    def attach(self, run_id: str, *, counter: float | None = None, alone: bool = False) -> bool:
         """Claim a queued run and bring it into memory, from its recovery point if it has one; whether it was to be had.
 
-        `lift` takes its counter to where its tenant's others stand. `alone`: nobody else is in memory, so it may be one
+        `counter` is what it begins at where its tenant has others in memory. `alone`: nobody is there, so it may be one
         that is suspected of the death of a daemon. Raises `database_too_new` for what a newer version has left, which
         has brought the tables to its own.
         """
@@ -118,10 +118,10 @@ class Roster:
             points = recovery_points.of_run(session, run_id)
         if found is None:  # its job was cancelled and deleted
             return False
-        self._bring_in(*found, points, lift)
+        self._bring_in(*found, points, counter)
         return True
 
-    def _bring_in(self, job: Job, row: RunRow, points: Sequence[RecoveryPoint], lift: float) -> None:
+    def _bring_in(self, job: Job, row: RunRow, points: Sequence[RecoveryPoint], counter: float | None) -> None:
         fault("claim.done", [job.name])
         try:
             resident = self._load(job, row, points)
@@ -146,7 +146,8 @@ class Roster:
         with self.books.write() as session:
             charged, seat = resident.cost_charged, self.books.seat
             runs.rewind(session, job, row, seat, step=cursor.step, tokens=cursor.tokens, cost_charged=charged)
-            accounts.lift(session, row.id, lift)
+            if counter is not None:
+                accounts.join(session, row.id, counter)
             moved = runs.move(session, job.id, JobStatus.RUNNING, held_by=self.books.epoch)
             if moved:
                 events.record(session, job, "running", message, {"step": cursor.step})

@@ -201,10 +201,9 @@ def charge(
         connection.execute(_CHARGE_TENANTS, {"on_seat": seat, "tenants": of_tenants})
 
 
-def lift(session: Session, run_id: str, by: float) -> None:
-    """Take the counter of a run that comes into memory to where its tenant's others stand."""
-    if by:
-        session.connection().execute(_CHARGE_RUNS, {"runs": [{"id": run_id, "rise": by, "cost": 0}]})
+def join(session: Session, run_id: str, counter: float) -> None:
+    """A run comes into memory where its tenant's others stand, whatever it was given back."""
+    session.execute(update(Run).where(Run.id == run_id).values(counter=counter))
 
 
 def meter_sampling(session: Session, seat: int, prompts: Mapping[str, int], sampled: Mapping[str, int]) -> None:

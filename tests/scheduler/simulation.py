@@ -160,8 +160,9 @@ class World:
         while (decision := self._plan()).admit:
             for client in self.clients.values():
                 for run_id in [run_id for run_id in decision.admit if run_id in client.waiting]:
-                    client.waiting[run_id].counter += decision.run_lifts.get(run_id, 0.0)
                     self.claim(client, run_id)
+                    run = client.resident[run_id]
+                    run.counter = decision.joins.get(run_id, run.counter)
         self.floor = decision.floor
         for tenant_id, client in self.clients.items():
             client.backlogged = tenant_id in decision.backlogged

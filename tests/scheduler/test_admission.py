@@ -258,8 +258,8 @@ def test_a_run_that_gave_way_comes_back_without_credit_and_without_penalty():
         next_run=waiting("behind", counter=200.0),
     )
     ahead = tenant("b", resident("b1", 100, counter=500.0), next_run=waiting("ahead", counter=700.0))
-    assert plan(snapshot(behind, ahead, max_resident_runs=5)).run_lifts == {"behind": 300.0, "ahead": -200.0}
-    assert plan(snapshot(behind, ahead, max_resident_runs=3)).run_lifts == {}
+    assert plan(snapshot(behind, ahead, max_resident_runs=5)).joins == {"behind": 500.0, "ahead": 500.0}
+    assert plan(snapshot(behind, ahead, max_resident_runs=3)).joins == {}
 
 
 MEMORY = {"memory_gib": 10, "token_budget": 1024, "max_resident_runs": 9}

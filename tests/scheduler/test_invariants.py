@@ -112,6 +112,38 @@ def test_a_run_that_was_elsewhere_shares_with_its_siblings_from_when_it_comes(
 
 
 @quick
+@given(
+    patterns=st.lists(patterns, min_size=4, max_size=4),
+    weights_=st.lists(weights, min_size=4, max_size=4),
+    moment=st.integers(0, 40),
+)
+def test_runs_that_have_lost_work_together_share_as_before(
+    patterns: list[list[Microbatch]], weights_: list[int], moment: int
+):
+    """I15: what each gets back for itself does not set it apart from its siblings."""
+    world = World(
+        token_budget=2 * L, max_microbatch_cost=MAX_COST, max_resident_runs=4, clients={"a": Client(share=2.0)}
+    )
+    runs = [
+        world.submit("a", str(number), endless(pattern), weight=weight)
+        for number, (pattern, weight) in enumerate(zip(patterns, weights_, strict=True))
+    ]
+    world.gangs(moment + 1)
+    world.crash()
+    world.gang()
+    gaps = {(one.run_id, other.run_id): Gap() for one in runs for other in runs if one.run_id < other.run_id}
+    before = [run.charged for run in runs]
+    for _ in range(40):
+        world.gang()
+        parts = {run.run_id: (run.charged - was) / run.weight for run, was in zip(runs, before, strict=True)}
+        before = [run.charged for run in runs]
+        bounds = {run.run_id: MAX_COST / run.weight for run in runs}
+        for (one, other), gap in gaps.items():
+            gap.move(parts[one] - parts[other])
+            assert gap.high - gap.low <= bounds[one] + bounds[other] + SLACK, "I15: siblings wander apart"
+
+
+@quick
 @given(traces(), st.integers(0, 40))
 def test_every_run_that_offers_something_rides_by_the_gang_that_was_promised(trace: Trace, moment: int):
     """I7: whoever is owed, behind or ahead, as long as nobody comes or goes."""

@@ -295,3 +295,43 @@ def test_a_tenant_that_is_new_to_a_daemon_begins_at_its_floor(
     served = [two.cost[tenant.tenant_id] for tenant in (alice, bob, carol)]
     assert max(served) - min(served) <= 2 * largest_cost(two.life) < min(served)
     assert not one.loop.residents
+
+
+def test_runs_that_have_lost_work_together_come_back_side_by_side(
+    new_life: Callable[..., Life], alice: Caller, services: Services
+) -> None:
+    first = new_life(recovery_seconds=1e9, **NARROW)
+    ids = [submit_wide(alice) for _ in range(4)]
+    first.turn(30)
+    life = new_life(recovery_seconds=1e9, **NARROW)  # the first one is gone as after kill -9
+    life.turn_until(lambda: len(life.loop.residents) == 4)
+    before = [life.resident(id_).cost_charged for id_ in ids]
+    life.turn(40)
+    served = [life.resident(id_).cost_charged - was for id_, was in zip(ids, before, strict=True)]
+    assert max(served) - min(served) <= 2 * largest_cost(life) < min(served)
+
+
+def test_a_run_without_memory_for_its_step_is_let_go_when_what_it_was_charged_is_written(
+    life: Life, alice: Caller, bob: Caller, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [submit(tenant, PLAIN, steps=LONG) for tenant in (alice, bob)]
+    life.turn_until(lambda: len(life.loop.residents) == 2)
+    life.turn(3)
+    let_go: list[str] = []
+
+    def no_memory(*_: Any, **__: Any) -> float:
+        monkeypatch.undo()
+        monkeypatch.setattr(life.roster, "abandon", watched)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    def watched(resident: Any) -> None:
+        with services.database.read() as reading:
+            assert reading.get_one(t.Run, resident.run_id).cost_charged == resident.cost_charged
+        let_go.append(resident.job.id)
+        abandon(resident)
+
+    abandon = life.roster.abandon
+    monkeypatch.setattr(life.loop.engine, "optim_step", no_memory)
+    life.turn_until(lambda: bool(let_go))
+    assert let_go[0] in ids
+    assert job(services, let_go[0]).status == "queued"
