@@ -1,12 +1,12 @@
 """What lies in the store and no row names: left by somebody who was killed after the files and before the row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from server.db import adapters, bases, datasets, jobs, operations, recovery_points
+from server.db import adapters, bases, daemons, datasets, jobs, operations, recovery_points
 from server.store import LocalStore
 
 SAFE_SECONDS = 3600.0
@@ -18,29 +18,22 @@ _TABLES = ("adapters", "bases", "datasets", "jobs", "operations", "recovery_poin
 """Whose rows name folders."""
 
 
-def orphans(
-    read: Callable[[], AbstractContextManager[Session]],
-    store: LocalStore,
-    *,
-    of_daemon_seconds: Callable[[Session], float] = lambda session: SAFE_SECONDS,
-) -> list[str]:
-    """Keys of folders without a row, unfinished ones among them, that have not changed for a safe time.
+Read = Callable[[], AbstractContextManager[Session]]
 
-    First the disk, then rows, so that what comes meanwhile is no orphan; and no transaction waits for a slow disk.
-    `of_daemon_seconds`: that time for what a daemon writes. One that has just begun knows that no other lives.
-    """
-    there = {prefix: store.children(prefix) for prefix in PREFIXES}
-    there |= {run: store.children(run) for run in there["recovery"]}
+
+def orphans(read: Read, store: LocalStore) -> list[str]:
+    """Keys of folders without a row, unfinished ones among them, that have not changed for a safe time."""
+    there = _there(store, PREFIXES)
     with read() as session:
-        named = _named_keys(session)
-        seconds = of_daemon_seconds(session)
-    return [
-        key
-        for prefix, keys in there.items()
-        if prefix in named
-        for key in keys
-        if key not in named[prefix] and store.is_older(key, seconds if prefix.startswith(OF_DAEMON) else SAFE_SECONDS)
-    ]
+        unnamed = _unnamed(session, there)
+    return [key for key in unnamed if store.is_older(key, SAFE_SECONDS)]
+
+
+def orphans_of_dead(read: Read, store: LocalStore) -> list[str]:
+    """Those of daemons, however new, where one has just begun and no other lives: what they had not published."""
+    there = _there(store, OF_DAEMON)
+    with read() as session:
+        return _unnamed(session, there) if len(daemons.live_daemons(session)) == 1 else []
 
 
 def what_may_hide_rows(session: Session) -> list[str]:
@@ -49,6 +42,20 @@ def what_may_hide_rows(session: Session) -> list[str]:
         return []
     said = (one for table in _TABLES for one in session.scalars(text(f"PRAGMA integrity_check({table})")))
     return [one for one in said if one != "ok"]
+
+
+def _there(store: LocalStore, prefixes: Sequence[str]) -> dict[str, list[str]]:
+    """The keys on the disk, which is asked before the rows are: so what comes meanwhile is no orphan.
+
+    And no transaction waits for a slow disk.
+    """
+    there = {prefix: store.children(prefix) for prefix in prefixes}
+    return there | {run: store.children(run) for run in there["recovery"]}
+
+
+def _unnamed(session: Session, there: Mapping[str, Sequence[str]]) -> list[str]:
+    named = _named_keys(session)
+    return [key for prefix, keys in there.items() if prefix in named for key in keys if key not in named[prefix]]
 
 
 def _named_keys(session: Session) -> dict[str, set[str]]:

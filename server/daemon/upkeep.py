@@ -3,12 +3,10 @@
 import logging
 import time
 
-from sqlalchemy.orm import Session
-
 from server.daemon.books import Books, boot_time
 from server.daemon.writer import Writer
-from server.db import daemons, retention
-from server.orphans import SAFE_SECONDS, orphans, what_may_hide_rows
+from server.db import retention
+from server.orphans import SAFE_SECONDS, orphans, orphans_of_dead, what_may_hide_rows
 from server.settings import Settings
 from server.store import LocalStore
 
@@ -74,12 +72,11 @@ class Upkeep:
 
 
 def clear_orphans(books: Books, store: LocalStore) -> None:
-    """At a daemon's start: what the last one had not published goes at once, unless another daemon lives."""
+    """At a daemon's start: what the last one had not published goes at once, unless another daemon lives.
 
-    def of_daemon_seconds(session: Session) -> float:
-        return 0.0 if len(daemons.live_daemons(session)) == 1 else SAFE_SECONDS
-
-    for key in _surely(books, orphans(books.read, store, of_daemon_seconds=of_daemon_seconds)):
+    No clock is asked: what goes by its age is left to `Upkeep`.
+    """
+    for key in _surely(books, orphans_of_dead(books.read, store)):
         store.delete(key)
 
 

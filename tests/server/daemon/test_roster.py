@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from engine.base_model import Fingerprint
 from server.api.services import Services
+from server.daemon import upkeep
 from server.daemon.books import Books
 from server.db import runs
 from server.db.daemons import Fenced
@@ -154,8 +155,9 @@ def test_what_a_dead_life_had_not_published_is_cleared_away(
 
 
 def test_what_a_dead_api_had_not_named_is_cleared_away_an_hour_later(
-    life: Life, new_life: NewLife, alice: Caller, services: Services
+    life: Life, new_life: NewLife, alice: Caller, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Not at a start, when nobody knows whether the clock goes right."""
     id_ = submit(alice, MIXTURE)
     named = [f"jobs/{id_}", f"datasets/{job(services, id_).dataset_id}"]
     old = ["jobs/job_gone", "jobs/job_half.tmp", "datasets/ds_gone", "operations/gen_gone", "uploads/adp_gone"]
@@ -164,9 +166,28 @@ def test_what_a_dead_api_had_not_named_is_cleared_away_an_hour_later(
         services.store.path(key).mkdir(parents=True)
     for key in [*old, *named]:
         os.utime(services.store.path(key), (0, 0))
-    new_life()
+    life = new_life()
+    life.loop.upkeep.clear()
+    life.writer.wait()
+    assert all(services.store.path(key).exists() for key in [*old, *new, *named])
+    monkeypatch.setattr(upkeep, "STEADY_SECONDS", 0.0)
+    life.loop.upkeep.clear()
+    life.writer.wait()
     assert not any(services.store.path(key).exists() for key in old)
     assert all(services.store.path(key).exists() for key in [*new, *named])
+
+
+@pytest.mark.databases("postgresql")
+def test_at_a_start_beside_another_daemon_nothing_is_cleared_away(
+    life: Life, new_life: NewLife, services: Services
+) -> None:
+    keys = ["adapters/adp_new", "recovery/run_new/1-5"]
+    for key in keys:
+        services.store.path(key).mkdir(parents=True)
+        os.utime(services.store.path(key).parent, (0, 0))
+        os.utime(services.store.path(key), (0, 0))
+    new_life(supervisor="another", name="two")
+    assert all(services.store.path(key).exists() for key in keys)
 
 
 def test_another_machine_goes_on_and_says_that_the_bits_are_not_one_machines(

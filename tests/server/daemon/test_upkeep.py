@@ -16,8 +16,7 @@ from server.db.tables import Adapter, Dataset, Job, Run
 from server.orphans import SAFE_SECONDS, orphans
 from server.store import LocalStore
 from tests.server.conftest import Caller
-from tests.server.daemon.conftest import PLAIN, Life, jobs, spoil_index, submit
-from tests.server.making import prompt_rows, upload
+from tests.server.daemon.conftest import PLAIN, Life, job, jobs, spoil_index, submit
 
 NewLife = Callable[..., Life]
 
@@ -157,16 +156,21 @@ def test_a_daemon_that_lives_erases_what_nobody_has_named_for_an_hour(
 def test_files_whose_row_a_damaged_index_hides_are_not_erased(
     life: Life, new_life: NewLife, alice: Caller, services: Services, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """SQLite reads the ids of all data sets from their index, and does not notice."""
-    key = f"datasets/{upload(alice, prompt_rows(3))}"
+    """SQLite reads the ids of all data sets, and finds the job of a run, in an index, and does not notice."""
+    one = job(services, submit(alice, PLAIN))
+    with services.database.read() as session:
+        keys = [f"datasets/{one.dataset_id}", f"recovery/{session.query(Run).one().id}"]
+    services.store.path(keys[1]).mkdir(parents=True)
     services.database.close()
-    spoil_index(services, "sqlite_autoindex_datasets_1")
-    os.utime(services.store.path(key), (time.time() - SAFE_SECONDS - 1,) * 2)
-    assert orphans(services.database.read, services.store) == [key]
+    for table in ("datasets", "jobs"):
+        spoil_index(services, f"sqlite_autoindex_{table}_1")
+    for key in keys:
+        os.utime(services.store.path(key), (time.time() - SAFE_SECONDS - 1,) * 2)
+    assert sorted(orphans(services.database.read, services.store)) == keys
     life.loop.upkeep.clear()
     life.writer.wait()
     new_life()
-    assert services.store.list("datasets") == [key]
+    assert services.store.list("datasets") + services.store.list("recovery") == keys
     assert caplog.messages.count("orphans_not_known") == 2
 
 
