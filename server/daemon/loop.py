@@ -22,7 +22,7 @@ from server.daemon.room import Room
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
 from server.daemon.snapshot import take_snapshot
-from server.daemon.upkeep import Upkeep
+from server.daemon.upkeep import Clock, Upkeep
 from server.daemon.writer import Writer
 from server.db import daemons, drains, events, runs
 from server.db.daemons import Fenced
@@ -55,6 +55,7 @@ class Loop:
         fill_min: int = FILL_MIN,
         pulse: Pulse,
         stopping: threading.Event,
+        clock: Clock,
         room: Room | None = None,
     ):
         """Without `room` nobody counts bytes."""
@@ -79,7 +80,7 @@ class Loop:
         self.told: tuple[str, str | None] = ("ready", None)  # the state, and the drain that we rest under
         self.disk = Disk(settings)
         self.waits_for_disk = False
-        self.upkeep = Upkeep(books, roster.store, writer, settings)
+        self.upkeep = Upkeep(books, roster.store, writer, settings, clock)
         self.pace = Pace()
         self.longest_wait = 0  # gangs that a resident run may have to wait
         self.suspect: str | None = None  # a run that waits to be tried alone

@@ -32,7 +32,7 @@ from server.daemon.room import Room, limit_bytes
 from server.daemon.roster import Roster
 from server.daemon.sampler import Sampler
 from server.daemon.snapshot import most_tokens
-from server.daemon.upkeep import clear_orphans
+from server.daemon.upkeep import Clock, clear_orphans
 from server.daemon.writer import Writer
 from server.data_dir import DAEMON_LOCK, ensure_data_dir
 from server.db import bases, daemons
@@ -96,6 +96,7 @@ class Daemon:
         self.supervisor = supervisor
         self.store = LocalStore(settings.data_dir)
         self.stopping = threading.Event()
+        self.clock = Clock()
         self.served: Served | None = None
         self.books: Books | None = None
         signal.signal(signal.SIGTERM, self._stop)
@@ -158,6 +159,7 @@ class Daemon:
                     fill_min=served.fill_min,
                     pulse=pulse,
                     stopping=self.stopping,
+                    clock=self.clock,
                     room=served.room,
                 )
                 publish_tokenizer(self.store, served.engine.base, served.tokenizer)

@@ -19,7 +19,7 @@ JUMP_SECONDS = 60.0
 
 
 class Clock:
-    """The machine's clock, watched by the one that nobody sets."""
+    """The machine's clock, watched by the one that nobody sets, for as long as the process lasts."""
 
     def __init__(self) -> None:
         self._since = boot_time()
@@ -38,13 +38,13 @@ class Clock:
 class Upkeep:
     """Looks every ten minutes, and goes on turn by turn while there is more; the erasing is the writer's."""
 
-    def __init__(self, books: Books, store: LocalStore, writer: Writer, settings: Settings):
+    def __init__(self, books: Books, store: LocalStore, writer: Writer, settings: Settings, clock: Clock):
         self.books = books
         self.store = store
         self.writer = writer
         self.kept_seconds = settings.retention_days * DAY_SECONDS
         self._next = 0.0
-        self._clock = Clock()
+        self._clock = clock
 
     def turn(self) -> None:
         """Nothing, until ten minutes have passed since there was nothing more to clear."""

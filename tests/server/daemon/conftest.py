@@ -24,7 +24,7 @@ from server.daemon.pulse import Pulse
 from server.daemon.room import Room
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
-from server.daemon.upkeep import clear_orphans
+from server.daemon.upkeep import Clock, clear_orphans
 from server.daemon.writer import Writer
 from server.db import bases, daemons, recovery_points
 from server.db.tables import Adapter, Counter, Event, Job, Metric, RecoveryPoint, Run
@@ -99,6 +99,7 @@ class Life:
             self.writer,
             pulse=Pulse(self.settings.hang_seconds),
             stopping=threading.Event(),
+            clock=Clock(),
             room=None if room is None else Room(published, room),
         )
         with self.books.write() as session:

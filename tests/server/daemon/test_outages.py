@@ -1,5 +1,6 @@
 """A database that is away, silent, locked, full, or of another time than before: jobs lose time, and no byte."""
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -21,10 +22,12 @@ from benchmarks.oracle import Trace
 from engine.base_model import BaseModel
 from engine.engine import Engine
 from server.api.services import Services
+from server.daemon import upkeep
 from server.daemon.books import Books
 from server.daemon.main import Daemon, Served
 from server.daemon.publish import base_row, read_tokenizer
 from server.daemon.room import Room
+from server.daemon.upkeep import STEADY_SECONDS
 from server.db import session
 from server.db import tables as t
 from server.db.migrate import upgrade
@@ -278,6 +281,30 @@ def test_a_tokenizer_that_goes_while_a_job_trains_is_written_anew(
     check(daemon(), lambda: services.store.delete("bases"))
     assert "life_lost" in caplog.messages
     assert len(list(services.store.path("bases").glob("*/tokenizer.json"))) == 1
+
+
+@pytest.mark.databases("sqlite")
+def test_a_life_erases_what_is_past_its_time_once_the_clock_of_its_process_has_gone_right_for_an_hour(
+    daemon: Callable[..., Daemon], services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, boot, passed = time.time, upkeep.boot_time, 0.0
+    monkeypatch.setattr(time, "time", lambda: now() + passed)
+    monkeypatch.setattr(upkeep, "boot_time", lambda: boot() + passed)
+    left = services.store.path("uploads/adp_gone")
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    one, passed = daemon(), STEADY_SECONDS
+
+    def others() -> None:
+        try:
+            wait_until(lambda: not left.exists())
+        finally:
+            one.stopping.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(others)
+        assert one.run() == 0
+        done.result()
 
 
 def test_a_daemon_that_meets_what_a_newer_version_has_written_ends_and_fails_no_job(
