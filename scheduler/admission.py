@@ -40,13 +40,18 @@ class Occupancy:
         if self._snapshot.memory is None:
             return True
         all_ = [*self._footprints, run.footprint]
-        tokens = self._snapshot.least_budget or self._snapshot.token_budget
-        a_pass = tokens * max(footprint.per_token for footprint in all_)
+        a_pass = least_pass(self._snapshot, is_alone=len(all_) == 1) * max(footprint.per_token for footprint in all_)
         return a_pass <= _left(self._snapshot.memory, all_)
 
     def fits(self, run: WaitingRun) -> bool:
         """Whether it may become resident now."""
         return self.has_place() and self.has_bytes(run)
+
+
+def least_pass(snapshot: Snapshot, *, is_alone: bool) -> int:
+    """Tokens of the pass that must be possible."""
+    least = snapshot.least_budget or snapshot.token_budget
+    return snapshot.least_alone or least if is_alone else least
 
 
 def fitting_budget(memory: int, footprints: Iterable[Footprint], *, least: int, most: int) -> int:

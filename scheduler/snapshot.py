@@ -75,6 +75,7 @@ class Snapshot:
     fill_min: int  # tokens below which a pass wastes the machine
     max_resident_runs: int
     least_budget: int | None = None  # tokens of a pass that must fit beside who comes into memory; None: B
+    least_alone: int | None = None  # the same where nobody else is there, so no other's head; None: least_budget
     memory: int | None = None  # bytes for resident runs and one pass, base and reserve taken off; None: not counted
     min_stay: int = 0  # Q: cost that a run is served before it may have to give way
     floor: float  # the last plan's

@@ -9,7 +9,7 @@ from engine.engine import Engine
 from scheduler.admission import Wait
 from scheduler.plan import Plan, plan
 from scheduler.promise import longest_waits
-from scheduler.snapshot import Snapshot
+from scheduler.snapshot import Snapshot, WaitingRun
 from server.daemon.books import Books
 from server.daemon.memory import is_out_of_memory
 from server.daemon.pace import Pace, Watch
@@ -73,7 +73,7 @@ class Loop:
         self.stopping = stopping
         self.room = room
         self.short_of_bytes: set[str] | None = None  # runs, as last written; None: not known
-        self.outgrown: dict[str, int] = {}  # runs that were in memory before, and would not fit here: their numbers
+        self.passed_over: dict[str, WaitingRun] = {}  # they wait, and would not fit into this machine
         self.drain: Drain | None = None
         self.hurries = False  # the drain's deadline is over
         self.is_to_exit = False  # a drain asks for it
@@ -256,7 +256,7 @@ class Loop:
                 draining=self.draining or self.is_trying,
                 sampled=sampled,
                 room=self.room,
-                passed_over=self.outgrown.values(),
+                passed_over=[run.order for run in self.passed_over.values()],
             )
             decision = plan(snapshot)
             if not decision.admit or not may_admit:
@@ -269,18 +269,20 @@ class Loop:
             self.recorder.forget_backlogged()
 
     def _tell_who_waits(self, snapshot: Snapshot, decision: Plan) -> None:
-        """Who waits for bytes is in the books; who could never have them ends, unless another daemon may have them."""
+        """Who waits for bytes is in the books; who could never have them ends, unless another daemon may have them.
+
+        Until then, or where it was in memory before, it is passed over, and holds up no others of its tenant.
+        """
         waiting = [one.waiting for one in snapshot.tenants if one.waiting is not None]
-        too_large = [run for run in waiting if decision.waits.get(run.run_id) is Wait.TOO_LARGE]
-        short = {run_id for run_id, wait in decision.waits.items() if wait is Wait.MEMORY}
-        for run in too_large if too_large and not self._may_fit_elsewhere() else ():
-            if not self.roster.refuse(run, snapshot):
-                self.outgrown[run.run_id] = run.order
-        if self.outgrown:
+        self.passed_over |= {run.run_id: run for run in waiting if decision.waits.get(run.run_id) is Wait.TOO_LARGE}
+        if self.passed_over:
             with self.books.glance() as reader:
-                waiting_here = runs.queued(reader, self.outgrown)
-            self.outgrown = {run_id: self.outgrown[run_id] for run_id in waiting_here}
-        short |= {run.run_id for run in too_large} | self.outgrown.keys()
+                queued = runs.queued(reader, self.passed_over)
+            self.passed_over = {run_id: self.passed_over[run_id] for run_id in queued}
+            new = [run for run in self.passed_over.values() if not queued[run.run_id]]
+            for run in new if new and not self._may_fit_elsewhere() else ():
+                self.roster.refuse(run, snapshot)
+        short = {run_id for run_id, wait in decision.waits.items() if wait is Wait.MEMORY} | self.passed_over.keys()
         if short != self.short_of_bytes or not self._is_told(short):
             with self.books.write() as session:
                 runs.tell_short_of_bytes(session, self.engine.base.hash, short, before=self.short_of_bytes)

@@ -17,6 +17,7 @@ from engine.config import AdapterConfig
 from engine.engine import Engine
 from engine.errors import EngineError
 from engine.run import Run
+from scheduler.admission import least_pass
 from scheduler.cost import Prices
 from scheduler.snapshot import Snapshot, WaitingRun
 from server.daemon.books import Books
@@ -160,11 +161,12 @@ class Roster:
             raise Fenced(f"files cannot be read ({error})") from error
         check_there(self.store)
 
-    def refuse(self, run: WaitingRun, snapshot: Snapshot) -> bool:
-        """End the job of a run that would not fit into an empty machine, unless it was in memory before; whether it has
-        ended. It has its place on a machine with more, or where less else is in memory.
+    def refuse(self, run: WaitingRun, snapshot: Snapshot) -> None:
+        """End the job of a run that would not fit into an empty machine, unless it was in memory before.
+
+        That one has its place on a machine with more, or where less else is in memory.
         """
-        tokens = snapshot.least_budget or snapshot.token_budget
+        tokens = least_pass(snapshot, is_alone=True)
         a_pass = tokens * run.footprint.per_token
         message = _NEVER_FITS.format(
             bytes=run.footprint.resident + run.footprint.copy + a_pass,
@@ -178,10 +180,9 @@ class Roster:
         with self.books.write() as session:
             job = runs.lock_queued_job(session, run.run_id)
             if job is not None and job.started_at is not None:
-                return False
+                return
             if job is not None and runs.move(session, job.id, JobStatus.FAILED, finished_at=time.time(), error=error):
                 events.record(session, job, "failed", message, {"code": error["code"]})
-        return True
 
     def save(self, resident: Resident, then: Callable[[], None] | None = None) -> None:
         """Write a recovery point of a run between two units; `then` runs when it is published."""

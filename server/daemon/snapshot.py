@@ -56,7 +56,7 @@ def take_snapshot(
     """One read of the database: the tenants with a run in memory or samples to pay, and those who may be next.
 
     No plan lets more runs in, or asks more to give way, than there are places; so no more tenants need to be seen.
-    `passed_over`: numbers of jobs that wait for another machine, and hold up no others of their tenants.
+    `passed_over`: numbers of jobs that are too large for this machine, and hold up no others of their tenants.
 
     Raises `Fenced`: a run in memory waits, so that its lease is lost.
     """
@@ -97,6 +97,7 @@ def take_snapshot(
         ),
         token_budget=most,
         least_budget=least,
+        least_alone=_budget(settings, fill_min, 1)[0],
         memory=None if room is None else room.memory,
         max_microbatch_cost=max(settings.microbatch_tokens, *(head.cost for head in heads), 1),
         fill_min=fill_min,

@@ -297,9 +297,9 @@ def lock_queued_job(session: Session, run_id: str) -> Job | None:
     return session.scalar(waiting.with_for_update(of=Job))
 
 
-def queued(reader: Reader, run_ids: Collection[str]) -> list[str]:
-    """Those of these runs whose jobs wait."""
-    return [row.id for row in rows(reader, _WAITING, {"ids": run_ids})]
+def queued(reader: Reader, run_ids: Collection[str]) -> dict[str, bool]:
+    """Those of these runs whose jobs wait, and whether they were in memory before."""
+    return {row.id: row.started_at is not None for row in rows(reader, _WAITING, {"ids": run_ids})}
 
 
 def tell_short_of_bytes(
@@ -319,7 +319,7 @@ def is_told_short_of_bytes(reader: Reader, run_ids: Collection[str]) -> bool:
 
 
 _WAITING = (
-    select(_RUNS.c.id)
+    select(_RUNS.c.id, _JOBS.c.started_at)
     .join(_JOBS, _JOBS.c.id == _RUNS.c.job_id)
     .where(among(_RUNS.c.id, "ids"), _JOBS.c.status == JobStatus.QUEUED)
 )

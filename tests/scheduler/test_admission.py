@@ -332,6 +332,16 @@ def test_where_the_budget_follows_memory_only_the_least_pass_must_fit():
     assert decision(513).waits == {"b1": Wait.MEMORY}
 
 
+def test_a_run_is_too_large_by_the_pass_of_an_empty_machine_whatever_the_heads_of_others_are():
+    def decision(alone: int) -> Plan:
+        a = tenant("a", resident("a1", 100, gib=1, leaving=True))
+        b = tenant("b", next_run=waiting("b1", gib=9, per_token=2 * MIB))
+        return plan(snapshot(a, b, least_budget=1024, least_alone=alone, **MEMORY))
+
+    assert decision(512).waits == {"b1": Wait.MEMORY}
+    assert decision(513).waits == {"b1": Wait.TOO_LARGE}
+
+
 def test_a_budget_that_follows_memory_is_what_fits_between_the_least_and_the_most():
     gib = 1 << 30
 

@@ -14,7 +14,7 @@ from server.api.services import Services
 from server.daemon.publish import base_row
 from server.daemon.snapshot import MOST_TOKENS, take_snapshot
 from server.db import daemons
-from server.db.tables import Base, Daemon
+from server.db.tables import Base, Daemon, Job
 from server.memory import recovery_bytes, resident_bytes, token_bytes
 from server.resolve import num_parameters
 from tests.server.conftest import Caller
@@ -150,6 +150,23 @@ def test_a_job_that_waits_for_another_machine_holds_up_no_others_of_its_tenant(
     assert final_hash(services, large)
 
 
+def test_a_job_that_fits_into_an_empty_machine_waits_for_one_with_a_longer_pass(
+    life: Life, with_room: Callable[..., Life], alice: Caller, bob: Caller, services: Services
+) -> None:
+    """As one that was submitted when `microbatch_tokens` was larger."""
+    small, large = submit(bob, PLAIN, rows=24, batch=24), submit(alice, {**MIXTURE, "rank": 16})
+    with services.database.write() as session:
+        one = session.get_one(Job, small)
+        one.training = {**one.training, "microbatch_tokens": 1000}
+    life = with_room(large, runs=1)
+    life.turn()
+    assert max(work.num_tokens for work in life.resident(small).program.offered()) > LEAST
+    assert (job(services, large).status, queue(alice, large)["reason"]) == ("queued", "memory")
+    life.finish()
+    assert final_hash(services, small)
+    assert final_hash(services, large)
+
+
 @pytest.mark.databases("postgresql")
 @pytest.mark.parametrize("other", ["serves it", "loads a base", "has died"])
 def test_a_job_that_another_daemon_has_or_may_have_room_for_waits(
@@ -162,6 +179,7 @@ def test_a_job_that_another_daemon_has_or_may_have_room_for_waits(
     services: Services,
 ) -> None:
     large, small = submit(alice, {**MIXTURE, "rank": 16}), submit(bob, PLAIN)
+    behind = submit(alice, PLAIN, steps=2)
     life.books.end()
     second = new_life(name="two", supervisor="another")
     with services.database.write() as session:
@@ -170,7 +188,7 @@ def test_a_job_that_another_daemon_has_or_may_have_room_for_waits(
         )
         session.execute(update(Daemon).where(Daemon.epoch == second.books.epoch).values(**values))
     life = with_room(small, runs=1)
-    life.turn_until(lambda: job(services, small).status == "succeeded")
+    life.turn_until(lambda: all(job(services, id_).status == "succeeded" for id_ in (small, behind)))
     assert (job(services, large).status, queue(alice, large)["reason"]) == ("queued", "memory")
     with services.database.write() as session:
         session.execute(update(Daemon).where(Daemon.epoch == second.books.epoch).values(ended_at=1.0, expires_at=1.0))
