@@ -124,8 +124,7 @@ class Daemon:
                 self._live(books)
                 return 0
             except MixloomError:  # nobody is to blame, and a start says the same
-                if self.books is not None:
-                    self.books.end()
+                self._end_life()
                 raise
             except (Fenced, OSError, SQLAlchemyError) as error:
                 if is_full(error):
@@ -193,14 +192,18 @@ class Daemon:
         self.stopping.set()
 
     def _end_now(self) -> None:
-        """End the life, so that no job is to blame, and the process; where the database takes too long that alone."""
+        """End the life and the process; where the database takes too long that alone."""
         threading.Timer(END_SECONDS, os._exit, (1,)).start()
+        self._end_life()
+        os._exit(1)
+
+    def _end_life(self) -> None:
+        """So that no job is to blame, if the database takes it."""
         try:
             if self.books is not None:
                 self.books.end()
         except (Fenced, SQLAlchemyError) as error:
             log.warning("lease_not_ended", extra={"fields": {"reason": type(error).__name__}})
-        os._exit(1)
 
 
 def _said(error: Fenced | OSError | SQLAlchemyError) -> str:

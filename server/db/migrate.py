@@ -83,8 +83,8 @@ def open_current(settings: Settings) -> Database:
 
 
 def refuse_newer(database: Database) -> None:
-    """For who is at work, and meets what it does not know. Raises `database_too_new`, `database_unreachable`."""
-    _pending(_revision(database), database)
+    """For who is at work, and meets what it does not know. Raises `database_too_new`."""
+    _pending(_read_revision(database), database)
 
 
 @contextmanager
@@ -112,7 +112,12 @@ def reaching(database: Database) -> Iterator[None]:
 
 
 def _revision(database: Database) -> str | None:
-    with reaching(database), database.engine.connect() as connection:
+    with reaching(database):
+        return _read_revision(database)
+
+
+def _read_revision(database: Database) -> str | None:
+    with database.engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 

@@ -30,7 +30,7 @@ from server.daemon.room import Room
 from server.daemon.upkeep import STEADY_SECONDS
 from server.db import session
 from server.db import tables as t
-from server.db.migrate import upgrade
+from server.db.migrate import refuse_newer, upgrade
 from server.db.session import Database
 from server.errors import MixloomError
 from server.faults import Fault, arm
@@ -307,8 +307,19 @@ def test_a_life_erases_what_is_past_its_time_once_the_clock_of_its_process_has_g
         done.result()
 
 
+def test_who_cannot_ask_whether_a_newer_version_was_there_has_met_an_outage() -> None:
+    with pytest.raises(DBAPIError) as raised:
+        refuse_newer(Database(make_url("sqlite:////nowhere/mixloom.db")))
+    assert session.is_outage(raised.value)
+
+
 def test_a_daemon_that_meets_what_a_newer_version_has_written_ends_and_fails_no_job(
-    life: Life, new_life: Callable[..., Life], daemon: Callable[..., Daemon], alice: Caller, services: Services
+    life: Life,
+    new_life: Callable[..., Life],
+    daemon: Callable[..., Daemon],
+    alice: Caller,
+    services: Services,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """As one that was left running when others were upgraded."""
 
@@ -337,6 +348,12 @@ def test_a_daemon_that_meets_what_a_newer_version_has_written_ends_and_fails_no_
         with services.database.read() as reading:
             assert [run.crashes for run in reading.query(t.Run)] == [0]
         assert (job(services, id_).status, len(points(services, id_))) == ("queued", 2)
+        if services.database.path:  # the newer tables do not even take the end of the life
+            execute("CREATE TRIGGER t BEFORE UPDATE OF ended_at ON daemons BEGIN SELECT RAISE(ABORT, 'newer'); END")
+            with pytest.raises(MixloomError, match="written by a newer version"):
+                daemon().run()
+            assert "lease_not_ended" in caplog.messages
+            execute("DROP TRIGGER t")
     finally:
         write(known, states)
     new_life().finish()
