@@ -1,6 +1,5 @@
 """What does not fit together: rows against files, rows against rows. Reads only; `mixloom admin doctor` prints it."""
 
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -108,7 +107,7 @@ def _look(database: Database, store: LocalStore) -> list[Finding]:
     for check in (_database, _leases, _jobs, _metrics):
         found += _read(database, check, found)
     lost: list[str] = []
-    with _noting_damage(found):
+    with _noting_damage(database, found):
         lost = orphans(database.read, store)
     message = "No row names this folder. A daemon erases it when it has lived for an hour."
     found += (Finding("orphan", key, message) for key in lost)
@@ -118,26 +117,28 @@ def _look(database: Database, store: LocalStore) -> list[Finding]:
 def _read(database: Database, question: Callable[[Session], Iterable[Answer]], found: list[Finding]) -> list[Answer]:
     """What the rows say."""
     answers: list[Answer] = []
-    with _noting_damage(found), database.read() as session:
+    with _noting_damage(database, found), database.read() as session:
         answers.extend(question(session))
     return answers
 
 
 @contextmanager
-def _noting_damage(found: list[Finding]) -> Iterator[None]:
+def _noting_damage(database: Database, found: list[Finding]) -> Iterator[None]:
     """That the database cannot read its rows, or nobody what they hold, is found, too, and ends this question alone."""
     try:
         yield
     except DatabaseError as error:
         if not is_damaged(error):
             raise
-        if isinstance(error.orig, sqlite3.Error):
-            found.append(_damage(f"SQLite says: {error.orig}"))
-        else:
-            said = str(error.orig).partition("\n")[0]
-            found.append(Finding("database_damaged", "PostgreSQL", f"It says: {said}. Restore a backup."))
+        found.append(_damage_of(database, f"says: {error.orig}"))
     except ValueError as error:
-        found.append(_damage(f"SQLite gave what is no value of its column: {error}"))
+        found.append(_damage_of(database, f"gave what is no value of its column: {error}"))
+
+
+def _damage_of(database: Database, said: str) -> Finding:
+    if database.path is not None:
+        return _damage(f"SQLite {said}")
+    return Finding("database_damaged", "PostgreSQL", f"It {said.splitlines()[0]}. Restore a backup.")
 
 
 def _damage(said: str) -> Finding:

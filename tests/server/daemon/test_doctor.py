@@ -291,6 +291,16 @@ def test_a_value_that_cannot_be_read_is_found_and_hides_nothing_of_other_tables(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_number_that_nobody_can_read_is_found_in_the_database_that_has_it(
+    at_work: Services, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(at_work, f"UPDATE datasets SET columns = '[{'1' * 5000}]'")
+    assert main(["doctor", *settings_of(at_work), "--json"]) == 1
+    (found,) = json.loads(capsys.readouterr().out)["findings"]
+    assert found["id"] == ("mixloom.db" if at_work.database.path else "PostgreSQL")
+    assert ("SQLite" in found["message"]) == (at_work.database.path is not None)
+
+
 def test_what_postgresql_cannot_read_is_found_beside_all_that_it_can(
     postgresql: PostgreSQL, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
