@@ -12,8 +12,8 @@ BATCH = 100
 
 
 def forget_old_jobs(session: Session, ended_before: float) -> list[str]:
-    """Jobs that ended before a moment, with all that is theirs."""
-    old = select(Job).where(Job.status.in_(ENDED), Job.finished_at < ended_before)
+    """Jobs that came and ended before a moment, with all that is theirs: a clock may have been wrong at the end."""
+    old = select(Job).where(Job.status.in_(ENDED), Job.finished_at < ended_before, Job.created_at < ended_before)
     found = session.scalars(old.order_by(Job.id).limit(BATCH).with_for_update()).all()
     return [key for job in found for key in jobs.delete_job(session, job)]
 

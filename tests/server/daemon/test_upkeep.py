@@ -28,8 +28,9 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def end_days_ago(services: Services, job_id: str, days: float) -> None:
+    at = time.time() - days * DAY_SECONDS
     with services.database.write() as session:
-        session.execute(update(Job).where(Job.id == job_id).values(finished_at=time.time() - days * DAY_SECONDS))
+        session.execute(update(Job).where(Job.id == job_id).values(created_at=at, finished_at=at))
 
 
 @pytest.mark.usefixtures("steady")
@@ -65,6 +66,20 @@ def test_more_than_one_batch_goes_turn_by_turn(
     monkeypatch.setattr(life.loop.upkeep, "_next", 0.0)
     life.turn(3)
     assert jobs(services) == []
+
+
+@pytest.mark.usefixtures("steady")
+@pytest.mark.databases("sqlite")
+def test_a_job_that_ended_when_the_clock_stood_before_its_beginning_is_not_old(
+    new_life: NewLife, alice: Caller, services: Services
+) -> None:
+    life = new_life(retention_days=30)
+    id_ = submit(alice, PLAIN, steps=1)
+    life.finish()
+    with services.database.write() as session:
+        session.execute(update(Job).values(finished_at=0.0))
+    life.loop.upkeep.clear()
+    assert [one.id for one in jobs(services)] == [id_]
 
 
 @pytest.mark.usefixtures("steady")
