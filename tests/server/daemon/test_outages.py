@@ -28,7 +28,7 @@ from server.daemon.main import Daemon, Served
 from server.daemon.publish import base_row, read_tokenizer
 from server.daemon.room import Room
 from server.daemon.upkeep import STEADY_SECONDS
-from server.db import session
+from server.db import daemons, session
 from server.db import tables as t
 from server.db.migrate import refuse_newer, upgrade
 from server.db.session import Database
@@ -54,6 +54,7 @@ from tests.server.daemon.conftest import (
     steps,
     submit,
 )
+from tests.server.daemon.test_wishes import drain, undrain
 from tests.server.making import prompt_rows, upload
 
 STEPS = 40
@@ -89,7 +90,7 @@ def daemon(frozen: BaseModel, folder: Path, services: Services) -> Iterator[Call
     signal.signal(signal.SIGINT, before[1])
 
 
-Check = Callable[[Daemon, Callable[[], None]], None]
+Check = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +111,12 @@ def check(kept: list[Trace], life: Life, alice: Caller, services: Services) -> C
     def metered() -> int:
         return counter(services, alice).trained_tokens
 
-    def disturbed(daemon: Daemon, disturb: Callable[[], None]) -> None:
+    def disturbed(daemon: Daemon, disturb: Callable[[], None], *, at_step: int = 4) -> None:
         before, id_ = metered(), submit(alice, MIXTURE, steps=STEPS)
 
         def others() -> None:
             try:
-                wait_until(lambda: job(services, id_).step >= 4)
+                wait_until(lambda: job(services, id_).step >= at_step)
                 disturb()
                 wait_until(lambda: job(services, id_).status in ENDED)
             finally:
@@ -274,11 +275,22 @@ def test_a_pool_that_has_no_connection_free_costs_time_and_no_byte(
 
 
 @pytest.mark.databases("sqlite")
-def test_a_tokenizer_that_goes_while_a_job_trains_is_written_anew(
+def test_a_tokenizer_that_goes_before_the_first_adapter_of_a_life_is_written_anew(
     check: Check, daemon: Callable[..., Daemon], services: Services, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An adapter's card shows a row as text."""
-    check(daemon(), lambda: services.store.delete("bases"))
+
+    def is_drained() -> bool:
+        with services.database.read() as reading:
+            return [one.state for one in daemons.live_daemons(reading)] == ["drained"]
+
+    def lose() -> None:
+        wait_until(is_drained)
+        services.store.delete("bases")
+        undrain(services)
+
+    drain(services)
+    check(daemon(), lose, at_step=0)
     assert "life_lost" in caplog.messages
     assert len(list(services.store.path("bases").glob("*/tokenizer.json"))) == 1
 
