@@ -9,7 +9,7 @@ from benchmarks.soak import main
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "jobs"), [("sqlite", 6), ("postgresql", 60)])
+@pytest.mark.parametrize(("kind", "jobs"), [("sqlite", 6), ("postgresql", 100)])
 def test_after_all_jobs_are_deleted_the_server_is_as_small_as_before(
     kind: str, jobs: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
