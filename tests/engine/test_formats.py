@@ -31,6 +31,19 @@ def published(engine: Engine, config: AdapterConfig, folder: Path) -> Path:
     return publish(engine, run, folder)
 
 
+def test_a_copy_of_an_adapter_stays_as_it_was_while_the_run_trains_on(engine: Engine) -> None:
+    run = engine.create_run(mixlora(2, 3, 2), 0)
+    copy, before = run.adapter.copy(), run.adapter.flat.clone()
+    run.gradient.fill_(1.0)
+    engine.optim_step(run, learning_rate=0.1)
+    assert not torch.equal(run.adapter.flat, before)
+    assert torch.equal(copy.flat, before)
+    names = dict(copy.named())
+    for name, tensor in formats.tensors(copy).items():
+        assert tensor.is_contiguous(), name
+    assert len(formats.tensors(copy)) == len(names)
+
+
 def test_lora_has_the_tensors_of_peft(engine: Engine, tmp_path: Path) -> None:
     tensors = load_file(published(engine, lora(), tmp_path) / formats.WEIGHTS)
     blocks = {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}
