@@ -6,7 +6,6 @@ so that another one overtakes it, and may wake up then. At the end of each round
 """
 
 import argparse
-import os
 import random
 import secrets
 import signal
@@ -24,7 +23,7 @@ from rich.table import Table
 from benchmarks import machine
 from benchmarks.errors import BenchmarkError
 from benchmarks.oracle import Trace, anomalies, not_leased
-from benchmarks.processes import Processes, running, with_signal
+from benchmarks.processes import Processes, let_an_hour_pass, running, with_signal
 from benchmarks.reports import write_json
 from benchmarks.tiny import write_tiny_base
 from mixloom.client import Client
@@ -58,7 +57,6 @@ class Chaos:
     clients: dict[str, Client]
     chance: random.Random
     num_kills: int
-    uncollected_seconds: float  # what a dead daemon has half done may lie there for so long
     kills: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
     failures: list[str] = field(default_factory=list)
@@ -142,16 +140,15 @@ class Chaos:
     def _traces(self, jobs: list[str]) -> list[Trace]:
         """Of jobs, when they have ended and the daemon has cleared up after them."""
         self.server.wait(lambda: self.server.is_ready() and not self._training(jobs), "The jobs were to end")
-        self._note(self._anomalies(self.uncollected_seconds))
+        self._note(self._anomalies(SAFE_SECONDS))
         return [Trace.of(self.server, job) for job in jobs]
 
     def let_an_hour_pass(self) -> None:
-        """For all files; then a daemon that starts leaves none without a row."""
-        for path in self.server.data.glob("*/**/*"):
-            os.utime(path, (0, 0))
+        """For all files; then none is left without a row, once the daemon has started again."""
         daemon = self.server.daemon
         assert daemon is not None
         with_signal(daemon, signal.SIGKILL)
+        let_an_hour_pass(self.server.data, self.server.database_url)
         self.server.wait(lambda: not daemon.is_running() and self.server.is_ready(), "A daemon was to start again")
         self._note(self._anomalies(0.0))
 
@@ -180,9 +177,7 @@ def main(arguments: list[str]) -> int:
         database = {"database_url": options.database_url, **SHARED} if options.database_url else {}
         with running(Path(name), base, **SETTINGS, **database) as server:
             clients = {one: Client(server.url, server.operator.admin.create_tenant(one)["key"]) for one in JOBS}
-            # Who starts beside a daemon whose lease is not over cannot know what that one is about to name.
-            uncollected_seconds = SAFE_SECONDS if options.database_url else 0.0
-            chaos = Chaos(server, clients, random.Random(seed), options.kills, uncollected_seconds)
+            chaos = Chaos(server, clients, random.Random(seed), options.kills)
             try:
                 undisturbed = chaos.undisturbed()
                 while chaos.kills.total() < options.kills:

@@ -1,9 +1,9 @@
 """Jobs that something happens to, and what they are to leave in the end."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks import processes
 from benchmarks.oracle import Trace, anomalies
 from tests.e2e.making import dataset, submit
 from tests.e2e.server import Server, wait_for
@@ -29,9 +29,5 @@ def left_by(server: Server, jobs: Sequence[str]) -> list[Trace]:
 
 
 def let_an_hour_pass(server: Server) -> None:
-    """For what is half done: who began it cannot be about to name it any more. All who could are dead or stopped.
-
-    On PostgreSQL a daemon that starts before the lease of another one is over erases nothing younger of its work.
-    """
-    for path in server.data.glob("*/**/*"):
-        os.utime(path, (0, 0))
+    """For what is half done: who began it cannot be about to name it any more. All who could are dead or stopped."""
+    processes.let_an_hour_pass(server.data, server.settings.get("database_url"))
