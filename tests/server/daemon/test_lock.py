@@ -70,7 +70,13 @@ def is_gone(pid: int) -> bool:
 
 def test_ctrl_c_ends_a_daemon_that_waits_for_the_lock(path: Path, holder: subprocess.Popen[bytes]) -> None:
     command = children.command("server", "daemon", "--data-dir", str(path.parent))
-    waiting = subprocess.Popen(command, env=children.environment(), stderr=subprocess.PIPE, text=True)
+    waiting = subprocess.Popen(
+        command,
+        env=children.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+    )
     try:
         assert waiting.stderr is not None
         assert "waiting_for_lock" in waiting.stderr.readline()
