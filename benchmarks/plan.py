@@ -36,6 +36,7 @@ from server.daemon.recorder import Ended
 from server.daemon.room import Room
 from server.daemon.roster import Roster
 from server.daemon.sampler import Sampler
+from server.daemon.upkeep import Clock
 from server.daemon.writer import Writer
 from server.db.migrate import upgrade
 from server.db.session import Database
@@ -161,6 +162,7 @@ def _loop(settings: Settings, folder: Path, options: argparse.Namespace) -> Time
         roster,
         sampler,
         writer,
+        clock=Clock(),
         pulse=pulse,
         stopping=threading.Event(),
         room=Room(row, UNLIMITED),
