@@ -325,7 +325,8 @@ class Loop:
                     report = resident.program.end_step(self.engine, resident.run)
                 ended.steps.append((resident, report))
             except Diverged as error:
-                self.roster.end_diverged(resident, error.works)
+                with self.roster.making_room(resident):
+                    self.roster.end_diverged(resident, error.works)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
