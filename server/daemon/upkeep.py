@@ -25,14 +25,18 @@ class Clock:
         self._since = boot_time()
         self._ahead = time.time() - self._since
 
-    def is_steady(self) -> bool:
-        """Whether it has not jumped for so long, nor was begun to be watched since."""
+    def look(self) -> None:
+        """Often: what jumps, and jumps back before the next look, is not seen."""
         now = boot_time()
         ahead = time.time() - now
         if abs(ahead - self._ahead) > JUMP_SECONDS:
             log.warning("clock_jumped", extra={"fields": {"seconds": round(ahead - self._ahead)}})
             self._since, self._ahead = now, ahead
-        return now - self._since >= STEADY_SECONDS
+
+    def is_steady(self) -> bool:
+        """Whether it has not jumped for so long, nor was begun to be watched since."""
+        self.look()
+        return boot_time() - self._since >= STEADY_SECONDS
 
 
 class Upkeep:
@@ -47,7 +51,8 @@ class Upkeep:
         self._clock = clock
 
     def turn(self) -> None:
-        """Nothing, until ten minutes have passed since there was nothing more to clear."""
+        """Nothing, until ten minutes have passed since there was nothing more to clear; but the clock is looked at."""
+        self._clock.look()
         if time.monotonic() >= self._next and self.clear():
             self._next = time.monotonic() + UPKEEP_SECONDS
 
