@@ -23,7 +23,8 @@ ROW_MULTIPLE = 16
 FEWEST_ROWS = 32
 """Of a segment whose bits do not depend on the number of threads; of fewer (6, say) they may."""
 PAIRS = 8
-"""So many pairs of low-rank matrices take as long as a token of the base, whatever they are for (benchmarks costs)."""
+"""So many pairs of low-rank matrices take as long as a token of the base, however few rows they are for: as
+`scheduler.cost.MODULES`, which is what they are charged."""
 MAX_PACKED_TOKENS = 8192
 """The bitwise facts were measured up to here; larger packs are refused on the CPU."""
 

@@ -216,8 +216,8 @@ def _database(session: Session) -> Iterator[Finding]:
             yield _damage(f"SQLite says: {said}")
     for table in Table.metadata.sorted_tables:
         for column in (one for one in table.columns if isinstance(one.type, JSON)):
-            is_text = f"{column.name} IS NOT NULL AND NOT json_valid({column.name})"
-            for row in session.scalars(text(f"SELECT rowid FROM {table.name} WHERE {is_text}")):
+            is_broken = f"{column.name} IS NOT NULL AND NOT json_valid({column.name})"
+            for row in session.scalars(text(f"SELECT rowid FROM {table.name} WHERE {is_broken}")):
                 message = (
                     f"Its {column.name} is not JSON. Restore a backup, or stop the server and mend it with sqlite3."
                 )

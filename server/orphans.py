@@ -17,7 +17,6 @@ PREFIXES = (*OF_DAEMON, "datasets", "jobs", "operations", "uploads")
 _TABLES = ("adapters", "bases", "datasets", "jobs", "operations", "recovery_points", "runs")
 """Whose rows name folders."""
 
-
 Read = Callable[[], AbstractContextManager[Session]]
 
 

@@ -6,10 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from engine.engine import Engine
-from scheduler.admission import Wait
 from scheduler.plan import Plan, plan
 from scheduler.promise import longest_waits
-from scheduler.snapshot import Snapshot, WaitingRun
 from server.daemon.books import Books
 from server.daemon.memory import is_out_of_memory
 from server.daemon.pace import Pace, Watch
@@ -21,6 +19,7 @@ from server.daemon.recorder import Ended, Recorder
 from server.daemon.room import Room
 from server.daemon.roster import Resident, Roster
 from server.daemon.sampler import Sampler
+from server.daemon.shortage import Shortage
 from server.daemon.snapshot import take_snapshot
 from server.daemon.upkeep import Clock, Upkeep
 from server.daemon.writer import Writer
@@ -72,8 +71,7 @@ class Loop:
         self.pulse = pulse
         self.stopping = stopping
         self.room = room
-        self.short_of_bytes: set[str] | None = None  # runs, as last written; None: not known
-        self.passed_over: dict[str, WaitingRun] = {}  # they wait, and would not fit into this machine
+        self.shortage = Shortage(books, engine.base.hash, roster)
         self.drain: Drain | None = None
         self.hurries = False  # the drain's deadline is over
         self.is_to_exit = False  # a drain asks for it
@@ -172,8 +170,9 @@ class Loop:
                 raise Fenced(f"epoch {self.books.epoch} is over")
             daemons.check_written(ours.epoch, ours.writes, written)
             company = {one.epoch for one in live if one.base_hash == base_hash and one is not ours}
-            if company != self.company:  # who comes or goes may have noted, or forgotten, what others say
-                self.company, self.short_of_bytes = company, None
+            if company != self.company:
+                self.company = company
+                self.shortage.forget()
             self.drain = drains.open_drain(session, self.books.name)
             self.is_to_exit = self.drain is not None and drains.asks_to_end(session, self.books.name)
             self.hurries = self.drain is not None and drains.is_past_deadline(session, self.drain)
@@ -256,48 +255,17 @@ class Loop:
                 draining=self.draining or self.is_trying,
                 sampled=sampled,
                 room=self.room,
-                passed_over=[run.order for run in self.passed_over.values()],
+                passed_over=self.shortage.passed_over,
             )
             decision = plan(snapshot)
             if not decision.admit or not may_admit:
-                self._tell_who_waits(snapshot, decision)
+                self.shortage.note(snapshot, decision, has_company=self.has_company)
                 self.longest_wait = max(longest_waits(snapshot).values(), default=0)
                 return decision
             wanted = decision.admit[: 1 if self.has_company else None]  # who has company leaves the others some
             claimed = [run_id for run_id in wanted if self.roster.attach(run_id, counter=decision.joins.get(run_id))]
             may_admit = bool(claimed) and not self.has_company
             self.recorder.forget_backlogged()
-
-    def _tell_who_waits(self, snapshot: Snapshot, decision: Plan) -> None:
-        """Who waits for bytes is in the books; who could never have them ends, unless another daemon may have them.
-
-        Until then, or where it was in memory before, it is passed over, and holds up no others of its tenant.
-        """
-        waiting = [one.waiting for one in snapshot.tenants if one.waiting is not None]
-        self.passed_over |= {run.run_id: run for run in waiting if decision.waits.get(run.run_id) is Wait.TOO_LARGE}
-        if self.passed_over:
-            with self.books.glance() as reader:
-                queued = runs.queued(reader, self.passed_over)
-            self.passed_over = {run_id: self.passed_over[run_id] for run_id in queued}
-            new = [run for run in self.passed_over.values() if not queued[run.run_id]]
-            for run in new if new and not self._may_fit_elsewhere() else ():
-                self.roster.refuse(run, snapshot)
-        short = {run_id for run_id, wait in decision.waits.items() if wait is Wait.MEMORY} | self.passed_over.keys()
-        if short != self.short_of_bytes or not self._is_told(short):
-            with self.books.write() as session:
-                runs.tell_short_of_bytes(session, self.engine.base.hash, short, before=self.short_of_bytes)
-            self.short_of_bytes = short
-
-    def _may_fit_elsewhere(self) -> bool:
-        with self.books.read() as session:
-            return daemons.others_of_base(session, self.engine.base.hash, epoch=self.books.epoch, name=self.books.name)
-
-    def _is_told(self, short: set[str]) -> bool:
-        """Whether the books still have what was written: another daemon may have said of the same run that it fits."""
-        if not short or not self.has_company:
-            return True
-        with self.books.glance() as reader:
-            return runs.is_told_short_of_bytes(reader, short)
 
     def _gang(self, decision: Plan) -> list[Riding]:
         for resident in self.residents:

@@ -83,18 +83,7 @@ def take_snapshot(
     if room is not None:
         most = fitting_budget(room.memory, list(footprints.values()), least=least, most=most)
     return Snapshot(
-        tenants=tuple(
-            Tenant(
-                tenant_id=one.tenant_id,
-                share=one.share,
-                counter=one.counter,
-                backlogged=one.backlogged,
-                resident=tuple(by_tenant[one.tenant_id]),
-                waiting=None if one.next is None else _waiting_run(one.next, room),
-                sampled=sampled.get(one.tenant_id, 0),
-            )
-            for one in accounts_
-        ),
+        tenants=tuple(_tenant(one, by_tenant[one.tenant_id], sampled.get(one.tenant_id, 0), room) for one in accounts_),
         token_budget=most,
         least_budget=least,
         least_alone=_budget(settings, fill_min, 1)[0],
@@ -131,6 +120,18 @@ def _budget(settings: Settings, fill_min: int, largest_head: int) -> tuple[int, 
 
 def _footprint(room: Room | None, adapter: str) -> Footprint:
     return Footprint() if room is None else room.footprint(adapter)
+
+
+def _tenant(account: Account, resident: Sequence[ResidentRun], sampled: int, room: Room | None) -> Tenant:
+    return Tenant(
+        tenant_id=account.tenant_id,
+        share=account.share,
+        counter=account.counter,
+        backlogged=account.backlogged,
+        resident=tuple(resident),
+        waiting=None if account.next is None else _waiting_run(account.next, room),
+        sampled=sampled,
+    )
 
 
 def _waiting_run(run: Waiting, room: Room | None) -> WaitingRun:
