@@ -186,10 +186,15 @@ class Daemon:
         return Served(engine, row, tokenizer, room, fill_min, flops / speed if speed else 0.0)
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
-        """First: save every run at its next optimizer step and end. Second: end now."""
-        if self.stopping.is_set():  # in a thread, since what is interrupted here may hold locks of the database
-            threading.Thread(target=self._end_now, name="end", daemon=True).start()
+        """First: save every run at its next optimizer step and end, within `stop_seconds`. Second: end now."""
+        is_first = not self.stopping.is_set()
         self.stopping.set()
+        if is_first and self.supervisor is not None:
+            return  # it kills us in time
+        # In a thread, since what is interrupted here may hold locks of the database.
+        end = threading.Timer(self.settings.stop_seconds if is_first else 0.0, self._end_now)
+        end.daemon = True
+        end.start()
 
     def _end_now(self) -> None:
         """End the life and the process; where the database takes too long that alone."""

@@ -39,8 +39,9 @@ def answers(server: Server) -> bool:
 
 
 @pytest.fixture
-def daemon(server: Server) -> Iterator[Popen[bytes]]:
-    """At work, without a supervisor."""
+def daemon(request: pytest.FixtureRequest, server: Server) -> Iterator[Popen[bytes]]:
+    """At work, without a supervisor; a parameter is its `stop_seconds`."""
+    server.settings["stop_seconds"] = getattr(request, "param", 30)
     daemon = server.spawn_daemon()
     ready = "SELECT * FROM daemons WHERE pid = ? AND state = 'ready' AND ended_at IS NULL"
     wait_for(lambda: server.rows(ready, daemon.pid), START_SECONDS, every=START_POLL_SECONDS, why=lambda: server.log)
@@ -94,6 +95,18 @@ def test_a_second_sigterm_ends_a_lone_daemon_at_once_and_no_job_is_to_blame(
     server: Server, hung: Popen[bytes], job: str
 ) -> None:
     assert end_twice(hung) == 1
+    assert state(server, job) == WAITS
+    assert server.newest_daemon()["state"] == "stopped"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("daemon", [2], indirect=True)
+def test_a_lone_daemon_that_has_not_saved_in_time_ends_and_no_job_is_to_blame(
+    server: Server, hung: Popen[bytes], job: str
+) -> None:
+    began = time.monotonic()
+    hung.terminate()
+    assert hung.wait(20) == 1
+    assert time.monotonic() - began >= 2
     assert state(server, job) == WAITS
     assert server.newest_daemon()["state"] == "stopped"  # type: ignore[index]
 
