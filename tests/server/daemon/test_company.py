@@ -33,7 +33,6 @@ def frozen(folder: Path, request: pytest.FixtureRequest) -> Iterator[BaseModel]:
     yield from load_frozen(folder, request.param)
 
 
-@pytest.mark.databases("sqlite")
 def test_every_method_has_its_bits_in_company_late_paused_evicted_and_on_another_budget(
     new_life: Callable[..., Life], alice: Caller, bob: Caller, services: Services
 ) -> None:

@@ -26,7 +26,6 @@ def carol(app: FastAPI, admin: Caller) -> Iterator[Caller]:
         yield caller
 
 
-@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(("num_places", "tolerance"), [(4, 0.12), (16, 0.06)])
 def test_nine_of_ten_finishes_are_as_expected(
     num_places: int,
