@@ -3,20 +3,22 @@
 import fcntl
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, exists, select
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 import migrations
 from server.data_dir import DAEMON_LOCK, ensure_data_dir
+from server.db.daemons import IS_LIVE
 from server.db.session import Database, is_damaged, one_at_a_time
 from server.db.stores import refuse_new_database
 from server.errors import MixloomError
@@ -24,12 +26,14 @@ from server.settings import Settings
 
 WAIT_SECONDS = 15.0
 POLL_SECONDS = 0.2
+LEASES = "0008"
+"""The revision since which daemons have leases."""
 
 
 def upgrade(settings: Settings, *, is_daemon: bool = False) -> None:
     """Apply what is missing. Any number of processes may call it at once; one does the work, the others wait.
 
-    `is_daemon`: the caller holds the daemon's lock. Of SQLite nobody else changes tables that a daemon works with.
+    `is_daemon`: the caller holds the daemon's lock of SQLite. Nobody changes tables that another daemon works with.
 
     Raises `data_dir_not_writable`, `other_data_dir`, `database_unreachable`, `database_damaged`, `daemon_at_work`,
     `not_upgraded`, `postgres_not_installed`, or `database_too_new` when a later version of the code has been here.
@@ -38,10 +42,12 @@ def upgrade(settings: Settings, *, is_daemon: bool = False) -> None:
     refuse_new_database(settings)
     database = Database(settings.database, is_patient=True)  # of large tables a migration takes its time
     with ExitStack() as locks:
-        if _is_old_sqlite(database) and not is_daemon:
+        if _is_old(database) and database.path is None:
+            _wait_while(database, lambda: _is_leased(database), settings.lease_seconds)
+        elif _is_old(database) and not is_daemon:
             locks.enter_context(_no_daemon(settings, database))
         locks.enter_context(_locked(settings.data_dir))
-        if database.path is not None and _is_old_sqlite(database):
+        if database.path is not None and _is_old(database):
             with _one_sentence(database):
                 _copy(database.path, _revision(database))
                 upgrade_tables(database)
@@ -49,9 +55,9 @@ def upgrade(settings: Settings, *, is_daemon: bool = False) -> None:
             upgrade_tables(database)
 
 
-def _is_old_sqlite(database: Database) -> bool:
+def _is_old(database: Database) -> bool:
     current = _revision(database)
-    return database.path is not None and current is not None and bool(_pending(current, database))
+    return current is not None and bool(_pending(current, database))
 
 
 def upgrade_tables(database: Database) -> None:
@@ -175,25 +181,40 @@ def _copy(path: Path, revision: str | None) -> None:
 
 @contextmanager
 def _no_daemon(settings: Settings, database: Database) -> Iterator[None]:
-    """None works meanwhile. One that starts, or ends, is waited for. Raises `daemon_at_work`."""
-    end = time.monotonic() + WAIT_SECONDS
+    """SQLite's daemon does not begin meanwhile. Raises `daemon_at_work`."""
     with (settings.data_dir / DAEMON_LOCK).open("a") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not _is_old_sqlite(database):  # it is of this version, and was faster
-                    break
-                if time.monotonic() > end:
-                    raise MixloomError(
-                        "daemon_at_work",
-                        f"The tables in {settings.data_dir} are of an older version, and a daemon is at work on them. "
-                        "Stop it, and the `serve` that starts it again; then start this version.",
-                        500,
-                    ) from None
-            time.sleep(POLL_SECONDS)
+        _wait_while(database, lambda: not _took(lock), 0.0)
         yield
+
+
+def _took(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_leased(database: Database) -> bool:
+    """Whether a daemon of PostgreSQL lives."""
+    if LEASES in _pending(_revision(database), database):
+        return False
+    with database.read() as session:
+        return bool(session.scalar(select(exists().where(IS_LIVE))))
+
+
+def _wait_while(database: Database, is_at_work: Callable[[], bool], lease_seconds: float) -> None:
+    """Until no daemon works with older tables: one that starts, ends or is dead. Raises `daemon_at_work`."""
+    end = time.monotonic() + WAIT_SECONDS + lease_seconds
+    while is_at_work() and _is_old(database):  # else it is of this version, and was faster
+        if time.monotonic() > end:
+            raise MixloomError(
+                "daemon_at_work",
+                f"The tables of {database.name} are of an older version, and a daemon is at work on them. "
+                "Stop each, and the `serve` that starts it again; then start this version.",
+                500,
+            )
+        time.sleep(POLL_SECONDS)
 
 
 @contextmanager

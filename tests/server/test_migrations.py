@@ -30,6 +30,9 @@ from server.errors import MixloomError
 from server.serve import EXIT_BAD_BASE
 from server.settings import Settings
 
+CLOCK = "(SELECT EXTRACT(EPOCH FROM clock_timestamp()) AS s) AS clock"
+"""PostgreSQL's, in seconds."""
+
 
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest) -> str | None:
@@ -185,13 +188,38 @@ def older(settings: Settings) -> str:
 
 
 @pytest.mark.databases("sqlite")
-def test_the_tables_do_not_change_under_a_daemon_at_work(settings: Settings, older: str) -> None:
+def test_the_tables_do_not_change_under_a_daemon_at_work(
+    settings: Settings, older: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "WAIT_SECONDS", 1.0)
     with hold(settings.data_dir / DAEMON_LOCK, supervised=False):
         with pytest.raises(MixloomError, match="a daemon is at work") as caught:
             migrate.upgrade(settings)
         assert caught.value.code == "daemon_at_work"
         assert revision_of(settings.database) == older
         migrate.upgrade(settings, is_daemon=True)
+        migrate.upgrade(settings)
+    assert revision_of(settings.database) == REVISIONS[0]
+
+
+@pytest.mark.databases("postgresql")
+def test_the_tables_of_postgresql_do_not_change_under_a_daemon_whose_lease_holds(
+    settings: Settings, older: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "WAIT_SECONDS", 1.0)
+    settings = settings.model_copy(update={"lease_seconds": 1.0})
+    with connected(settings.database) as connection:
+        columns = "(pid, state, detail, floor, started_at, heartbeat_at, expires_at)"
+        connection.execute(
+            text(f"INSERT INTO daemons {columns} SELECT 1, 'ready', '{{}}', 0, s, s, s + 3600 FROM {CLOCK}")
+        )
+        connection.commit()
+        with pytest.raises(MixloomError, match="a daemon is at work") as caught:
+            migrate.upgrade(settings)
+        assert caught.value.code == "daemon_at_work"
+        assert revision_of(settings.database) == older
+        connection.execute(text(f"UPDATE daemons SET expires_at = s + 1 FROM {CLOCK}"))
+        connection.commit()
         migrate.upgrade(settings)
     assert revision_of(settings.database) == REVISIONS[0]
 
