@@ -58,7 +58,7 @@ def fitting_budget(memory: int, footprints: Iterable[Footprint], *, least: int, 
     """As many tokens as fit into a pass beside these runs: B where it is not fixed."""
     runs = list(footprints)
     dearest = max((footprint.per_token for footprint in runs), default=0)
-    return most if not dearest else max(least, min(most, _left(memory, runs) // dearest))
+    return most if not dearest else min(most, max(least, _left(memory, runs) // dearest))
 
 
 def admissions(snapshot: Snapshot) -> list[WaitingRun]:
@@ -128,12 +128,12 @@ def evictions(snapshot: Snapshot, admitted: list[WaitingRun]) -> list[ResidentRu
     occupancy = Occupancy(snapshot, [*kept, *(run.footprint for run in admitted)])
     empty = Occupancy(snapshot)
     evicted: list[ResidentRun] = []
-    for tenant in sorted(snapshot.tenants, key=_turn):
-        run = tenant.waiting
-        if run is None or tenant.resident or run in admitted or not empty.has_bytes(run):
-            continue
+    in_turn = [(one, one.waiting) for one in sorted(snapshot.tenants, key=_turn) if one.waiting and not one.resident]
+    wanting = [(one, run) for one, run in in_turn if run not in admitted and empty.has_bytes(run)]
+    least = min((one.share for one, _ in wanting), default=0.0)
+    for _, run in wanting:
         while not occupancy.fits(run):
-            victim = _next_to_go(snapshot, staying)
+            victim = _next_to_go(snapshot, staying, least)
             if victim is None:
                 return evicted
             evicted.append(victim)
@@ -142,13 +142,12 @@ def evictions(snapshot: Snapshot, admitted: list[WaitingRun]) -> list[ResidentRu
     return evicted
 
 
-def _next_to_go(snapshot: Snapshot, staying: dict[str, list[ResidentRun]]) -> ResidentRun | None:
+def _next_to_go(snapshot: Snapshot, staying: dict[str, list[ResidentRun]], least: float) -> ResidentRun | None:
     """Taken out of `staying`; None when nobody has been served for long enough.
 
-    Q is for the tenant of smallest share; before its last run goes another gets as much more as its share is
-    larger, so that tenants who take turns at a place get service by their shares.
+    Q is for the smallest share of those who wait for a place, `least`; before its last run goes, who has a larger one
+    gets as much more, so that tenants who take turns at a place get service by their shares.
     """
-    least = min(one.share for one in snapshot.tenants)
     held = [(one, run) for one in snapshot.tenants for run in staying[one.tenant_id]]
     further = [
         ((len(staying[one.tenant_id]), one.counter, one.tenant_id, -run.weight, run.order), run)
@@ -158,7 +157,7 @@ def _next_to_go(snapshot: Snapshot, staying: dict[str, list[ResidentRun]]) -> Re
     last = [
         ((run.served / one.share, one.counter, one.tenant_id), run)
         for one, run in held
-        if len(staying[one.tenant_id]) == 1 and run.served * least >= snapshot.min_stay * one.share
+        if len(staying[one.tenant_id]) == 1 and run.served * min(least, one.share) >= snapshot.min_stay * one.share
     ]
     candidates: list[tuple[tuple[Any, ...], ResidentRun]] = [*further] or [*last]
     if not candidates:

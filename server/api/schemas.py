@@ -9,7 +9,7 @@ from server.job_config import MAX_SEED
 from server.strict import StrictModel
 
 Name = Annotated[str, Field(min_length=1, max_length=200, description="To tell it from the others.")]
-Share = Annotated[float, Field(gt=0, le=1000, description="Of the machine, relative to the other tenants'.")]
+Share = Annotated[float, Field(ge=0.01, le=1000, description="Of the machine, relative to the other tenants'.")]
 
 Options = TypeVar("Options", bound=StrictModel)
 

@@ -113,7 +113,7 @@ def _budget(settings: Settings, fill_min: int, largest_head: int) -> tuple[int, 
     """(the tokens that a pass must be able to hold, the most that a gang may)."""
     most = max(most_tokens(settings), largest_head)
     if settings.token_budget != "auto":
-        return most, most
+        return max(most, settings.microbatch_tokens), most
     least = max(settings.microbatch_tokens, fill_min, largest_head)
     return least, max(least, most)
 

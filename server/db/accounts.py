@@ -251,6 +251,15 @@ def give_back(session: Session, run: Run, seat: int, *, weight: int, cost: int, 
         session.execute(account.values(counter=Counter.counter - credit))
 
 
+def reweight(session: Session, tenant_id: str, *, before: float, after: float) -> None:
+    """A share changes: what its tenant is ahead by, in cost, stays the same on each seat."""
+    for seat in session.scalars(select(Counter.seat).where(Counter.tenant_id == tenant_id)):
+        floor = seats.floor(session, seat)
+        is_ahead = (Counter.tenant_id == tenant_id, Counter.seat == seat, Counter.counter > floor)
+        ahead = (Counter.counter - floor) * (before / after)
+        session.execute(update(Counter).where(*is_ahead).values(counter=floor + ahead))
+
+
 def set_backlogged(session: Session, seat: int, tenant_ids: frozenset[str]) -> None:
     """Keep which tenants the last plan counted as backlogged."""
     connection = session.connection()

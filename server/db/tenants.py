@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server.db import seats
+from server.db import accounts, seats
 from server.db.pages import Listing, Page
 from server.db.session import one_at_a_time
 from server.db.tables import Tenant
@@ -52,11 +52,13 @@ def list_tenants(session: Session, page: Page, filters: Sequence[object] = ()) -
 
 
 def change_tenant(session: Session, tenant: Tenant, *, name: str | None, share: float | None) -> None:
-    """Set what is given. Raises `name_taken`."""
+    """Set what is given; a new share counts from now on. Raises `name_taken`."""
     if name is not None and name != tenant.name:
         _refuse_taken(session, name)
         tenant.name = name
     if share is not None:
+        session.refresh(tenant, with_for_update=True)
+        accounts.reweight(session, tenant.id, before=tenant.share, after=share)
         tenant.share = share
 
 

@@ -127,7 +127,7 @@ MUTANTS = [
         invariant="I9",
         fault="a last run may go as early as a further one",
         file="admission.py",
-        before="run.served * least >= snapshot.min_stay * one.share",
+        before="run.served * min(least, one.share) >= snapshot.min_stay * one.share",
         after="run.served >= snapshot.min_stay",
         test=TENANCY,
     ),

@@ -98,6 +98,13 @@ class World:
         self.clients[tenant_id].resident.clear()
         self.clients[tenant_id].waiting.clear()
 
+    def reweight(self, tenant_id: str, share: float) -> None:
+        """The operator changes a share: what the tenant is ahead by, in cost, stays the same."""
+        client = self.clients[tenant_id]
+        if client.counter > self.floor:
+            client.counter = self.floor + (client.counter - self.floor) * client.share / share
+        client.share = share
+
     def crash(self) -> None:
         """The daemon dies: every run goes back to its recovery point."""
         for tenant_id, client in self.clients.items():

@@ -13,7 +13,7 @@ SLACK = 0.01
 L = 120  # most tokens of a microbatch; it costs up to a quarter more
 MAX_COST = 150
 
-shares = st.sampled_from([0.5, 1.0, 2.0, 3.0, 10.0])
+shares = st.sampled_from([0.01, 0.5, 1.0, 2.0, 3.0, 10.0, 1000.0])
 weights = st.sampled_from([1, 4, 16])
 microbatch = st.builds(
     lambda tokens, surcharge: Microbatch(tokens=tokens, cost=tokens + tokens * surcharge // 100),

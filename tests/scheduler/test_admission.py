@@ -156,6 +156,16 @@ def test_a_larger_share_has_a_longer_stay():
     assert evicted(5000) == ("l1",)
 
 
+def test_a_tiny_share_that_has_its_place_makes_nobody_stay_longer():
+    clients = {"tiny": Client(share=0.01), "first": Client(share=1), "second": Client(share=1)}
+    world = World(max_resident_runs=2, token_budget=400, max_microbatch_cost=100, min_stay=2000, clients=clients)
+    for name in clients:
+        world.submit(name, name, ENDLESS)
+    while not clients["second"].served:
+        world.gang()
+    assert clients["first"].served <= 2000 + 2 * 400
+
+
 def test_who_is_leaving_is_waited_for_and_nobody_else_goes():
     decision = plan(
         snapshot(

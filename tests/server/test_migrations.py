@@ -187,6 +187,20 @@ def older(settings: Settings) -> str:
     return REVISIONS[1]
 
 
+def test_a_share_below_a_hundredth_becomes_one(settings: Settings) -> None:
+    ensure_data_dir(settings)
+    with connected(settings.database) as connection:
+        command.upgrade(migrate._config(connection), "0016")
+        for number, share in enumerate((1e-310, 0.5)):
+            values = {"id": f"ten_{number}", "share": share}
+            connection.execute(
+                text("INSERT INTO tenants (id, name, share, created_at) VALUES (:id, :id, :share, 0)"), values
+            )
+        connection.commit()
+        migrate.upgrade(settings)
+        assert list(connection.scalars(text("SELECT share FROM tenants ORDER BY id"))) == [0.01, 0.5]
+
+
 @pytest.mark.databases("sqlite")
 def test_the_tables_do_not_change_under_a_daemon_at_work(
     settings: Settings, older: str, monkeypatch: pytest.MonkeyPatch

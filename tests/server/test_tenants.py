@@ -28,6 +28,8 @@ def test_a_tenant_comes_with_a_first_key(app: FastAPI, admin: Caller) -> None:
         ({"name": ""}, "invalid_request", "name"),
         ({"name": "a", "share": 0}, "invalid_request", "share"),
         ({"name": "a", "share": -1}, "invalid_request", "share"),
+        ({"name": "a", "share": 0.0099}, "invalid_request", "share"),
+        ({"name": "a", "share": 1000.1}, "invalid_request", "share"),
         ({"name": "a", "shares": 1}, "unknown_field", "shares"),
     ],
 )

@@ -1,5 +1,7 @@
 """The accounts that the scheduler reads and adds to, in the real database."""
 
+from collections.abc import Callable
+
 import pytest
 from fastapi import FastAPI
 
@@ -48,6 +50,27 @@ def test_a_tenants_next_job_is_the_first_of_the_highest_priority(tenants: list[C
 def newest_job(life: Life) -> str:
     with life.books.read() as session:
         return session.query(Job).order_by(Job.number.desc()).first().id
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.01, 1), (0.5, 0.01)])
+def test_with_a_new_share_a_tenant_stays_ahead_by_as_much_work(
+    before: float,
+    after: float,
+    new_life: Callable[..., Life],
+    alice: Caller,
+    bob: Caller,
+    admin: Caller,
+    services: Services,
+) -> None:
+    path = f"/admin/tenants/{alice.tenant_id}"
+    admin.patch(path, json={"share": before})
+    life = new_life(token_budget=256)
+    for caller in (alice, bob):
+        submit(caller, PLAIN, steps=500, batch=1)
+    life.turn_until(lambda: counter(services, alice).counter > life.loop.recorder.floor)
+    ahead = (counter(services, alice).counter - life.loop.recorder.floor) * before
+    admin.patch(path, json={"share": after})
+    assert (counter(services, alice).counter - life.loop.recorder.floor) * after == pytest.approx(ahead)
 
 
 def test_other_tenants_come_by_counter_then_by_submission_and_no_more_than_asked(

@@ -37,13 +37,25 @@ def with_room(new_life: Callable[..., Life], services: Services, base: Base) -> 
         adapter = job(services, job_id).adapter
         copy = recovery_bytes(adapter, base)
         room = runs * resident_bytes(adapter, base) + copy + tokens * token_bytes(adapter, base)
-        return new_life(room=room, token_budget="auto", microbatch_tokens=256, **changes)
+        return new_life(room=room, **{"token_budget": "auto", "microbatch_tokens": 256, **changes})
 
     return begin
 
 
 def queue(caller: Caller, job_id: str) -> dict[str, Any]:
     return dict(caller.get(f"/jobs/{job_id}").json()["queue"])
+
+
+def test_whoever_comes_in_a_microbatch_fits_beside_it_though_gangs_are_to_be_smaller(
+    life: Life, with_room: Callable[..., Life], alice: Caller, services: Services
+) -> None:
+    first, second = (submit(alice, MIXTURE) for _ in range(2))
+    life = with_room(first, runs=1, tokens=1024, token_budget=256, microbatch_tokens=1024)
+    life.turn(2)
+    assert [one.job.id for one in life.loop.residents] == [first]
+    assert queue(alice, second)["reason"] == "memory"
+    life.finish()
+    assert {job(services, id_).status for id_ in (first, second)} == {"succeeded"}
 
 
 def test_a_run_that_does_not_fit_beside_the_others_waits_for_memory(
