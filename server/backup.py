@@ -7,6 +7,7 @@ that they name is there.
 A backup's tables are SQLite's, whichever database they come from, and are restored into either.
 """
 
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -29,6 +30,8 @@ from server.settings import Settings
 from server.store import LocalStore
 
 DATABASE, KEY = "mixloom.db", "admin.key"
+LOCK = "backup.lock"
+"""A file that a backup holds in its folder while it is made, and which shows the next one what that folder is."""
 _PREFIXES = ("adapters", "uploads", "jobs", "datasets", "bases")
 
 
@@ -49,12 +52,14 @@ class Copied:
 def back_up(settings: Settings, target: Path) -> Copied:
     """Bring the backup in `target` up to date. Until the last moment it is the one that was there before.
 
-    Raises `not_a_backup`, `not_copied`, `other_data_dir`, `database_damaged`, and what else `open_current` does.
+    Raises `not_a_backup`, `backup_at_work`, `not_copied`, `other_data_dir`, `database_damaged`, and what else
+    `open_current` does.
     """
     if target.resolve() == settings.data_dir.resolve():
         raise MixloomError("not_a_backup", f"{target} is the data directory itself. Name another folder.", 400)
     with _one_sentence("What was there before is as it was. Mend that and back up again."):
-        if target.exists() and any(target.iterdir()) and not (target / DATABASE).exists():
+        is_one = (target / DATABASE).exists() or (target / LOCK).exists()
+        if target.exists() and any(target.iterdir()) and not is_one:
             raise MixloomError(
                 "not_a_backup",
                 f"{target} is not empty and holds no {DATABASE}. Name an empty folder, or a backup.",
@@ -65,7 +70,8 @@ def back_up(settings: Settings, target: Path) -> Copied:
         if read_mark(target) not in (None, read_mark(settings.data_dir)):
             raise MixloomError("not_a_backup", f"{target} is a backup of another server. Name another folder.", 400)
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _copy(original, settings.data_dir, target, lambda copy: _publish(copy, LocalStore(target)))
+        with _alone(target):
+            return _copy(original, settings.data_dir, target, lambda copy: _publish(copy, LocalStore(target)))
 
 
 def restore(settings: Settings, source: Path) -> Copied:
@@ -107,6 +113,22 @@ def _one_sentence(what_to_do: str) -> Iterator[None]:
     except (OSError, sqlite3.Error, SQLAlchemyError, ValueError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         raise MixloomError("not_copied", f"The copy is not complete ({reason}). {what_to_do}", 500) from error
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """One backup at a time in a folder. Raises `backup_at_work`."""
+    with (target / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MixloomError(
+                "backup_at_work",
+                f"Another backup is being made in {target}. This one changed nothing; wait for that one's end, or name "
+                "another folder.",
+                409,
+            ) from error
+        yield
 
 
 def _copy(original: Database, source: Path, target: Path, publish: Callable[[Database], None]) -> Copied:

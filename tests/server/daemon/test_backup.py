@@ -16,7 +16,7 @@ from engine.base_model import BaseModel
 from server import doctor
 from server.api.app import open_services
 from server.api.services import Services
-from server.backup import DATABASE, back_up, restore
+from server.backup import DATABASE, LOCK, back_up, restore
 from server.db import daemons, events, migrate
 from server.db.copying import need_empty
 from server.db.session import Database
@@ -65,6 +65,7 @@ def test_the_original_is_destroyed_and_elsewhere_each_job_ends_with_the_bytes_it
 
     assert doctor.examine(Database(Settings(data_dir=copy).database), LocalStore(copy)) == []
     assert restore(elsewhere, copy).findings == []
+    assert not (elsewhere.data_dir / LOCK).exists(), "it is no backup"
     restored = open_services(elsewhere)
     assert {job(restored, id_).status for id_ in ids} == {"queued"}, "nobody lives there"
     assert [job(restored, id_).step for id_ in ids] == [11, 11]
@@ -201,6 +202,45 @@ def test_a_backup_that_does_not_fit_leaves_the_one_before(
     assert not list(copy.glob(f"{DATABASE}.new*"))
     assert back_up(services.settings, copy).findings == []
     assert len(every_row(Database(Settings(data_dir=copy).database))["jobs"]) == 2
+
+
+def test_of_two_backups_at_once_in_one_folder_the_second_is_refused_and_the_first_is_whole(
+    life: Life, alice: Caller, services: Services, copy: Path
+) -> None:
+    submit(alice, PLAIN, steps=2)
+    life.finish()
+    refused = []
+
+    def come(_connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        """When the first has its tables and looks for what they name."""
+        if statement.startswith("SELECT adapters.") and not refused:
+            refused.append("")
+            submit(alice, PLAIN, steps=2)
+            with pytest.raises(MixloomError, match="wait for that one's end") as caught:
+                back_up(services.settings, copy)
+            refused.append(caught.value.code)
+
+    event.listen(Engine, "before_cursor_execute", come)
+    try:
+        first = back_up(services.settings, copy)
+    finally:
+        event.remove(Engine, "before_cursor_execute", come)
+    assert refused[1:] == ["backup_at_work"]
+    assert first.findings == []
+    tables = Database(Settings(data_dir=copy).database)
+    assert len(every_row(tables)["jobs"]) == 1
+    assert doctor.examine(tables, LocalStore(copy)) == []
+    assert back_up(services.settings, copy).new == 2, "the rows of the job that came meanwhile, and its data set"
+
+
+def test_a_first_backup_that_did_not_fit_is_taken_up_again(
+    life: Life, alice: Caller, services: Services, copy: Path, armed: Path
+) -> None:
+    submit(alice, PLAIN, steps=2)
+    arm(armed, Fault(point="put.written", kind="ENOSPC", about="jobs"))
+    with pytest.raises(MixloomError, match="fault at"):
+        back_up(services.settings, copy)
+    assert back_up(services.settings, copy).findings == []
 
 
 def nowhere(settings: Settings, folder: Path) -> None:
