@@ -147,7 +147,7 @@ def _copy(original: Database, source: Path, target: Path, publish: Callable[[Dat
             tables.close()
         findings = examine_files(tables, copies)
         for name in (KEY, MARK):
-            _copy_private(source / name, target / name)
+            _copy_private(store, copies, name)
         publish(tables)
     finally:
         _remove(new)
@@ -234,7 +234,10 @@ def _copy_folder(store: LocalStore, copies: LocalStore, key: str) -> bool:
     return False
 
 
-def _copy_private(source: Path, target: Path) -> None:
-    if source.exists():
-        with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(source.read_text())
+def _copy_private(store: LocalStore, copies: LocalStore, name: str) -> None:
+    """A file that its owner alone may read. A draft that a kill leaves is overwritten by the next one."""
+    original, draft = store.path(name), copies.path(f"{name}.new")
+    if original.exists():
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(original.read_text())
+        copies.publish_file(draft, name)

@@ -2,6 +2,9 @@
 
 import shutil
 import sqlite3
+import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -16,10 +19,11 @@ from engine.base_model import BaseModel
 from server import doctor
 from server.api.app import open_services
 from server.api.services import Services
-from server.backup import DATABASE, LOCK, back_up, restore
+from server.backup import DATABASE, KEY, LOCK, back_up, restore
 from server.db import daemons, events, migrate
 from server.db.copying import need_empty
 from server.db.session import Database
+from server.db.stores import MARK
 from server.db.tables import Counter, Job, Table
 from server.errors import MixloomError
 from server.faults import Fault, arm
@@ -241,6 +245,47 @@ def test_a_first_backup_that_did_not_fit_is_taken_up_again(
     with pytest.raises(MixloomError, match="fault at"):
         back_up(services.settings, copy)
     assert back_up(services.settings, copy).findings == []
+
+
+BACKUP_THAT_DIES = """
+import os, sys
+from pathlib import Path
+from server.backup import back_up
+from server.settings import Settings
+
+opened = []
+
+def die(event, arguments):
+    if opened:
+        os._exit(9)
+    if event == "open" and str(arguments[0]).startswith(sys.argv[3]) and arguments[2] & os.O_TRUNC:
+        opened.append(arguments)
+
+sys.addaudithook(die)
+back_up(Settings(data_dir=sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("elsewhere", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("name", [KEY, MARK])
+def test_a_backup_that_is_killed_while_it_writes_a_private_file_leaves_the_one_before_it(
+    name: str, services: Services, copy: Path, elsewhere: Settings
+) -> None:
+    """It dies at its first step after the file is opened."""
+    settings = services.settings
+    (settings.data_dir / KEY).write_text("the operator's")
+    back_up(settings, copy)
+    arguments = (str(settings.data_dir), str(copy), str(copy / name))
+    done = subprocess.run([sys.executable, "-c", BACKUP_THAT_DIES, *arguments])
+    assert done.returncode == 9
+    assert restore(elsewhere, copy).findings == []
+    for private in (KEY, MARK):
+        assert (elsewhere.data_dir / private).read_text() == (settings.data_dir / private).read_text()
+        assert stat.S_IMODE((elsewhere.data_dir / private).stat().st_mode) == 0o600
+    open_services(elsewhere)
+    back_up(settings, copy)
+    assert not list(copy.glob("*.new*"))
 
 
 def nowhere(settings: Settings, folder: Path) -> None:
