@@ -24,7 +24,7 @@ from server.db.copying import copy_rows, need_empty
 from server.db.migrate import open_current, upgrade_tables
 from server.db.session import Database
 from server.db.stores import MARK, check_store, read_mark
-from server.doctor import Finding, examine_files
+from server.doctor import Finding, examine_files, incomplete
 from server.errors import MixloomError
 from server.settings import Settings
 from server.store import LocalStore
@@ -141,7 +141,7 @@ def _copy(original: Database, source: Path, target: Path, publish: Callable[[Dat
         while True:
             tables = _take_tables(original, new)
             keys, before = _named(tables), missing
-            missing = {key for key in keys if not _copy_folder(store, copies, key)}
+            missing = {key for key in keys if not _copy_folder(store, copies, key)} | incomplete(tables, copies)
             if not missing or missing == before:  # what two tables name and is not there is lost
                 break
             tables.close()

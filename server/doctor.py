@@ -91,8 +91,7 @@ def examine_files(database: Database, store: LocalStore) -> list[Finding]:
     All rows are read first: of large files a look takes longer than PostgreSQL lets a transaction be idle.
     """
     found: list[Finding] = []
-    nouns = (_adapters, _recovery_points, _datasets, _tokens, _bases)
-    folders = [folder for noun in nouns for folder in _read(database, noun, found)]
+    folders = _folders(database, found)
     requests = _read(database, _requests, found)
     for folder in folders:
         found += _compared(store, folder)
@@ -100,6 +99,11 @@ def examine_files(database: Database, store: LocalStore) -> list[Finding]:
         if not store.path(key).is_dir():
             found.append(Finding("request_missing", id_, "Its files are not there; it goes an hour after its time."))
     return sorted(set(found))
+
+
+def incomplete(database: Database, store: LocalStore) -> set[str]:
+    """Keys of folders that do not have each file that their rows name, whatever is in it."""
+    return {folder.key for folder in _folders(database, []) if not folder.is_complete(store)}
 
 
 def _look(database: Database, store: LocalStore) -> list[Finding]:
@@ -112,6 +116,11 @@ def _look(database: Database, store: LocalStore) -> list[Finding]:
     message = "No row names this folder. A daemon erases it when it has lived for an hour."
     found += (Finding("orphan", key, message) for key in lost)
     return sorted({*found, *examine_files(database, store)})
+
+
+def _folders(database: Database, found: list[Finding]) -> "list[_Folder]":
+    nouns = (_adapters, _recovery_points, _datasets, _tokens, _bases)
+    return [folder for noun in nouns for folder in _read(database, noun, found)]
 
 
 def _read(database: Database, question: Callable[[Session], Iterable[Answer]], found: list[Finding]) -> list[Answer]:
@@ -158,11 +167,16 @@ class _Folder:
     damaged: Kind
     advice: str
 
+    def is_complete(self, store: LocalStore) -> bool:
+        """Whether each file that the row names is there."""
+        names = self.told if self.manifest is None else self.manifest
+        path = store.path(self.key)
+        return path.is_dir() and all((path / name).is_file() for name in names)
+
 
 def _compared(store: LocalStore, folder: _Folder) -> Iterator[Finding]:
     path, manifest = store.path(folder.key), folder.manifest
-    names = folder.told if manifest is None else manifest
-    if not path.is_dir() or not all((path / name).is_file() for name in names):
+    if not folder.is_complete(store):
         yield Finding(folder.missing, folder.id, f"Its files are not in {folder.key}. {folder.advice}")
     elif not (_is_as_told(path, folder.told) if manifest is None else is_whole(path, manifest)):
         yield Finding(folder.damaged, folder.id, f"{folder.key} is not what was written. {folder.advice}")

@@ -237,6 +237,31 @@ def test_of_two_backups_at_once_in_one_folder_the_second_is_refused_and_the_firs
     assert back_up(services.settings, copy).new == 2, "the rows of the job that came meanwhile, and its data set"
 
 
+def test_of_a_folder_that_is_half_erased_when_its_turn_comes_no_half_stays(
+    life: Life, alice: Caller, services: Services, copy: Path
+) -> None:
+    submit(alice, PLAIN, steps=2)
+    life.finish()
+    folder = services.store.path(services.store.list("adapters")[0])
+    erased = []
+
+    def erase(_connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        """When the backup has its tables, down to a last file."""
+        if statement.startswith("SELECT adapters.") and not erased:
+            erased.append(folder)
+            assert alice.delete(f"/adapters/{folder.name}").status_code == 200
+            folder.mkdir()
+            (folder / "adapter_config.json").touch()
+
+    event.listen(Engine, "before_cursor_execute", erase)
+    try:
+        assert back_up(services.settings, copy).findings == []
+    finally:
+        event.remove(Engine, "before_cursor_execute", erase)
+    assert erased
+    assert LocalStore(copy).children("adapters") == []
+
+
 def test_a_first_backup_that_did_not_fit_is_taken_up_again(
     life: Life, alice: Caller, services: Services, copy: Path, armed: Path
 ) -> None:
