@@ -151,7 +151,7 @@ def _copy(original: Database, source: Path, target: Path, publish: Callable[[Dat
         publish(tables)
     finally:
         _remove(new)
-    surplus = _folders(copies) - keys
+    surplus = _folders(copies) - keys - {key.rpartition("/")[0] for key in keys}
     for key in surplus:
         copies.delete(key)
     return Copied(len(keys - missing), len(keys - missing - had), len(surplus), findings)
@@ -215,8 +215,9 @@ def _named(database: Database) -> set[str]:
 
 
 def _folders(store: LocalStore) -> set[str]:
-    runs = store.list("recovery")
-    return {key for prefix in (*_PREFIXES, *runs) for key in store.list(prefix)}
+    """Unfinished ones of a backup that was killed among them, and those that hold a run's recovery points."""
+    runs = store.children("recovery")
+    return {*runs, *(key for prefix in (*_PREFIXES, *runs) for key in store.children(prefix))}
 
 
 def _copy_folder(store: LocalStore, copies: LocalStore, key: str) -> bool:

@@ -113,7 +113,9 @@ def _look(database: Database, store: LocalStore) -> list[Finding]:
     lost: list[str] = []
     with _noting_damage(database, found):
         lost = orphans(database.read, store)
-    message = "No row names this folder. A daemon erases it when it has lived for an hour."
+    message = (
+        "No row names this folder. A daemon erases it when it has lived for an hour; of a backup the next one does."
+    )
     found += (Finding("orphan", key, message) for key in lost)
     return sorted({*found, *examine_files(database, store)})
 

@@ -178,6 +178,21 @@ def test_what_is_gone_from_the_original_goes_from_the_backup_and_what_is_damaged
     assert {finding.kind for finding in found} == {"adapter_damaged", "tokens_missing"}
 
 
+def test_what_a_backup_that_was_killed_leaves_and_folders_of_runs_that_have_ended_go_with_the_next(
+    life: Life, alice: Caller, services: Services, copy: Path
+) -> None:
+    id_ = submit(alice, PLAIN)
+    life.turn_until(lambda: job(services, id_).step == 6)
+    back_up(services.settings, copy)
+    copies = LocalStore(copy)
+    assert copies.children("recovery")
+    copies.path("adapters/adp_half.1234.tmp").mkdir()
+    life.finish()
+    back_up(services.settings, copy)
+    assert copies.children("adapters") == services.store.list("adapters")
+    assert copies.children("recovery") == []
+
+
 @pytest.mark.databases("sqlite")
 def test_a_damaged_database_does_not_take_the_place_of_its_backup(services: Services, copy: Path) -> None:
     back_up(services.settings, copy)
