@@ -68,6 +68,12 @@ class LocalStore:
         file.replace(self.root / name)
         _fsync(self.root)
 
+    def publish_new_file(self, file: Path, name: str) -> None:
+        """The same where there is none. Raises FileExistsError."""
+        _fsync(file)
+        os.link(file, self.root / name)
+        _fsync(self.root)
+
     def children(self, prefix: str) -> list[str]:
         """Keys one level under `prefix`, those of unfinished folders among them."""
         try:

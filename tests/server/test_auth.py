@@ -1,6 +1,9 @@
 """Keys: who may call what, and what becomes of a secret."""
 
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,25 @@ def test_the_first_start_writes_an_admin_key_that_only_its_owner_can_read(tmp_pa
     assert len(key) >= 32
     assert ensure_admin_key(settings) == (key, None)
     assert [file.name for file in path.parent.iterdir()] == ["admin.key"]
+
+
+def test_a_key_that_was_half_written_is_left_neither_by_a_full_disk_nor_by_a_kill(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE: the disk takes nothing."""
+    data = tmp_path / "data"
+    start = f"from server.admin_key import *; ensure_admin_key(Settings(data_dir={str(data)!r}))"
+    full = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    full += "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+    failed = subprocess.run([sys.executable, "-c", full + start], capture_output=True, text=True)
+    assert "File too large" in failed.stderr
+    assert list(data.iterdir()) == []
+    killed = "import os, signal; os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL); "
+    assert subprocess.run([sys.executable, "-c", killed + start]).returncode == -signal.SIGKILL
+    (draft,) = data.iterdir()
+    key, path = ensure_admin_key(Settings(data_dir=data))
+    assert path is not None
+    assert path.read_text().strip() == key
+    assert list(data.iterdir()) == [path]
+    assert not draft.exists()
 
 
 def test_an_admin_key_of_the_settings_is_never_written(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def store(tmp_path: Path) -> LocalStore:
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the system was told, in order: of which file or folder, as its name then was."""
     calls: list[str] = []
-    fsync, rename, replace = os.fsync, os.rename, os.replace
+    fsync, rename, replace, link = os.fsync, os.rename, os.replace, os.link
 
     def name(path: str | Path) -> str:
         parts = Path(path).relative_to(tmp_path).parts
@@ -38,6 +38,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "rename", recorded("rename", rename))
     monkeypatch.setattr(os, "replace", recorded("replace", replace))
+    monkeypatch.setattr(os, "link", recorded("link", link))
     return calls
 
 
@@ -58,3 +59,6 @@ def test_a_file_gets_its_name_when_it_is_on_the_disk(store: LocalStore, told: li
     (tmp_path / "written").write_text("text")
     store.publish_file(tmp_path / "written", "name")
     assert told == ["fsync written", "replace written name", "fsync ."]
+    told.clear()
+    store.publish_new_file(store.path("name"), "another")
+    assert told == ["fsync name", "link name another", "fsync ."]
