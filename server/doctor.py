@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import JSON, func, select, text
+from sqlalchemy import JSON, exists, func, select, text
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
@@ -15,7 +15,7 @@ from server.adapter_files import CONFIG, WEIGHTS
 from server.db.daemons import live_daemons
 from server.db.migrate import open_current
 from server.db.session import Database, is_damaged
-from server.db.tables import Adapter, Base, Dataset, Job, Metric, Operation, RecoveryPoint, Run, Table
+from server.db.tables import Adapter, Base, Daemon, Dataset, Job, Metric, Operation, RecoveryPoint, Run, Table
 from server.errors import MixloomError
 from server.ingest.file import CONTENT_FILE, ROWS_FILE
 from server.orphans import SAFE_SECONDS, orphans
@@ -268,9 +268,10 @@ def _jobs(session: Session) -> Iterator[Finding]:
     lost = select(Job.id).where(Job.adapter_id.is_not(None), Job.adapter_id.not_in(select(Adapter.id)))
     for job_id in session.scalars(lost):
         yield Finding("adapter_row_missing", job_id, f"The adapter that it names is not there. {_RESTORE}")
-    long_ago = time.time() - SAFE_SECONDS
+    long_before = Daemon.heartbeat_at - SAFE_SECONDS
+    has_lived_since = exists().where(Daemon.started_at < long_before, Job.finished_at < long_before)
     ended = select(RecoveryPoint.id).join(Run, Run.id == RecoveryPoint.run_id).join(Job, Job.id == Run.job_id)
-    for id_ in session.scalars(ended.where(Job.status.in_(ENDED), Job.finished_at < long_ago)):
+    for id_ in session.scalars(ended.where(Job.status.in_(ENDED), has_lived_since)):
         yield Finding("recovery_point_of_ended_job", id_, _FORGET)
 
 
@@ -300,5 +301,7 @@ _RESTORE = "Restore it from a backup, or delete it."
 _RECOVER = (
     "Stop the server and restore a backup; without one, `sqlite3 mixloom.db .recover` saves what can still be read."
 )
-_FORGET = "Its job has ended, and a daemon that lives erases such points at each turn. Start one, or look at its log."
+_FORGET = (
+    "Its job has ended. A daemon erases such points at each turn, and one has lived for an hour since: see its log."
+)
 _RECORD = "No adapter depends on that. If you need the record, restore a backup; or let its tenant delete the job."

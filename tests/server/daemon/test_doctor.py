@@ -118,10 +118,10 @@ def test_every_damage_is_named_with_its_row(at_work: Services, capsys: pytest.Ca
     point = had["points"][0].rpartition("-")[2]
     execute(
         at_work,
-        "UPDATE daemons SET expires_at = 0",
+        f"UPDATE daemons SET expires_at = 0, started_at = started_at - {2 * SAFE_SECONDS}",
         f"DELETE FROM runs WHERE job_id = '{done}'",
         f"UPDATE jobs SET adapter_id = 'adp_gone' WHERE id = '{done}'",
-        f"UPDATE jobs SET finished_at = finished_at - {SAFE_SECONDS + 1} WHERE id = '{other}'",
+        f"UPDATE jobs SET finished_at = finished_at - {2 * SAFE_SECONDS} WHERE id = '{other}'",
         f"UPDATE recovery_points SET run_id = (SELECT id FROM runs WHERE job_id = '{other}') WHERE id = '{point}'",
         f"DELETE FROM metrics WHERE job_id = '{training}' AND step = 2",
         f"UPDATE metrics SET tokens = tokens + 1 WHERE job_id = '{other}' AND step = 3",
@@ -159,6 +159,27 @@ def test_every_damage_is_named_with_its_row(at_work: Services, capsys: pytest.Ca
     assert all(re.search("[.;] [A-Z`i]", one["message"]) for one in found), "what is, and what comes of it or to do"
     of_sqlites_alone = {"row_without_parent", "database_damaged"}
     assert {one["kind"] for one in found} | of_sqlites_alone == set(get_args(doctor.Kind))
+
+
+def test_the_recovery_point_of_a_job_that_was_cancelled_while_no_daemon_lived_is_as_it_should_be(
+    life: Life, new_life: Callable[[], Life], alice: Caller, services: Services
+) -> None:
+    id_ = submit(alice, PLAIN)
+    life.turn_until(lambda: bool(life.roster.residents) and life.step_of(id_) == 6)
+    life.books.end()
+    assert alice.post(f"/jobs/{id_}/cancel").json()["status"] == "cancelled"
+    down = 2 * SAFE_SECONDS
+    execute(
+        services,
+        f"UPDATE jobs SET finished_at = finished_at - {down}",
+        f"UPDATE daemons SET started_at = started_at - {2 * down}, heartbeat_at = heartbeat_at - {down}",
+    )
+    assert doctor.examine(services.database, services.store) == []
+    again = new_life()
+    assert doctor.examine(services.database, services.store) == [], "it has not had its first turn"
+    again.turn()
+    with services.database.read() as session:
+        assert not session.query(RecoveryPoint).all()
 
 
 def every_file(services: Services) -> list[tuple[str, Path]]:
