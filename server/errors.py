@@ -52,6 +52,16 @@ class MixloomError(Exception):
         }
 
 
+def invalid_api_key(said: str) -> MixloomError:
+    """401; `said` is what is wrong with the key, as a sentence."""
+    return MixloomError(
+        "invalid_api_key",
+        f"{said} Send `Authorization: Bearer KEY` with a key that your operator made for you.",
+        401,
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
 def not_found(noun: str, id_: str) -> MixloomError:
     """The same answer for what never was and for what belongs to somebody else."""
     return MixloomError("not_found", f"There is no {noun} '{id_}'. List yours with GET /{noun}s.", 404)

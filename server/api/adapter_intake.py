@@ -152,7 +152,7 @@ def _publish(
         manifest=kept,
         **kept[WEIGHTS],
     )
-    with services.naming(key) as session:
+    with services.naming(key, tenant.tenant_id) as session:
         adapters.add_adapter(session, row)
     return row
 

@@ -12,7 +12,7 @@ from server.api.auth import hash_of_secret, is_admin_key
 from server.api.routing import in_thread
 from server.api.services import Services
 from server.db import keys
-from server.errors import MixloomError
+from server.errors import MixloomError, invalid_api_key
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,7 @@ async def _caller(
         return Admin()
     key = await in_thread(_find_key, services, secret) if secret else None
     if key is None:
-        said = "The key is wrong or was revoked." if secret else "There is no key in the request."
-        raise MixloomError(
-            "invalid_api_key",
-            f"{said} Send `Authorization: Bearer KEY` with a key that your operator made for you.",
-            401,
-            headers={"WWW-Authenticate": "Bearer"},
-        )
+        raise invalid_api_key("The key is wrong or was revoked." if secret else "There is no key in the request.")
     key_id, tenant_id = key
     request.state.tenant_id = tenant_id  # for the log
     return Tenant(tenant_id, key_id)

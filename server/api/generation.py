@@ -73,7 +73,7 @@ def ask(services: Services, tenant: Tenant, body: schemas.Generate) -> Asked:
     id_ = new_id("gen")
     key = f"operations/{id_}"
     services.store.put(key, lambda folder: _write_json(folder / REQUEST_FILE, request))
-    with services.naming(key) as session:
+    with services.naming(key, tenant.tenant_id) as session:
         forgotten = operations.remove_forgotten(session)
         operations.add_sample(
             session,

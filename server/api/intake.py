@@ -159,6 +159,6 @@ def _keep(
         **found,
     )
     most = services.settings.max_datasets_mib
-    with services.naming(key_of(dataset_id)) as session:
+    with services.naming(key_of(dataset_id), tenant.tenant_id) as session:
         datasets.add_dataset(session, dataset, None if most is None else most * MIB)
     return dataset

@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from server.api.waiting import OperationWatch
+from server.db import tenants
 from server.db.session import Database, is_in_doubt
 from server.disk import Disk
 from server.settings import Settings
@@ -28,10 +29,14 @@ class Services:
     """Where this start has put one that it made."""
 
     @contextmanager
-    def naming(self, key: str) -> Iterator[Session]:
-        """A write of the row that names what lies under `key`. If it fails that goes, unless the row may be there."""
+    def naming(self, key: str, tenant_id: str) -> Iterator[Session]:
+        """Add a tenant's row, which names what lies under `key`. If that fails the files go, unless the row may be there.
+
+        Raises 401 for a tenant that was deleted since its key was looked up.
+        """
         try:
             with self.database.write() as session:
+                tenants.hold_tenant(session, tenant_id)
                 yield session
         except BaseException as error:
             if not is_in_doubt(error):

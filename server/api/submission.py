@@ -117,7 +117,7 @@ def submit(services: Services, tenant: Tenant, submission: Submission, sent: Sen
     key = f"jobs/{id_}"
     kept = manifest(services.store.put(key, write))
     job = {"id": id_, "tokens_key": key, "tokens_manifest": kept, **_columns(tenant, submission)}
-    with services.naming(key) as session:
+    with services.naming(key, tenant.tenant_id) as session:
         made = id_ if sent is None else idempotency.claim(session, sent, id_)
         if made == id_:
             jobs.add_job(session, job, submission.notes)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from server.db import events
@@ -101,9 +101,9 @@ def cancel(session: Session, job: Job) -> None:
         raise _ended(job, "cancelled")
 
 
-def cancel_all(session: Session, tenant_id: str) -> None:
-    """End every job of a tenant that has not ended."""
-    unfinished = select(Job).where(Job.tenant_id == tenant_id, Job.status.in_(sources(JobStatus.CANCELLED)))
+def cancel_all(session: Session, tenant_ids: Sequence[str] | Select[str]) -> None:
+    """End every job of these tenants that has not ended."""
+    unfinished = select(Job).where(Job.tenant_id.in_(tenant_ids), Job.status.in_(sources(JobStatus.CANCELLED)))
     for job in session.scalars(unfinished.order_by(Job.id).with_for_update()):
         _cancel_where(session, job)
 

@@ -19,8 +19,9 @@ def forget_old_jobs(session: Session, ended_before: float) -> list[str]:
 
 
 def forget_deleted_tenants(session: Session) -> list[str]:
-    """What tenants had that were deleted. Their jobs have been cancelled then."""
+    """What tenants had that were deleted. Their jobs have been cancelled then; one that has not is now."""
     gone = select(Tenant.id).where(Tenant.deleted_at.is_not(None))
+    jobs.cancel_all(session, gone)
     ended = select(Job).where(Job.tenant_id.in_(gone), Job.status.in_(ENDED))
     found = session.scalars(ended.order_by(Job.id).limit(BATCH).with_for_update()).all()
     keys = [key for job in found for key in jobs.delete_job(session, job)]

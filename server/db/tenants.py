@@ -3,17 +3,18 @@
 import time
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from server.db import accounts, seats
 from server.db.pages import Listing, Page
-from server.db.session import one_at_a_time
+from server.db.session import one_at_a_time, rows
 from server.db.tables import Tenant
-from server.errors import MixloomError
+from server.errors import MixloomError, invalid_api_key
 from server.ids import new_id
 
 _SCOPE = select(Tenant).where(Tenant.deleted_at.is_(None))
+_HELD = _SCOPE.with_only_columns(Tenant.id).where(Tenant.id == bindparam("tenant_id")).with_for_update(read=True)
 _TENANTS = Listing(_SCOPE, identity=Tenant.id, order=(Tenant.created_at, Tenant.id))
 _WITH_DELETED = Listing(select(Tenant), identity=Tenant.id, order=(Tenant.created_at, Tenant.id))
 
@@ -34,6 +35,12 @@ def get_tenant(session: Session, tenant_id: str) -> Tenant:
     if tenant is None:
         raise MixloomError("not_found", f"There is no tenant '{tenant_id}'. List them with GET /admin/tenants.", 404)
     return tenant
+
+
+def hold_tenant(session: Session, tenant_id: str) -> None:
+    """It is not deleted until this transaction ends, in which something of it is added. Raises 401 if it was before."""
+    if not rows(session, _HELD, {"tenant_id": tenant_id}):
+        raise invalid_api_key("The tenant of this key was deleted.")
 
 
 def find_tenants(session: Session, ids: Sequence[str]) -> dict[str, Tenant]:
@@ -63,8 +70,12 @@ def change_tenant(session: Session, tenant: Tenant, *, name: str | None, share: 
 
 
 def delete_tenant(session: Session, tenant: Tenant) -> None:
-    """It is as if it never was, and its name is free; its rows stay for the books."""
+    """It is as if it never was, and its name is free; its rows stay for the books.
+
+    What was being added for it (`hold_tenant`) is there when this returns, and nothing comes after.
+    """
     tenant.deleted_at = time.time()
+    session.flush()
 
 
 def _refuse_taken(session: Session, name: str) -> None:

@@ -112,6 +112,31 @@ def test_jobs_that_are_submitted_at_once_have_numbers_of_their_own(alice: Caller
         assert (second.result(), third.result()) == (2, 3)
 
 
+@pytest.mark.usefixtures("base")
+def test_a_job_that_is_being_added_while_its_tenant_is_deleted_is_cancelled_with_it(
+    alice: Caller, admin: Caller, services: Services
+) -> None:
+    first = submit(alice)["id"]
+    under_way = threading.Event()
+
+    def add() -> None:
+        with services.database.write() as writing:
+            tenants.hold_tenant(writing, alice.tenant_id)
+            old = writing.get_one(Job, first)
+            copied = {column.name: getattr(old, column.name) for column in Job.__table__.columns}
+            jobs.add_job(writing, {**copied, "id": "job_second"}, [])
+            under_way.set()
+            time.sleep(HELD_SECONDS)  # the tenant is being deleted meanwhile
+
+    with ThreadPoolExecutor(1) as pool:
+        added = pool.submit(add)
+        assert under_way.wait(timeout=60)
+        assert admin.delete(f"/admin/tenants/{alice.tenant_id}").status_code == 200
+        added.result()
+    with services.database.read() as reading:
+        assert reading.scalars(select(Job.status)).all() == ["cancelled", "cancelled"]
+
+
 @pytest.mark.databases("postgresql")
 def test_a_writer_that_is_stopped_in_the_middle_holds_nobody_up(
     settings: Settings, services: Services, monkeypatch: pytest.MonkeyPatch

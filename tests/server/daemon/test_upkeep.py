@@ -12,7 +12,7 @@ from server import doctor
 from server.api.services import Services
 from server.daemon import upkeep
 from server.daemon.upkeep import DAY_SECONDS, STEADY_SECONDS
-from server.db.tables import Adapter, Dataset, Job, Run
+from server.db.tables import Adapter, Dataset, Job, Run, Tenant
 from server.orphans import SAFE_SECONDS, orphans
 from server.store import LocalStore
 from tests.server.conftest import Caller
@@ -108,6 +108,21 @@ def test_what_a_deleted_tenant_had_is_erased_and_nobody_elses(
     for noun in ("jobs", "datasets", "adapters"):
         assert len(services.store.list(noun)) == 1
     assert not list(services.store.path("recovery").glob("*/*"))
+
+
+def test_a_job_that_a_deleted_tenant_still_has_is_cancelled_and_erased(
+    life: Life, alice: Caller, services: Services
+) -> None:
+    submit(alice, PLAIN)
+    life.turn(3)
+    assert [one.status for one in jobs(services)] == ["running"]
+    with services.database.write() as session:
+        session.execute(update(Tenant).values(deleted_at=time.time()))
+    life.loop.upkeep.clear()
+    life.turn(2)
+    assert jobs(services) == []
+    assert not life.roster.residents
+    assert services.store.list("jobs") == []
 
 
 @pytest.mark.databases("sqlite")
