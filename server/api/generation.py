@@ -74,7 +74,6 @@ def ask(services: Services, tenant: Tenant, body: schemas.Generate) -> Asked:
     key = f"operations/{id_}"
     services.store.put(key, lambda folder: _write_json(folder / REQUEST_FILE, request))
     with services.naming(key, tenant.tenant_id) as session:
-        forgotten = operations.remove_forgotten(session)
         operations.add_sample(
             session,
             id_=id_,
@@ -84,8 +83,6 @@ def ask(services: Services, tenant: Tenant, body: schemas.Generate) -> Asked:
             key=key,
             deadline=time.time() + DEADLINE_SECONDS,
         )
-    for old in forgotten:
-        services.store.delete(old)
     return Asked(operation_id=id_, key=key, renderer=renderer, prompt_tokens=prompt_tokens, body=body)
 
 
@@ -121,7 +118,7 @@ def answer(services: Services, asked: Asked, operation: Operation) -> dict[str, 
 
 
 def give_up(services: Services, asked: Asked, error: MixloomError) -> None:
-    """Nobody waits for it any more. Its files go later (`remove_forgotten`): the daemon may be writing."""
+    """Nobody waits for it any more. Its files go later (`forget_unread`): the daemon may be writing."""
     with services.database.write() as session:
         operations.give_up(
             session, asked.operation_id, {"category": "server", "code": error.code, "message": error.message}

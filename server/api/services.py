@@ -30,7 +30,7 @@ class Services:
 
     @contextmanager
     def naming(self, key: str, tenant_id: str) -> Iterator[Session]:
-        """Add a tenant's row, which names what lies under `key`. If that fails the files go, unless the row may be there.
+        """Add a tenant's row, which names the files at `key`. If that fails those go, unless the row may be there.
 
         Raises 401 for a tenant that was deleted since its key was looked up.
         """

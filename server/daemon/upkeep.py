@@ -1,4 +1,5 @@
-"""What the daemon clears away now and then: jobs past their time, what deleted tenants had, files without a row."""
+"""What the daemon clears away now and then: jobs past their time, answers that nobody fetched, what deleted
+tenants had, files without a row."""
 
 import logging
 import time
@@ -64,8 +65,10 @@ class Upkeep:
         is_steady = self._clock.is_steady()
         with self.books.write() as session:
             keys = retention.forget_deleted_tenants(session)
-            if self.kept_seconds and is_steady:
-                keys += retention.forget_old_jobs(session, time.time() - self.kept_seconds)
+            if is_steady:
+                keys += retention.forget_unread(session)
+                if self.kept_seconds:
+                    keys += retention.forget_old_jobs(session, time.time() - self.kept_seconds)
         is_last = not keys
         if is_last and is_steady:
             keys = _surely(self.books, orphans(self.books.read, self.store))

@@ -20,8 +20,6 @@ _CRASHED = {
     "code": "crashed_daemon",
     "message": "The engine died twice while it computed this answer. Ask with another prompt or another adapter.",
 }
-KEPT_SECONDS = 3600.0
-"""How long after its deadline an operation that nobody read is kept."""
 
 
 def add_sample(
@@ -67,12 +65,6 @@ def give_up(session: Session, id_: str, error: dict[str, Any]) -> None:
 def remove(session: Session, id_: str) -> None:
     """Forget an operation that was answered."""
     session.execute(delete(Operation).where(Operation.id == id_))
-
-
-def remove_forgotten(session: Session) -> list[str]:
-    """Forget operations whose deadline is an hour past; their keys, to be deleted from the store."""
-    statement = delete(Operation).where(Operation.deadline < time.time() - KEPT_SECONDS)
-    return list(session.scalars(statement.returning(Operation.key)))
 
 
 def remove_all(session: Session) -> None:

@@ -204,18 +204,6 @@ def test_nothing_of_a_request_is_left_when_it_was_answered(alice: Caller, servic
 
 
 @pytest.mark.usefixtures("base")
-def test_what_nobody_read_is_erased_an_hour_after_its_deadline(alice: Caller, services: Services) -> None:
-    for name, ago in (("old", 3700), ("recent", 3500)):
-        services.store.put(f"operations/{name}", lambda folder: None)
-        row = {"tenant_id": "ten_1", "base_hash": "0", "kind": "sample", "status": "failed", "created_at": 0.0}
-        with services.database.write() as session:
-            session.add(Operation(id=name, key=f"operations/{name}", deadline=time.time() - ago, **row))
-    with answering(services, continue_with([])):
-        alice.post("/generate", json={"model": "base", "prompt": "Hi"})
-    assert services.store.list("operations") == ["operations/recent"]
-
-
-@pytest.mark.usefixtures("base")
 def test_a_hundred_requests_wait_at_once(alice: Caller, services: Services) -> None:
     together: list[int] = []
 

@@ -12,7 +12,8 @@ from server import doctor
 from server.api.services import Services
 from server.daemon import upkeep
 from server.daemon.upkeep import DAY_SECONDS, STEADY_SECONDS
-from server.db.tables import Adapter, Dataset, Job, Run, Tenant
+from server.db import operations
+from server.db.tables import Adapter, Dataset, Job, Operation, Run, Tenant
 from server.orphans import SAFE_SECONDS, orphans
 from server.store import LocalStore
 from tests.server.conftest import Caller
@@ -125,6 +126,37 @@ def test_a_job_that_a_deleted_tenant_still_has_is_cancelled_and_erased(
     assert services.store.list("jobs") == []
 
 
+def add_operation(services: Services, id_: str, tenant: Caller, deadline: float) -> None:
+    key = services.store.put(f"operations/{id_}", lambda folder: None).relative_to(services.store.root)
+    asked = {"tenant_id": tenant.tenant_id, "adapter_id": None, "base_hash": "another", "deadline": deadline}
+    with services.database.write() as session:
+        operations.add_sample(session, id_=id_, key=str(key), **asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("steady")
+def test_what_nobody_read_is_erased_an_hour_after_its_deadline(life: Life, alice: Caller, services: Services) -> None:
+    add_operation(services, "old", alice, time.time() - 3700)
+    add_operation(services, "recent", alice, time.time() - 3500)
+    life.loop.upkeep.clear()
+    life.writer.wait()
+    assert services.store.list("operations") == ["operations/recent"]
+    with services.database.read() as session:
+        assert session.query(Operation.id).all() == [("recent",)]
+
+
+def test_what_a_deleted_tenant_asked_is_erased_and_nobody_elses(
+    life: Life, alice: Caller, bob: Caller, admin: Caller, services: Services
+) -> None:
+    add_operation(services, "gone", alice, time.time() + 600)
+    add_operation(services, "kept", bob, time.time() + 600)
+    admin.delete(f"/admin/tenants/{alice.tenant_id}")
+    life.loop.upkeep.clear()
+    life.writer.wait()
+    assert services.store.list("operations") == ["operations/kept"]
+    with services.database.read() as session:
+        assert session.query(Operation.id).all() == [("kept",)]
+
+
 @pytest.mark.databases("sqlite")
 def test_a_clock_that_jumps_a_year_ahead_erases_nothing_before_it_has_gone_on_for_an_hour(
     new_life: NewLife, alice: Caller, services: Services, monkeypatch: pytest.MonkeyPatch
@@ -135,26 +167,27 @@ def test_a_clock_that_jumps_a_year_ahead_erases_nothing_before_it_has_gone_on_fo
     life = new_life(retention_days=30)
     id_ = submit(alice, PLAIN, steps=1)
     life.finish()
+    add_operation(services, "unread", alice, time.time())
     new = services.store.path("uploads/adp_new")
     new.mkdir(parents=True)
 
-    def left() -> tuple[int, bool]:
+    def left() -> tuple[int, int, bool]:
         for _ in range(2):  # files without a row wait for jobs past their time
             life.loop.upkeep.clear()
             life.writer.wait()
-        return len(jobs(services)), new.exists()
+        return len(jobs(services)), len(services.store.list("operations")), new.exists()
 
     passed = STEADY_SECONDS
     os.utime(new, (time.time(),) * 2)
     for ahead in (365 * DAY_SECONDS, 0.0):  # noqa: B007
-        assert left() == (1, True)
+        assert left() == (1, 1, True)
     passed += STEADY_SECONDS
     for ahead in (-365 * DAY_SECONDS, 0.0):  # noqa: B007 (which nobody would see who looks every ten minutes)
         life.turn()
     end_days_ago(services, id_, 31)
-    assert left() == (1, True)
+    assert left() == (1, 1, True)
     passed += STEADY_SECONDS
-    assert left() == (0, False)
+    assert left() == (0, 0, False)
 
 
 @pytest.mark.usefixtures("steady")
