@@ -13,7 +13,7 @@ SAFE_SECONDS = 3600.0
 """Nobody takes so long from a folder's last file to its row."""
 OF_DAEMON = ("adapters", "bases", "recovery")
 """Where the daemon alone writes; elsewhere the API does."""
-PREFIXES = (*OF_DAEMON, "datasets", "jobs", "operations", "uploads")
+PREFIXES = (*OF_DAEMON, "datasets", "exports", "jobs", "operations", "uploads")
 _TABLES = ("adapters", "bases", "datasets", "jobs", "operations", "recovery_points", "runs")
 """Whose rows name folders."""
 
@@ -68,6 +68,7 @@ def _named_keys(session: Session) -> dict[str, set[str]]:
         "datasets": datasets.all_keys(session),
         "operations": operations.all_keys(session),
         "bases": bases.all_keys(session),
+        "exports": set(),
         "recovery": runs,
         **dict.fromkeys(runs, points),
     }

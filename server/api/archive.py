@@ -45,7 +45,9 @@ def archive_response(services: Services, adapter: Adapter, format: str) -> Strea
     if format == "native" or (format == "peft" and adapter.method == "lora"):  # which is native to us
         write_zip(source, file)
     else:
-        with tempfile.TemporaryDirectory(dir=services.store.root) as folder:
+        exports = services.store.path("exports")
+        exports.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=exports) as folder:
             _export(source, Path(folder), format)
             write_zip(Path(folder), file)
     length = file.tell()

@@ -2,12 +2,17 @@
 
 import hashlib
 import io
+import os
+import time
 import zipfile
+from pathlib import Path
 
 import pytest
 
+from server.api import archive
 from server.api.services import Services
 from server.db.tables import Adapter
+from server.orphans import SAFE_SECONDS, orphans
 from tests.server.conftest import Caller
 from tests.server.making import add_adapter, change_job, submit
 
@@ -113,6 +118,26 @@ def test_mixlora_files_are_written_by_a_process_of_their_own(alice: Caller, serv
     with zipfile.ZipFile(io.BytesIO(answers[0].content)) as archive:
         assert archive.namelist() == ["README.md", "adapter_config.json", "adapter_model.bin"]
     assert not [path for path in services.store.root.iterdir() if path.name.startswith("tmp")]
+
+
+@pytest.mark.databases("sqlite")
+def test_who_is_killed_in_an_export_leaves_an_orphan(
+    alice: Caller, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = add_adapter(services, submit(alice)["id"], 1)
+    seen: list[str] = []
+
+    def look(source: Path, target: Path, format: str) -> None:
+        os.utime(target, (time.time() - SAFE_SECONDS - 1,) * 2)
+        seen.extend(orphans(services.database.read, services.store))
+
+    monkeypatch.setattr(archive, "_export", look)
+    before = set(services.store.root.iterdir())
+    assert alice.get(f"/adapters/{adapter}/archive", params={"format": "mixlora"}).status_code == 200
+    (left,) = seen
+    assert left.startswith("exports/")
+    assert set(services.store.root.iterdir()) - before == {services.store.path("exports")}
+    assert services.store.children("exports") == []
 
 
 @pytest.mark.parametrize("path", ["files", "archive", "archive?format=mixlora"])
