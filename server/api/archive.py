@@ -76,7 +76,8 @@ def write_zip(folder: Path, file: BinaryIO) -> None:
 
 def _export(source: Path, target: Path, format: str) -> None:
     """Write an adapter in another layout, in a process of its own, since that takes torch."""
-    (source / WEIGHTS).stat()  # of what is not there that process would have a traceback to tell
+    weights = source / WEIGHTS
+    weights.stat()  # of what is not there that process would have a traceback to tell
     done = subprocess.run(
         children.command("server.daemon.export", str(source), str(target), format),
         env=children.environment(),
@@ -88,6 +89,7 @@ def _export(source: Path, target: Path, format: str) -> None:
     if done.returncode == 1 and "Traceback" not in done.stderr:
         raise MixloomError("format_does_not_fit", done.stderr.strip().splitlines()[-1], 422, "format")
     if done.returncode != 0:
+        weights.stat()  # or has been deleted meanwhile
         raise RuntimeError(f"the export ended with {done.returncode}: {done.stderr}")
 
 

@@ -1,6 +1,7 @@
 """How every failure becomes the one error object. Nothing of a request's body is written to the log."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,14 +10,19 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
+from server.api.services import Services
 from server.db.session import is_outage
+from server.db.tables import Adapter, Dataset
 from server.disk import Disk, is_full
-from server.errors import Detail, MixloomError
+from server.errors import Detail, MixloomError, not_found
 
 log = logging.getLogger(__name__)
 
 _NO_NAMES = ("[key]", "[one]", "[several]")
 """Pydantic's words, and those of `server.job_config`, in the place of a value that no client wrote."""
+
+_NOUNS = {"adapters": ("adapter", Adapter), "datasets": ("dataset", Dataset), "uploads": ("adapter", Adapter)}
+"""By the prefix of their keys, in which the id follows."""
 
 _HTTP_CODES = {
     400: "invalid_body",
@@ -154,7 +160,15 @@ def _os(request: Request, error: Exception) -> JSONResponse:
     return _missing(request, error) if isinstance(error, FileNotFoundError) else internal_error(request, error)
 
 
-def _missing(request: Request, error: Exception) -> JSONResponse:
+def _missing(request: Request, error: FileNotFoundError) -> JSONResponse:
+    """404 where it was deleted while the request was under way, row and files."""
+    services: Services = request.app.state.services
+    match Path(str(error.filename)).parts[len(services.store.root.parts) :]:
+        case (prefix, id_, *_) if prefix in _NOUNS:
+            noun, table = _NOUNS[prefix]
+            with services.database.read() as session:
+                if session.get(table, id_) is None:
+                    return _answer(request, not_found(noun, id_))
     log.error("file_missing", exc_info=error, extra={"fields": {"request_id": request_id_of(request)}})
     return _answer(
         request,

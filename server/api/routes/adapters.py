@@ -109,7 +109,7 @@ def get_file(
     etag = f'"{_sha256(adapter, path)}"'
     if if_none_match == etag:
         return Response(status_code=304, headers={"ETag": etag})
-    return FileResponse(path, filename=name, headers={"ETag": etag})
+    return FileResponse(path, stat_result=path.stat(), filename=name, headers={"ETag": etag})
 
 
 @router.get("/{adapter_id}/archive", response_class=Response)

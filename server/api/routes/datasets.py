@@ -132,8 +132,10 @@ def get_content(tenant: TenantDep, services: ServicesDep, dataset_id: str) -> Fi
     """The bytes as they were uploaded; of a hub data set, its rows as JSON Lines."""
     dataset = _find(services, tenant, dataset_id)
     source = dataset.source or {}
+    path = services.store.path(key_of(dataset_id)) / CONTENT_FILE
     return FileResponse(
-        services.store.path(key_of(dataset_id)) / CONTENT_FILE,
+        path,
+        stat_result=path.stat(),
         media_type=_MEDIA_TYPES[dataset.format],
         filename=source.get("file") or f"{dataset_id}.jsonl",
         headers={"ETag": f'"{dataset.sha256}"'},
