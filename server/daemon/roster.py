@@ -238,10 +238,15 @@ class Roster:
         self.residents.pop(resident.run_id, None)
         self.writer.delete(f"recovery/{resident.run_id}")
 
-    def fail(self, resident: Resident, code: str, message: str, *, adapter_id: str | None = None) -> None:
-        """End a job by its own fault; nobody else notices. `adapter_id`: what is left of it."""
-        self.residents.pop(resident.run_id, None)
-        self._fail(resident.job, code, message, adapter_id)
+    def fail(self, resident: Resident, code: str, message: str, *, adapter_id: str | None = None) -> bool:
+        """End a job by its own fault; nobody else notices. `adapter_id`: what is left of it.
+
+        False, and nothing was done: that has been deleted.
+        """
+        done = self._fail(resident.job, code, message, adapter_id)
+        if done:
+            self.residents.pop(resident.run_id, None)
+        return done
 
     def end_diverged(self, resident: Resident, works: Sequence[Work]) -> None:
         """End a job whose numbers broke, with the last good state of it as an adapter.
@@ -260,7 +265,8 @@ class Roster:
         state = self._state(resident, good.adapter, good.step)
         message += f" Its state after step {good.step} is kept as adapter '{good.adapter_id or state.id}'."
         if good.adapter_id is not None:
-            self.fail(resident, "diverged", message, adapter_id=good.adapter_id)
+            if not self.fail(resident, "diverged", message, adapter_id=good.adapter_id):
+                self.end_diverged(resident, works)
             return
         ending = Ending(JobStatus.FAILED, message, {"code": "diverged", "message": message})
         self.publisher.publish(state, ending, then=lambda: self.drop(resident))
@@ -327,12 +333,16 @@ class Roster:
             check_start(folder, job.init_from["sha256"])
         return self.engine.create_run(_config(job), job.training["seed"], folder if job.init_from else None)
 
-    def _fail(self, job: Job, code: str, message: str, adapter_id: str | None = None) -> None:
+    def _fail(self, job: Job, code: str, message: str, adapter_id: str | None = None) -> bool:
         values = {"error": {"code": code, "message": message}, "adapter_id": adapter_id, "requested": None}
         with self.books.write() as session:
+            runs.lock_job(session, job.id)
+            if adapter_id is not None and runs.adapter_key(session, adapter_id) is None:
+                return False
             ended = {"finished_at": time.time(), **values}
             if runs.move(session, job.id, JobStatus.FAILED, held_by=self.books.epoch, **ended):
                 events.record(session, job, "failed", message, {"code": code})
+        return True
 
     def _let_go(self, resident: Resident) -> None:
         """Its job waits again, or is paused if its tenant asked for that; one that has ended stays so."""

@@ -104,7 +104,11 @@ def all_keys(session: Session) -> set[str]:
 
 
 def delete_adapter(session: Session, adapter: Adapter) -> str:
-    """Forget an adapter, and let go of it the job that ended with it; the key to delete from the store."""
+    """Forget an adapter, and let go of it the job that ended with it; the key to delete from the store.
+
+    Its job is locked before: it may be about to end with this one.
+    """
+    session.execute(select(Job.id).where(Job.id == adapter.job_id).with_for_update())
     session.execute(update(Job).where(Job.adapter_id == adapter.id).values(adapter_id=None))
     session.execute(delete(Adapter).where(Adapter.id == adapter.id))
     return adapter.key

@@ -36,7 +36,7 @@ def wishes(session: Session, job_ids: Iterable[str]) -> dict[str, Wish]:
 def lock_job(session: Session, job_id: str) -> Job | None:
     """The job as it is, if it still exists; nobody else changes it until this transaction ends.
 
-    Who changes more than one row takes jobs before runs before tenants, each in the order of their ids.
+    Who changes more than one row takes tenants before jobs before runs, each in the order of their ids.
     """
     return session.get(Job, job_id, with_for_update=True, populate_existing=True)
 

@@ -13,14 +13,14 @@ from sqlalchemy import Connection, event, select, text
 from sqlalchemy.exc import DBAPIError
 
 from server.api.services import Services
-from server.db import jobs, session, tenants
+from server.db import jobs, runs, session, tenants
 from server.db.session import Database, is_outage
 from server.db.tables import Base, Job, Tenant
 from server.settings import Settings
 from tests.postgresql import PostgreSQL
 from tests.relay import Relay
 from tests.server.conftest import Caller
-from tests.server.making import prompt_rows, submit, upload
+from tests.server.making import add_adapter, prompt_rows, submit, upload
 
 HELD_SECONDS = 0.3
 
@@ -135,6 +135,32 @@ def test_a_job_that_is_being_added_while_its_tenant_is_deleted_is_cancelled_with
         added.result()
     with services.database.read() as reading:
         assert reading.scalars(select(Job.status)).all() == ["cancelled", "cancelled"]
+
+
+@pytest.mark.usefixtures("base")
+def test_a_job_that_ends_with_an_adapter_while_that_is_deleted_does_not_name_it(
+    alice: Caller, services: Services
+) -> None:
+    job = submit(alice)["id"]
+    adapter = add_adapter(services, job, 5)
+    under_way = threading.Event()
+
+    def end() -> None:
+        with services.database.write() as writing:
+            ending = runs.lock_job(writing, job)
+            assert ending is not None
+            assert runs.adapter_key(writing, adapter) is not None
+            under_way.set()
+            time.sleep(HELD_SECONDS)  # the adapter is being deleted meanwhile
+            ending.status, ending.adapter_id = "failed", adapter
+
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(end)
+        assert under_way.wait(timeout=60)
+        assert alice.delete(f"/adapters/{adapter}").status_code == 200
+        ended.result()
+    found = alice.get(f"/jobs/{job}").json()
+    assert (found["status"], found["adapter_id"]) == ("failed", None)
 
 
 @pytest.mark.databases("postgresql")

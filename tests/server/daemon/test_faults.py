@@ -14,8 +14,10 @@ from engine.base_model import BaseModel
 from engine.config import AdapterConfig
 from engine.engine import Engine
 from engine.run import Microbatch, Outcome, Run
-from server import curriculum
+from server import curriculum, doctor
 from server.api.services import Services
+from server.daemon import roster
+from server.daemon.last_good import Good
 from server.db.tables import Run as RunRow
 from tests.server.conftest import Caller
 from tests.server.daemon.conftest import (
@@ -303,6 +305,31 @@ def test_when_the_weights_are_no_numbers_the_newest_state_that_is_whole_is_left(
     assert ("No adapter is left" in answer["error"]["message"]) is (left is None)
     is_new = left == 5
     assert [one.id for one in adapters(services, broken)] == before + [answer["adapter_id"]] * is_new
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_chosen_is_not_what_is_left(
+    alone: dict[str, Any], new_life: NewLife, bob: Caller, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = new_life(recovery_steps=0)
+    broken = submit(bob, PLAIN, training={"checkpoint_every": 2, "keep_checkpoints": 100})
+    life.turn_until(lambda: bool(life.roster.residents) and life.step_of(broken) == 5)
+    life.resident(broken).run.adapter.flat[7] = float("nan")
+    older, newest = adapters(services, broken)
+    choose = roster.last_good
+
+    def choose_and_delete(*arguments: Any) -> Good | None:
+        good = choose(*arguments)
+        bob.delete(f"/adapters/{newest.id}")
+        return good
+
+    monkeypatch.setattr(roster, "last_good", choose_and_delete)
+    life.finish()
+    answer = bob.get(f"/jobs/{broken}").json()
+    assert (answer["error"]["code"], answer["adapter_id"]) == ("diverged", older.id)
+    assert answer["adapter_sha256"] == alone["states"][2]
+    assert older.id in answer["error"]["message"]
+    assert [one.id for one in adapters(services, broken)] == [older.id]
+    assert doctor.examine(services.database, services.store) == []
 
 
 def test_weights_that_are_finite_but_give_none_on_the_rows_are_no_good_state(
