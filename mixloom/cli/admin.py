@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -19,7 +20,7 @@ from mixloom.cli.output import (
     usage_error,
 )
 from mixloom.client import Client
-from mixloom.errors import MixloomError
+from mixloom.errors import MixloomError, ServerUnreachable
 from mixloom.jobs import POLL_SECONDS
 from mixloom.transport import Object, given
 
@@ -31,6 +32,8 @@ app.add_typer(key, name="key")
 
 DAEMON_FIELDS = ("name", "state", "pid", "base_hash", "heartbeat_seconds_ago", "detail")
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+AWAY = (502, 503, 504)
+"""What the server, or a proxy before it, answers while it, or its database, is away."""
 DaemonOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Only daemons of this name (see `mixloom admin status`).")
 ]
@@ -69,7 +72,7 @@ def drain(
     )
     while wait and not answer["at_rest"]:
         time.sleep(POLL_SECONDS)
-        now = client.admin.current_drain()
+        now = _patiently(client.admin.current_drain)
         ours = [one for one in (now, *now["named"]) if one.get("id") == answer["id"]]
         if not ours:
             message = "This drain was ended or replaced meanwhile; see `mixloom admin status`."
@@ -236,6 +239,21 @@ def _tenant_id(client: Client, reference: str) -> str:
     """The id of the tenant with that id or name."""
     ids: list[str] = [one["id"] for one in client.admin.tenants() if one["name"] == reference]
     return ids[0] if ids else reference
+
+
+def _patiently(ask: Callable[[], Object]) -> Object:
+    """The answer, however long the server, or its database, is away."""
+    is_told = False
+    while True:
+        try:
+            return ask()
+        except MixloomError as error:
+            if error.status not in AWAY and not isinstance(error, ServerUnreachable):
+                raise
+            if not is_told:
+                note(f"Waiting for the server: {error}")
+                is_told = True
+            time.sleep(POLL_SECONDS)
 
 
 def _seconds(duration: str) -> float:

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,12 +53,20 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FastAPI, str]]:
     """The app behind a real port, and its URL. What it serves, each test puts into it."""
     app = create_app(Settings(data_dir=tmp_path_factory.mktemp("server"), admin_key=ADMIN_KEY))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    with serving(app) as port:
+        yield app, f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def serving(app: FastAPI, port: int = 0) -> Iterator[int]:
+    """The app on a port, whose number this gives."""
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
+    wait = threading.Event().wait  # a test may have put something in the place of `time.sleep`
     while not server.started:
-        time.sleep(0.01)
-    yield app, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        wait(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
     server.should_exit = True
     thread.join()
 

@@ -9,14 +9,20 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 
 from mixloom import Client
+from mixloom.jobs import POLL_SECONDS
 from server.api.services import Services
-from server.db.tables import Base, Daemon
-from tests.mixloom.conftest import COLUMNS, Run
+from server.db.session import Database
+from server.db.tables import Base, Daemon, Drain
+from server.settings import Settings
+from tests.mixloom.conftest import COLUMNS, Run, serving
 from tests.server.conftest import ADMIN_KEY
 from tests.server.making import add_adapter, add_expert_loads, add_metric, uploadable_adapter
 from tests.server.test_uploads import LORA
@@ -384,6 +390,54 @@ def test_who_waits_for_a_drain_of_one_daemon_returns_when_that_rests_under_a_new
     assert done.code == 0, done.err
     assert [json.loads(done.out)[field] for field in ("daemon", "at_rest")] == [name, True]
     assert operator.admin.current_drain(name)["reason"] == "a new disk"
+
+
+def test_who_waits_for_a_drain_waits_through_outages_and_restarts_of_the_server(
+    server: tuple[FastAPI, str],
+    as_operator: Run,
+    alice: Client,
+    services: Services,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app, _ = server
+    nowhere = Settings(data_dir=tmp_path / "nowhere").database
+
+    def lose_the_database() -> None:
+        app.state.services = replace(services, database=Database(nowhere))
+
+    def stop() -> None:
+        app.state.services = services
+        first.close()
+
+    def start_and_rest() -> None:
+        second.enter_context(serving(app, port))
+        with services.database.write() as session:
+            session.get_one(Daemon, 1).rests_under = session.query(Drain).one().id
+
+    happen = iter([lose_the_database, stop, start_and_rest])
+
+    def sleep(seconds: float) -> None:
+        if seconds == POLL_SECONDS:
+            next(happen)()
+
+    with ExitStack() as first, ExitStack() as second:
+        port = first.enter_context(serving(app))
+        monkeypatch.setenv("MIXLOOM_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setattr("mixloom.cli.admin.time.sleep", sleep)
+        done = as_operator("admin", "drain", "--wait", "--json")
+    assert (done.code, json.loads(done.out)["at_rest"]) == (0, True)
+    assert done.err.count("Waiting for the server") == 1
+
+
+def test_who_waits_for_a_drain_hears_of_a_refusal(
+    server: tuple[FastAPI, str], as_operator: Run, alice: Client, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change_key(_seconds: float) -> None:
+        server[0].state.services = replace(services, admin_key_sha256="0" * 64)
+
+    monkeypatch.setattr("mixloom.cli.admin.time.sleep", change_key)
+    assert as_operator("admin", "drain", "--wait").code == 4
 
 
 def test_the_operators_commands_refuse_a_tenants_key(as_alice: Run) -> None:
