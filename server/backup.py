@@ -141,6 +141,9 @@ def _copy(original: Database, source: Path, target: Path, publish: Callable[[Dat
         while True:
             tables = _take_tables(original, new)
             keys, before = _named(tables), missing
+            for key in before or ():
+                if store.path(key).is_dir():  # of which the copy may have a part
+                    copies.delete(key)
             missing = {key for key in keys if not _copy_folder(store, copies, key)} | incomplete(tables, copies)
             if not missing or missing == before:  # what two tables name and is not there is lost
                 break
@@ -154,7 +157,8 @@ def _copy(original: Database, source: Path, target: Path, publish: Callable[[Dat
     surplus = _folders(copies) - keys - {key.rpartition("/")[0] for key in keys}
     for key in surplus:
         copies.delete(key)
-    return Copied(len(keys - missing), len(keys - missing - had), len(surplus), findings)
+    removed = {key for key in surplus if not key.endswith(".tmp")} - {key.rpartition("/")[0] for key in surplus}
+    return Copied(len(keys - missing), len(keys - missing - had), len(removed), findings)
 
 
 def _take_tables(original: Database, path: Path) -> Database:

@@ -110,7 +110,7 @@ def most_tokens(settings: Settings) -> int:
 
 
 def _budget(settings: Settings, fill_min: int, largest_head: int) -> tuple[int, int]:
-    """(the tokens that a pass must be able to hold, the most that a gang may)."""
+    """(the tokens that must fit into memory beside who comes, the most of a gang). A fixed budget may be smaller."""
     most = max(most_tokens(settings), largest_head)
     if settings.token_budget != "auto":
         return max(most, settings.microbatch_tokens), most

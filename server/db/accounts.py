@@ -181,8 +181,8 @@ def charge(
     """Add a plan's increments to the counters, and to each run the token-equivalents that it was charged.
 
     `refunds` are token-equivalents to take off the counters of tenants, `trained` tokens to be metered. The rows need
-    no order: nobody else writes these counters, but for a credit, which is one row; and who takes runs from a life has
-    its row first, which this transaction holds.
+    no order: nobody else writes these counters, but for a credit or a new share, which take one row of a seat; and who
+    takes runs from a life has its row first, which this transaction holds.
     """
     connection = session.connection()
     if run_ids := run_rises.keys() | costs.keys():
@@ -253,7 +253,8 @@ def give_back(session: Session, run: Run, seat: int, *, weight: int, cost: int, 
 
 def reweight(session: Session, tenant_id: str, *, before: float, after: float) -> None:
     """A share changes: what its tenant is ahead by, in cost, stays the same on each seat."""
-    for seat in session.scalars(select(Counter.seat).where(Counter.tenant_id == tenant_id)):
+    mine = select(Counter.seat).where(Counter.tenant_id == tenant_id)
+    for seat in session.scalars(mine.order_by(Counter.seat)).all():
         floor = seats.floor(session, seat)
         is_ahead = (Counter.tenant_id == tenant_id, Counter.seat == seat, Counter.counter > floor)
         ahead = (Counter.counter - floor) * (before / after)

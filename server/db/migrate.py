@@ -199,7 +199,7 @@ def _is_leased(database: Database) -> bool:
     """Whether a daemon of PostgreSQL lives."""
     if LEASES in _pending(_revision(database), database):
         return False
-    with database.read() as session:
+    with reaching(database), database.read() as session:
         return bool(session.scalar(select(exists().where(IS_LIVE))))
 
 

@@ -34,7 +34,8 @@ def forget_deleted_tenants(session: Session) -> list[str]:
     ended = select(Job).where(Job.tenant_id.in_(gone), Job.status.in_(ENDED))
     found = session.scalars(ended.order_by(Job.id).limit(BATCH).with_for_update()).all()
     keys = [key for job in found for key in jobs.delete_job(session, job)]
-    for noun in (Adapter, Operation):
-        keys += session.scalars(delete(noun).where(noun.tenant_id.in_(gone)).returning(noun.key))
+    keys += session.scalars(delete(Adapter).where(Adapter.tenant_id.in_(gone)).returning(Adapter.key))
+    asked = delete(Operation).where(Operation.tenant_id.in_(gone), Operation.deadline < time.time())
+    keys += session.scalars(asked.returning(Operation.key))
     datasets = session.scalars(delete(Dataset).where(Dataset.tenant_id.in_(gone)).returning(Dataset.id))
     return keys + [f"datasets/{id_}" for id_ in datasets]

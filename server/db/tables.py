@@ -37,7 +37,10 @@ class Tenant(Table):
 
 
 class Counter(Table):
-    """What the daemon of one seat (`server.db.seats`) adds up for a tenant. Others write it only to give back."""
+    """What the daemon of one seat (`server.db.seats`) adds up for a tenant.
+
+    Others write it only to give back, and when a share changes.
+    """
 
     __tablename__ = "counters"
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)

@@ -14,7 +14,11 @@ from server.errors import MixloomError, invalid_api_key
 from server.ids import new_id
 
 _SCOPE = select(Tenant).where(Tenant.deleted_at.is_(None))
-_HELD = _SCOPE.with_only_columns(Tenant.id).where(Tenant.id == bindparam("tenant_id")).with_for_update(read=True)
+_HELD = (
+    _SCOPE.with_only_columns(Tenant.id)
+    .where(Tenant.id == bindparam("tenant_id"))
+    .with_for_update(read=True, key_share=True)  # which lets a new share pass
+)
 _TENANTS = Listing(_SCOPE, identity=Tenant.id, order=(Tenant.created_at, Tenant.id))
 _WITH_DELETED = Listing(select(Tenant), identity=Tenant.id, order=(Tenant.created_at, Tenant.id))
 
@@ -60,11 +64,11 @@ def list_tenants(session: Session, page: Page, filters: Sequence[object] = ()) -
 
 def change_tenant(session: Session, tenant: Tenant, *, name: str | None, share: float | None) -> None:
     """Set what is given; a new share counts from now on. Raises `name_taken`."""
+    session.refresh(tenant, with_for_update={"key_share": True})
     if name is not None and name != tenant.name:
         _refuse_taken(session, name)
         tenant.name = name
     if share is not None:
-        session.refresh(tenant, with_for_update=True)
         accounts.reweight(session, tenant.id, before=tenant.share, after=share)
         tenant.share = share
 
@@ -74,8 +78,8 @@ def delete_tenant(session: Session, tenant: Tenant) -> None:
 
     What was being added for it (`hold_tenant`) is there when this returns, and nothing comes after.
     """
+    session.refresh(tenant, with_for_update=True)
     tenant.deleted_at = time.time()
-    session.flush()
 
 
 def _refuse_taken(session: Session, name: str) -> None:

@@ -227,8 +227,8 @@ def test_a_second_sigterm_ends_at_once_and_loses_nothing_that_was_saved(
     drained.process.terminate()
     drained.process.wait(10)
     assert is_gone(daemon)
-    crashes = drained.rows("SELECT status, crashes FROM jobs JOIN runs ON job_id = jobs.id WHERE status <> 'succeeded'")
-    assert crashes == [{"status": "queued", "crashes": 0}] * 2
+    state = "SELECT status, crashes FROM jobs JOIN runs ON job_id = jobs.id WHERE job_id = ?"
+    assert [drained.rows(state, job) for job in jobs] == [[{"status": "queued", "crashes": 0}]] * 2
     drained.start()
     check(drained, jobs, undisturbed)
 

@@ -137,6 +137,21 @@ def test_a_job_that_is_being_added_while_its_tenant_is_deleted_is_cancelled_with
         assert reading.scalars(select(Job.status)).all() == ["cancelled", "cancelled"]
 
 
+@pytest.mark.databases("postgresql")
+def test_requests_of_a_tenant_hold_up_neither_a_new_share_nor_for_ever_its_deletion(
+    alice: Caller, admin: Caller, services: Services
+) -> None:
+    path = f"/admin/tenants/{alice.tenant_id}"
+    with ThreadPoolExecutor(1) as pool:
+        with services.database.write() as writing:
+            tenants.hold_tenant(writing, alice.tenant_id)
+            assert admin.patch(path, json={"share": 2.0}).status_code == 200
+            deleted = pool.submit(admin.delete, path)
+            while alice.get("/me").status_code == 200:  # so that no more of them come
+                assert not deleted.done()
+        assert deleted.result().status_code == 200
+
+
 @pytest.mark.usefixtures("base")
 def test_a_job_that_ends_with_an_adapter_while_that_is_deleted_does_not_name_it(
     alice: Caller, services: Services

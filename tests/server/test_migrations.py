@@ -187,18 +187,24 @@ def older(settings: Settings) -> str:
     return REVISIONS[1]
 
 
-def test_a_share_below_a_hundredth_becomes_one(settings: Settings) -> None:
+def test_a_share_below_a_hundredth_becomes_one_and_who_is_ahead_stays_so_by_as_much_work(settings: Settings) -> None:
     ensure_data_dir(settings)
     with connected(settings.database) as connection:
         command.upgrade(migrate._config(connection), "0016")
-        for number, share in enumerate((1e-310, 0.5)):
-            values = {"id": f"ten_{number}", "share": share}
+        for number, share in enumerate((1e-6, 0.5)):
+            values = {"id": f"ten_{number}", "share": share, "seat": 1}
             connection.execute(
                 text("INSERT INTO tenants (id, name, share, created_at) VALUES (:id, :id, :share, 0)"), values
+            )
+            connection.execute(
+                text("INSERT INTO counters VALUES (:id, :seat, 1e9, :backlogged, 0, 0, 0)"),
+                {**values, "backlogged": True},
             )
         connection.commit()
         migrate.upgrade(settings)
         assert list(connection.scalars(text("SELECT share FROM tenants ORDER BY id"))) == [0.01, 0.5]
+        counters = connection.scalars(text("SELECT counter FROM counters ORDER BY tenant_id, seat"))
+        assert list(counters) == pytest.approx([1e9 * 1e-6 / 0.01, 1e9])
 
 
 @pytest.mark.databases("sqlite")

@@ -53,6 +53,10 @@ def test_name_and_share_can_be_changed_one_by_one(admin: Caller, alice: Caller) 
     assert admin.patch(path, json={"share": 3.0}).json()["share"] == 3.0
     assert admin.patch(path, json={"name": "alicia"}).json()["name"] == "alicia"
     assert admin.patch(path, json={}).json() == admin.get(path).json()
+    both = {"name": "alice", "share": 2.0}
+    assert admin.patch(path, json=both).json().items() >= both.items()
+    assert admin.get(path).json().items() >= both.items()
+    admin.patch(path, json={"share": 3.0})
     assert alice.get("/me").json()["share"] == 3.0
 
 

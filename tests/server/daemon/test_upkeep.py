@@ -147,14 +147,15 @@ def test_what_nobody_read_is_erased_an_hour_after_its_deadline(life: Life, alice
 def test_what_a_deleted_tenant_asked_is_erased_and_nobody_elses(
     life: Life, alice: Caller, bob: Caller, admin: Caller, services: Services
 ) -> None:
-    add_operation(services, "gone", alice, time.time() + 600)
-    add_operation(services, "kept", bob, time.time() + 600)
+    add_operation(services, "gone", alice, time.time() - 1)
+    add_operation(services, "waited for", alice, time.time() + 600)
+    add_operation(services, "kept", bob, time.time() - 1)
     admin.delete(f"/admin/tenants/{alice.tenant_id}")
     life.loop.upkeep.clear()
     life.writer.wait()
-    assert services.store.list("operations") == ["operations/kept"]
+    assert services.store.list("operations") == ["operations/kept", "operations/waited for"]
     with services.database.read() as session:
-        assert session.query(Operation.id).all() == [("kept",)]
+        assert session.query(Operation.id).order_by(Operation.id).all() == [("kept",), ("waited for",)]
 
 
 @pytest.mark.databases("sqlite")
