@@ -185,10 +185,12 @@ def test_what_a_backup_that_was_killed_leaves_and_folders_of_runs_that_have_ende
     life.turn_until(lambda: job(services, id_).step == 6)
     back_up(services.settings, copy)
     copies = LocalStore(copy)
-    assert copies.children("recovery")
+    (of_run,) = copies.children("recovery")
+    points = copies.children(of_run)
+    assert points
     copies.path("adapters/adp_half.1234.tmp").mkdir()
     life.finish()
-    back_up(services.settings, copy)
+    assert back_up(services.settings, copy).removed == len(points) + 1, "they and the job's rows"
     assert copies.children("adapters") == services.store.list("adapters")
     assert copies.children("recovery") == []
 
@@ -275,6 +277,18 @@ def test_of_a_folder_that_is_half_erased_when_its_turn_comes_no_half_stays(
         event.remove(Engine, "before_cursor_execute", erase)
     assert erased
     assert LocalStore(copy).children("adapters") == []
+
+
+def test_a_folder_of_which_the_backup_has_only_a_part_is_copied_again(
+    life: Life, alice: Caller, services: Services, copy: Path
+) -> None:
+    submit(alice, PLAIN, steps=2)
+    life.finish()
+    back_up(services.settings, copy)
+    lost = LocalStore(copy).path(services.store.list("adapters")[0]) / "adapter_config.json"
+    lost.unlink()
+    assert back_up(services.settings, copy).findings == []
+    assert lost.is_file()
 
 
 def test_a_first_backup_that_did_not_fit_is_taken_up_again(
