@@ -166,6 +166,19 @@ def test_a_tiny_share_that_has_its_place_makes_nobody_stay_longer():
     assert clients["first"].served <= 2000 + 2 * 400
 
 
+def test_a_tiny_share_that_comes_in_now_makes_nobody_stay_longer():
+    decision = plan(
+        snapshot(
+            tenant("holder", resident("h1", 100, served=500)),
+            tenant("tiny", next_run=waiting("t1", order=1), share=0.01),
+            tenant("new", next_run=waiting("n1", order=2)),
+            max_resident_runs=2,
+            min_stay=500,
+        )
+    )
+    assert (decision.admit, decision.evict) == (("t1",), ("h1",))
+
+
 def test_who_is_leaving_is_waited_for_and_nobody_else_goes():
     decision = plan(
         snapshot(

@@ -122,16 +122,17 @@ class Tenancy(RuleBasedStateMachine):
     def _places_are_given_well(self, snapshot: Snapshot, decision: Plan) -> None:
         runs = {run.run_id: (one, run) for one in snapshot.tenants for run in one.resident}
         wanting = [one for one in snapshot.tenants if one.waiting and not one.resident]
-        least = min((one.share for one in wanting), default=0.0)
+        fitting = [one for one in wanting if one.waiting and fit([one.waiting.footprint])]
+        least = min((one.share for one in fitting if one.waiting.run_id not in decision.admit), default=0.0)
         for run_id in decision.evict:
             tenant, run = runs[run_id]
             holds(run.served >= STAY, "I9", "it gives way before its stay is over")
             staying = [one for one in tenant.resident if not one.leaving and one.run_id not in decision.evict]
             if not staying:
-                holds(run.served / tenant.share >= STAY / least - SLACK, "I9", "a last run gives way too early")
+                holds(run.served * least >= STAY * tenant.share, "I9", "a last run gives way too early")
         if decision.evict:
             beside = [run.footprint for _, run in runs.values() if not run.leaving]
-            beside += [one.waiting.footprint for one in wanting if one.waiting and fit([one.waiting.footprint])]
+            beside += [one.waiting.footprint for one in fitting]
             is_needed = len(beside) > snapshot.max_resident_runs or not fit(beside)
             holds(is_needed, "I9", "more give way than are wanted")
 
