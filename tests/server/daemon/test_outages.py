@@ -99,7 +99,7 @@ def kept() -> list[Trace]:
 
 
 @pytest.fixture
-def check(kept: list[Trace], life: Life, alice: Caller, services: Services) -> Check:
+def check(kept: list[Trace], life: Life, alice: Caller, services: Services, armed: Path) -> Check:
     """Lets a daemon train a job, and something happen meanwhile: it ends as one that nothing has happened to."""
     disk = OnDisk(services.settings.data_dir, services.settings.database_url)
     if not kept:  # once a module: on either kind of database the same
@@ -117,7 +117,9 @@ def check(kept: list[Trace], life: Life, alice: Caller, services: Services) -> C
         def others() -> None:
             try:
                 wait_until(lambda: job(services, id_).step >= at_step)
+                arm(armed, Fault(point="pass.begin", kind="delay", times=STEPS, seconds=0.5))  # it is not to end yet
                 disturb()
+                arm(armed)
                 wait_until(lambda: job(services, id_).status in ENDED)
             finally:
                 daemon.stopping.set()
@@ -150,11 +152,10 @@ def test_a_database_that_is_gone_for_a_while_costs_time_and_no_byte(
 ) -> None:
     def restart() -> None:
         postgresql.stop_at_once()
-        time.sleep(1)
+        wait_until(lambda: "life_lost" in caplog.messages)
         postgresql.start()
 
     check(daemon(), restart)
-    assert "life_lost" in caplog.messages
 
 
 @dataclass(frozen=True)
@@ -202,16 +203,16 @@ def test_a_synchronous_standby_that_takes_over_costs_time_and_no_byte(
         accepted = upload(alice, prompt_rows(3))
         pair.primary.stop_at_once()
         assert alice.get("/jobs").status_code == 503
+        wait_until(lambda: "life_lost" in caplog.messages)
         pair.standby.promote()
         assert alice.get(f"/datasets/{accepted}").status_code == 200, "what was answered 201 is there"
 
     check(daemon(), fail_over)
-    assert "life_lost" in caplog.messages
 
 
 @pytest.mark.databases("failover")
 def test_what_a_standby_that_lags_behind_does_not_have_is_trained_again(
-    check: Check, daemon: Callable[..., Daemon], pair: Pair, services: Services, armed: Path
+    check: Check, daemon: Callable[..., Daemon], pair: Pair, services: Services
 ) -> None:
     """Steps, and maybe the second of the job's two recovery points; the first one is in both."""
 
@@ -225,7 +226,6 @@ def test_what_a_standby_that_lags_behind_does_not_have_is_trained_again(
 
     def fail_over() -> None:
         wait_until(lambda: step() > 15)
-        arm(armed, Fault(point="pass.begin", kind="delay", times=STEPS, seconds=0.5))  # it is not to end meanwhile
         wait_until(lambda: step_there() > 15)
         pair.standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
         pair.standby.execute("SELECT pg_reload_conf()")
@@ -234,7 +234,6 @@ def test_what_a_standby_that_lags_behind_does_not_have_is_trained_again(
         wait_until(lambda: step() > there)
         pair.primary.stop_at_once()
         pair.standby.promote()
-        arm(armed)
 
     check(daemon(recovery_steps=15), fail_over)
 
