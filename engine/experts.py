@@ -4,6 +4,7 @@ Expert e has its own LoRA beside the shared gate (W1), up (W3) and down (W2). A 
 experts at once, one matmul of E·R columns, and so is the B of down: both are cheaper than one for each expert. The
 B of gate and up and the A of down work on each expert's own rows, block after block of them, so that the states of
 the experts are made, used and forgotten in the processor's cache; where a pass has several threads, each takes blocks.
+Between the matmuls a CPU has one loop over a block (`FusedExperts`), all else takes torch's operations (`Experts`).
 Kept for the backward are x, W1x, W3x, the routing and activations of rank R; the states are computed again.
 
 Legend: n a segment's tokens, N their slots sorted by expert, m those of a block, D hidden, F feed-forward width,
@@ -11,12 +12,12 @@ R rank, E experts, X = E·R.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from engine import activation
+from engine import activation, fused
 from engine.adapter import Parameter
 from engine.dora import Magnitude
 from engine.dropout import Dropped
@@ -53,6 +54,10 @@ class ExpertLora:
             y_mF += self.bias_F
         return z_mF
 
+    def widened(self, block: Block, out: Tensor) -> Tensor:
+        """s·Ax B of a block's rows alone, written to `out` [m, F]."""
+        return block.groups.widen(self.low[block.number], self.b, out=out)
+
     def add_backward_(self, g_mF: Tensor, z_mF: Tensor | None, block: Block) -> None:
         """`g_mF`, the gradient at what `add_` gave, becomes that at the frozen module's output."""
         if z_mF is not None:
@@ -78,12 +83,20 @@ class DownLora:
     def begin(self) -> None:
         """Before the first block."""
         self.low_NR = self.a.value.new_empty(len(self.routing.slot_N), self.a.value.shape[1])
+        self.low = self.routing.split(self.low_NR)  # of each block
         self.places: dict[int, Tensor | None] = {}  # number of a block -> the dropped elements of its h
 
-    def project(self, h_mF: Tensor, block: Block, low_mR: Tensor) -> None:
+    def draw(self, block: Block, like_mF: Tensor) -> Tensor | None:
+        """The dropped elements of a block's h; each expert has a mask of its own."""
+        dropout = self.segment.dropout
+        if dropout is not None:
+            rows = self.routing.slot_N[block.rows]
+            self.places[block.number] = dropout.of_experts(self.layer, self.input_name, like_mF, block.groups, rows)
+        return self.places.get(block.number)
+
+    def project(self, dropped_mF: Tensor, block: Block, low_mR: Tensor) -> None:
         """s·A dropout(h) of a block's rows, written to those of `low_NR`."""
-        places = self.places[block.number] = self._places(h_mF, block)
-        block.groups.narrow(Dropped.of(h_mF, places).x, self.a, out=low_mR)
+        block.groups.narrow(dropped_mF, self.a, out=low_mR)
         low_mR.mul_(self.segment.scaling)
 
     def output(self) -> Tensor:
@@ -94,26 +107,17 @@ class DownLora:
         """The gradient at the routing weights, by place [N]."""
         g_low_NR = self.routing.gather_backward(g_gathered)
         g_r_N = (g_low_NR * self.low_NR).sum(-1, dtype=self.routing.weights_N.dtype)
-        self.g_low_NR = g_low_NR.mul_(self._weights_N1()).mul_(self.segment.scaling)
+        self.g_low = self.routing.split(g_low_NR.mul_(self._weights_N1()).mul_(self.segment.scaling))  # of each block
         return g_r_N
 
     def project_backward(self, h_mF: Tensor, block: Block, g_low_mR: Tensor) -> Tensor:
-        """The gradient at a block's h, which is used up, from its rows of `g_low_NR`."""
-        dropped = Dropped.of_(h_mF, self.places[block.number])
+        """The gradient at a block's h, which is used up, from its rows of `g_low`."""
+        dropped = Dropped.of_(h_mF, self.places.get(block.number))
         block.groups.accumulate(self.a, g_low_mR, dropped.x)
-        g_mF = torch.empty_like(h_mF)
-        block.groups.widen(g_low_mR, self.a, out=g_mF)
-        return dropped.backward_(g_mF)
+        return dropped.backward_(block.groups.widen(g_low_mR, self.a))
 
     def _weights_N1(self) -> Tensor:
         return self.routing.weights_N[:, None].to(self.a.value.dtype)
-
-    def _places(self, h_mF: Tensor, block: Block) -> Tensor | None:
-        """The dropped elements of a block's h; each expert has a mask of its own."""
-        dropout = self.segment.dropout
-        if dropout is None:
-            return None
-        return dropout.of_experts(self.layer, self.input_name, h_mF, block.groups, self.routing.slot_N[block.rows])
 
 
 class SplitDown(torch.autograd.Function):
@@ -132,7 +136,7 @@ class SplitDown(torch.autograd.Function):
     ) -> Tensor:
         block = down.routing.whole
         down.begin()
-        down.project(h_NF, block, down.low_NR)
+        down.project(Dropped.of(h_NF, down.draw(block, h_NF)).x, block, down.low_NR)
         block.groups.add_(y_ND, down.low_NR, b)
         z_ND = y_ND.clone() if bias_D is None else y_ND - bias_D
         block.groups.scale(z_ND, magnitudes, out=y_ND)
@@ -161,6 +165,14 @@ class InputGradients:
     up_nF: Tensor
 
 
+class BlockGradients(NamedTuple):
+    """Where the backward of a block writes: the gradients at its slots' W1x and W3x; and adds: at r."""
+
+    gate_mF: Tensor
+    up_mF: Tensor
+    r_m: Tensor
+
+
 @dataclass
 class Experts:
     """h_k = act(W1x + …)·(W3x + …) for each slot, and what the frozen W2 and the B of down take of it."""
@@ -186,16 +198,7 @@ class Experts:
             self.down.begin()
         h_NF = gate_nF.new_empty(len(self.routing.slot_N), gate_nF.shape[1])
         h = self.routing.split(h_NF)
-        down_low = None if self.down is None else self.routing.split(self.down.low_NR)
-
-        def work(block: Block) -> None:
-            (gate_mF, _), (up_mF, _) = self._states(block)
-            a_mF = activation.forward(self.activation, gate_mF, out=gate_mF)
-            h_mF = torch.mul(a_mF, up_mF, out=h[block.number])
-            if self.down is not None and down_low is not None:
-                self.down.project(h_mF, block, down_low[block.number])
-
-        on_all_threads(work, self.routing.blocks)
+        on_all_threads(lambda block: self._forward(block, h[block.number]), self.routing.blocks)
         if self.splits_down:
             hidden_nF.zero_()
             return h_NF
@@ -210,36 +213,42 @@ class Experts:
             assert g_extra is not None
             g_r_N += self.down.output_backward(g_extra)
         g_gate_NF, g_up_NF = (self.gate_nF.new_empty(len(g_r_N), self.gate_nF.shape[1]) for _ in range(2))
-        g_r, g_gate, g_up = (routing.split(tensor) for tensor in (g_r_N, g_gate_NF, g_up_NF))
-        g_low = None if self.down is None else routing.split(self.down.g_low_NR)
-
-        def work(block: Block) -> None:
-            i = block.number
-            (gate_mF, gate_z_mF), (up_mF, up_z_mF) = self._states(block)
-            a_mF = activation.forward(self.activation, gate_mF, out=torch.empty_like(gate_mF))
-            if self.splits_down:
-                assert g_extra is not None
-                g_h_mF = g_extra[block.rows]
-            else:
-                h_mF = a_mF * up_mF
-                g_h_mF, g_r_m = routing.combine_backward(g_hidden_nF, h_mF, routing.tokens[i], routing.weights[i])
-                g_r[i].add_(g_r_m)
-                if self.down is not None and g_low is not None:
-                    g_h_mF += self.down.project_backward(h_mF, block, g_low[i])
-            torch.mul(g_h_mF, a_mF, out=g_up[i])
-            activation.backward(self.activation, gate_mF, up_mF.mul_(g_h_mF), out=g_gate[i])
-            for lora, g_mF, z_mF in ((self.gate, g_gate[i], gate_z_mF), (self.up, g_up[i], up_z_mF)):
-                if lora is not None:
-                    lora.add_backward_(g_mF, z_mF, block)
-
-        on_all_threads(work, self.routing.blocks)
+        outs = [BlockGradients(*rows) for rows in zip(*map(routing.split, (g_gate_NF, g_up_NF, g_r_N)), strict=True)]
+        g_h = routing.split(g_extra) if self.splits_down and g_extra is not None else [g_hidden_nF] * len(outs)
+        on_all_threads(lambda block: self._backward(block, g_h[block.number], outs[block.number]), routing.blocks)
         for lora in (self.gate, self.up):
             if lora is not None:
                 lora.project_backward(self.input.x, out.x_nD)
         self.input.backward_(out.x_nD)
-        self.routing.collect(g_gate_NF, out.gate_nF)
-        self.routing.collect(g_up_NF, out.up_nF)
-        return None if self.splits_down else g_r_N[self.routing.place_nK]
+        routing.collect(g_gate_NF, out.gate_nF)
+        routing.collect(g_up_NF, out.up_nF)
+        return None if self.splits_down else g_r_N[routing.place_nK]
+
+    def _forward(self, block: Block, h_mF: Tensor) -> None:
+        """Writes a block's h."""
+        (gate_mF, _), (up_mF, _) = self._states(block)
+        torch.mul(activation.forward(self.activation, gate_mF, out=gate_mF), up_mF, out=h_mF)
+        if self.down is not None:
+            dropped = Dropped.of(h_mF, self.down.draw(block, h_mF))
+            self.down.project(dropped.x, block, self.down.low[block.number])
+
+    def _backward(self, block: Block, g_hidden: Tensor, out: BlockGradients) -> None:
+        """`g_hidden` is the gradient at Σ_k r_k h_k [n, F], or at the block's h [m, F] where experts have a W2 each."""
+        (gate_mF, gate_z_mF), (up_mF, up_z_mF) = self._states(block)
+        a_mF = activation.forward(self.activation, gate_mF, out=torch.empty_like(gate_mF))
+        if self.splits_down:
+            g_h_mF = g_hidden
+        else:
+            h_mF, i = a_mF * up_mF, block.number
+            g_h_mF, g_r_m = Routing.combine_backward(g_hidden, h_mF, self.routing.tokens[i], self.routing.weights[i])
+            out.r_m.add_(g_r_m)
+            if self.down is not None:
+                g_h_mF += self.down.project_backward(h_mF, block, self.down.g_low[i])
+        torch.mul(g_h_mF, a_mF, out=out.up_mF)
+        activation.backward(self.activation, gate_mF, up_mF.mul_(g_h_mF), out=out.gate_mF)
+        for lora, g_mF, z_mF in ((self.gate, out.gate_mF, gate_z_mF), (self.up, out.up_mF, up_z_mF)):
+            if lora is not None:
+                lora.add_backward_(g_mF, z_mF, block)
 
     def _states(self, block: Block) -> list[tuple[Tensor, Tensor | None]]:
         """Gate and up of a block's slots [m, F], with the experts' LoRA; each with what its magnitudes scale."""
@@ -249,3 +258,39 @@ class Experts:
             z_mF = None if lora is None else lora.add_(y_mF, block)
             states.append((y_mF, z_mF))
         return states
+
+
+@dataclass
+class FusedExperts(Experts):
+    """On a CPU, with LoRA on all three modules and no magnitudes: the same in loops of our own (`engine.fused`)."""
+
+    gate: ExpertLora
+    up: ExpertLora
+    down: DownLora
+
+    def _forward(self, block: Block, h_mF: Tensor) -> None:
+        gate_mF, up_mF = (lora.widened(block, torch.empty_like(h_mF)) for lora in (self.gate, self.up))
+        places = self.down.draw(block, h_mF)
+        fused.forward(self.gate_nF, self.up_nF, self.routing.tokens[block.number], gate_mF, up_mF, places, h_mF)
+        self.down.project(gate_mF, block, self.down.low[block.number])
+
+    def _backward(self, block: Block, g_hidden: Tensor, out: BlockGradients) -> None:
+        i = block.number
+        self.gate.widened(block, out.gate_mF)
+        self.up.widened(block, out.up_mF)
+        dropped_mF = block.groups.widen(self.down.g_low[i], self.down.a)
+        fused.backward(
+            self.gate_nF,
+            self.up_nF,
+            g_hidden,
+            self.routing.tokens[i],
+            self.routing.weights[i],
+            out.gate_mF,
+            out.up_mF,
+            dropped_mF,
+            self.down.places.get(i),
+            out.r_m,
+        )
+        block.groups.accumulate(self.down.a, self.down.g_low[i], dropped_mF)
+        self.gate.add_backward_(out.gate_mF, None, block)
+        self.up.add_backward_(out.up_mF, None, block)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine import activation
+from engine import activation, fused
 from engine.adapter import Parameter
-from engine.experts import DownLora, ExpertLora, Experts, InputGradients, SplitDown
+from engine.experts import DownLora, ExpertLora, Experts, FusedExperts, InputGradients, SplitDown
 from engine.families import Family
 from engine.lanes import take_share
 from engine.lora import LoraLinear
@@ -87,15 +87,12 @@ class PackedFeedForward(nn.Module):
         if segment.has_experts(self.down.module) and not config.dora:
             a = segment.parameter(self.layer, self.down.module, "A")
             down = DownLora(a, segment, self.layer, self.down.input_name, routing)
-        return Experts(
-            routing,
-            self.activation,
-            segment.drop(x_nD.detach(), self.layer, self.gate.input_name),
-            self._expert_lora(segment, self.gate, routing),
-            self._expert_lora(segment, self.up, routing),
-            down,
-            splits_down=config.dora and segment.has_experts(self.down.module),
-        )
+        gate, up = (self._expert_lora(segment, linear, routing) for linear in (self.gate, self.up))
+        input_ = segment.drop(x_nD.detach(), self.layer, self.gate.input_name)
+        if gate and up and down and fused.takes(self.activation, x_nD):
+            return FusedExperts(routing, self.activation, input_, gate, up, down, splits_down=False)
+        splits_down = config.dora and segment.has_experts(self.down.module)
+        return Experts(routing, self.activation, input_, gate, up, down, splits_down)
 
     def _expert_lora(self, segment: Segment, linear: LoraLinear, routing: Routing) -> ExpertLora | None:
         if not segment.has_experts(linear.module):

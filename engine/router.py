@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine import device
+from engine import device, fused
 from engine.adapter import Parameter
 from engine.grouped import Groups, Share, Slices, Together
 from engine.rows import Rows
@@ -128,6 +128,17 @@ class CellRouting(Routing):
 
     The cells of experts that a token does not have are multiplied too, which costs less than a matmul for each expert.
     """
+
+    def collect(self, x_ND: Tensor, out: Tensor | None = None) -> Tensor:
+        return self._sum(x_ND, torch.ones_like(self.weights_nK), out)
+
+    def combine(self, x_ND: Tensor, out: Tensor) -> Tensor:
+        return self._sum(x_ND, self.weights_nK, out)
+
+    def _sum(self, x_ND: Tensor, weights_nK: Tensor, out: Tensor | None) -> Tensor:
+        out = x_ND.new_empty(len(weights_nK), x_ND.shape[1]) if out is None else out
+        fused.combine(x_ND, self.place_nK, weights_nK, out)
+        return out
 
     def narrow(self, x_nD: Tensor, a: Parameter) -> Tensor:
         return self._from_cells(F.linear(x_nD, a.value.flatten(0, 1)))

@@ -32,7 +32,17 @@ ROOMS = [
     Room(
         folder="engine",
         others=frozenset(
-            {"torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf", "huggingface_hub", "platformdirs"}
+            {
+                "torch",
+                "transformers",
+                "tokenizers",
+                "safetensors",
+                "numpy",
+                "gguf",
+                "huggingface_hub",
+                "platformdirs",
+                "numba",
+            }
         ),
     ),
     Room(folder="mixloom", others=frozenset({"httpx", "typer", "rich", "yaml", "platformdirs"})),
