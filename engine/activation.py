@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUTanh, SiLUActivation
 
+from engine import fused
+
 _GRAIN = 32768
 """Elements (`at::internal::GRAIN_SIZE`)."""
 _ALONE = 16384
@@ -28,6 +30,23 @@ def forward(act: nn.Module, x: Tensor, out: Tensor) -> Tensor:
 def backward(act: nn.Module, x: Tensor, gradient: Tensor, out: Tensor) -> Tensor:
     """gradient · act'(x), written to `out`; all contiguous."""
     return _in_pieces(act, _backward, x, gradient, out)
+
+
+def gated(act: nn.Module, gate: Tensor, up: Tensor, out: Tensor) -> None:
+    """act(gate)·up, written to `out`; all contiguous."""
+    if fused.takes(act, gate):
+        fused.gated(gate, up, out)
+    else:
+        forward(act, gate, out=out).mul_(up)
+
+
+def gated_backward(act: nn.Module, gate: Tensor, up: Tensor, g_h: Tensor, g_gate: Tensor, g_up: Tensor) -> None:
+    """From the gradient at act(gate)·up; writes the last two, all contiguous."""
+    if fused.takes(act, gate):
+        fused.gated_backward(gate, up, g_h, g_gate, g_up)
+    else:
+        forward(act, gate, out=g_up).mul_(g_h)
+        backward(act, gate, g_h * up, out=g_gate)
 
 
 def _in_pieces(act: nn.Module, compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

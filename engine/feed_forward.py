@@ -149,7 +149,7 @@ class _GatedUnit(torch.autograd.Function):
         for part in parts:
             gate_nF, up_nF, hidden_nF = (tensor[part.rows] for tensor in (gate_TF, up_TF, hidden_TF))
             if part.experts is None:
-                activation.forward(act, gate_nF, out=hidden_nF).mul_(up_nF)
+                activation.gated(act, gate_nF, up_nF, hidden_nF)
             else:
                 extras.append(part.experts.forward(gate_nF, up_nF, hidden_nF))
         ctx.input_shape, ctx.activation, ctx.parts = x_TD.shape, act, parts
@@ -172,9 +172,8 @@ class _GatedUnit(torch.autograd.Function):
                 out = InputGradients(g_x_TD[part.rows], g_gate_nF, g_up_nF)
                 g_weights.append(part.experts.backward(g_hidden_nF, g_extras[len(g_weights)], out))
                 continue
-            gate_nF = gate_TF[part.rows]
-            activation.forward(ctx.activation, gate_nF, out=g_up_nF).mul_(g_hidden_nF)
-            activation.backward(ctx.activation, gate_nF, g_hidden_nF * up_TF[part.rows], out=g_gate_nF)
+            gate_nF, up_nF = gate_TF[part.rows], up_TF[part.rows]
+            activation.gated_backward(ctx.activation, gate_nF, up_nF, g_hidden_nF, g_gate_nF, g_up_nF)
         return None, g_x_TD, g_gate_TF, g_up_TF, None, None, *g_weights
 
 

@@ -1,4 +1,4 @@
-"""What experts compute element by element on a CPU, in one loop over each row (docs/design.md §3).
+"""What the feed-forward computes element by element on a CPU, in one loop over each row (docs/design.md §3).
 
 torch goes through memory once for each operation: gather, add, activation, product, dropout, sum. These loops are
 compiled for the processor at hand by Numba, at their first call, and kept in its cache; none holds Python's lock.
@@ -25,7 +25,7 @@ from engine.lanes import on_all_threads
 
 Array = NDArray[Any]
 ROWS = 128
-"""Of a part that a thread takes of a loop over tokens."""
+"""Of a part that a thread takes at once."""
 _ONE = np.float32(1)
 _NO_PLACES = np.empty(0, np.int64)
 
@@ -33,6 +33,16 @@ _NO_PLACES = np.empty(0, np.int64)
 def takes(act: nn.Module, x: Tensor) -> bool:
     """Whether there are loops for this activation and for tensors like `x`."""
     return device.may_look(x.device) and isinstance(act, (nn.SiLU, SiLUActivation))
+
+
+def gated(gate_nF: Tensor, up_nF: Tensor, h_nF: Tensor) -> None:
+    """h = silu(gate)·up."""
+    _over_rows(_gated, gate_nF, up_nF, h_nF)
+
+
+def gated_backward(gate_nF: Tensor, up_nF: Tensor, g_h_nF: Tensor, g_gate_nF: Tensor, g_up_nF: Tensor) -> None:
+    """Writes the last two, from the gradient at h."""
+    _over_rows(_gated_backward, gate_nF, up_nF, g_h_nF, g_gate_nF, g_up_nF)
 
 
 def forward(
@@ -68,12 +78,16 @@ def backward(
 
 def combine(x_NF: Tensor, place_nK: Tensor, weights_nK: Tensor, out_nF: Tensor) -> None:
     """Σ_k r_k x_k of each token, written to `out_nF`."""
-    x, *of_tokens = map(_array, (x_NF, place_nK, weights_nK, out_nF))
+    _over_rows(partial(_combine, _array(x_NF)), place_nK, weights_nK, out_nF)
+
+
+def _over_rows(loop: Callable[..., None], *tensors: Tensor) -> None:
+    arrays = [_array(tensor) for tensor in tensors]
 
     def work(start: int) -> None:
-        _combine(x, *(array[start : start + ROWS] for array in of_tokens))
+        loop(*(array[start : start + ROWS] for array in arrays))
 
-    on_all_threads(work, range(0, len(out_nF), ROWS))
+    on_all_threads(work, range(0, len(arrays[0]), ROWS))
 
 
 def _array(tensor: Tensor | None) -> Array:
@@ -172,6 +186,27 @@ def _dot(x: Array, y: Array) -> Any:
     for f in range(1, len(x)):
         total += _load(x[f]) * _load(y[f])
     return total
+
+
+@_compiled
+def _gated(gate_n: Array, up_n: Array, h_n: Array) -> None:
+    for i in range(len(h_n)):
+        gate, up, h = gate_n[i], up_n[i], h_n[i]
+        for f in range(len(h)):
+            g = _load(gate[f])
+            h[f] = _store(h, g / (_ONE + _exp(-g)) * _load(up[f]))
+
+
+@_compiled
+def _gated_backward(gate_n: Array, up_n: Array, g_h_n: Array, g_gate_n: Array, g_up_n: Array) -> None:
+    for i in range(len(gate_n)):
+        gate, up, g_hidden, g_gate, g_up = gate_n[i], up_n[i], g_h_n[i], g_gate_n[i], g_up_n[i]
+        for f in range(len(gate)):
+            g, g_h = _load(gate[f]), _load(g_hidden[f])
+            sigmoid = _ONE / (_ONE + _exp(-g))
+            silu = g * sigmoid
+            g_up[f] = _store(g_up, g_h * silu)
+            g_gate[f] = _store(g_gate, g_h * _load(up[f]) * (sigmoid + silu * (_ONE - sigmoid)))
 
 
 @_compiled
