@@ -36,11 +36,26 @@ from server.resolve import ATTENTION, FEED_FORWARD, TRAINING_BYTES_PER_PARAMETER
 T = TypeVar("T")
 TARGETS = (*ATTENTION, *FEED_FORWARD)
 ROWS = (16, 32, 64, 128)
+USUAL = AdapterConfig(
+    method="mixlora",
+    rank=1,
+    alpha=2,
+    dropout=0.1,
+    target_modules=TARGETS,
+    num_experts=2,
+    top_k=1,
+    router_aux_loss_coef=0.01,
+)
 MOST_ERROR = 0.15
 
 
 class OnePass(Engine):
     """Whose gangs are a pass each, which is what the model is of."""
+
+    def __init__(self, base: BaseModel):
+        super().__init__(base)
+        run = self.create_run(USUAL, 0)  # compiles the loops, which takes memory of its own
+        self.forward_backward([Microbatch(rows=[_row(ROWS[0])], run=run)])
 
     def in_passes(
         self, sizes: Sequence[int], work: Callable[[Riders], T], **_of_kinds: object

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from safetensors import SafetensorError
@@ -179,6 +180,7 @@ class Fingerprint:
     torch: str
     transformers: str
     numpy: str
+    numba: str
     dtype: str
     device: str
     capability: str
@@ -193,6 +195,7 @@ class Fingerprint:
             torch=torch.__version__,
             transformers=transformers.__version__,
             numpy=np.__version__,
+            numba=numba.__version__,
             dtype=str(base.dtype).removeprefix("torch."),
             device=base.device.type,
             capability=torch.cuda.get_device_name() if cuda else _cpu_capability(),

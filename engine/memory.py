@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from transformers.activations import ACT2FN
 
+from engine import fused
 from engine.base_model import BaseModel, input_gradient
 from engine.loss import CHUNK_ROWS, LOSSES, target_logprobs
 from engine.segments import Segment, pack
@@ -26,6 +28,7 @@ class BaseMemory:
     backward_per_token: int  # besides, while the backward goes through a layer
     head: int  # besides what is kept, while the head computes its largest chunk
     recompute: bool  # whether what adapters keep is one layer's at a time, in the backward
+    fused: bool  # whether there are loops for its feed-forward (`engine.fused`)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,12 @@ def measure(base: BaseModel) -> BaseMemory:
     kept, backward = (round((whole[i] - half[i]) / (sizes[1] - sizes[0])) for i in (0, 2))
     weights = sum(parameter.nbytes for parameter in base.model.parameters())
     return BaseMemory(
-        weights=weights, kept_per_token=kept, backward_per_token=backward, head=whole[1], recompute=base.recompute
+        weights=weights,
+        kept_per_token=kept,
+        backward_per_token=backward,
+        head=whole[1],
+        recompute=base.recompute,
+        fused=fused.takes(ACT2FN[base.activation_name], torch.empty(0, device=base.device)),
     )
 
 

@@ -26,8 +26,8 @@ BLOCK_ROWS = 256
 CHUNK_ROWS = 256
 """As in `engine.segments`, `engine.router` and `engine.loss`."""
 _BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
-_PLAIN_TENSORS = 3
-"""[n, F] each, in the backward of a feed-forward without experts: act(gate), g·up and the gradient at gate."""
+_PLAIN_TENSORS = 2
+"""[n, F] each, in the backward of a feed-forward without experts: the gradients at gate and up."""
 _SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 
 
@@ -132,7 +132,10 @@ class _Segment:
         """While it has its turn there."""
         if not self.is_mixture:
             return _PLAIN_TENSORS * self.num_tokens * self.width * self.size
-        tensors = 5 if self.splits_down else 7  # of a block: gate, up, act(gate), h, gradients
+        if _measured(self.base).get("fused") and not self.dora and set(self.experts) == set(FEED_FORWARD):
+            tensors = 1  # of a block: dropout(h)
+        else:
+            tensors = 5 if self.splits_down else 7  # gate, up, act(gate), h, gradients
         if self.dora:
             tensors += 2 * len(set(self.experts) & {"gate_proj", "up_proj"})  # what a magnitude scales
         block = max(BLOCK_ROWS, self.num_tokens)  # an expert that every token takes

@@ -90,7 +90,7 @@ class Base(Table):
     parameters: Mapped[int]
     num_layers: Mapped[int]
     targets: Mapped[dict[str, Any]]  # module name -> [out, in]
-    fingerprint: Mapped[dict[str, Any]]  # torch, transformers, dtype, device, capability, threads
+    fingerprint: Mapped[dict[str, Any]]  # `engine.base_model.Fingerprint`
     probe: Mapped[dict[str, Any]]  # dtype -> GFLOP/s, and what exactness the machine keeps
     published_at: Mapped[float]
     activation: Mapped[str | None]  # of the feed-forward, in transformers' words; null: published by an older version

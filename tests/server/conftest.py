@@ -209,6 +209,7 @@ def publish_base(services: Services) -> Callable[..., Base]:
                     "backward_per_token": 2000,
                     "head": 100_000,
                     "recompute": False,
+                    "fused": True,
                 },
                 "manifest": manifest(folder),
                 **changes,
