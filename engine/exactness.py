@@ -149,6 +149,10 @@ def _of_segment(x_nD: Tensor, y_nO: Tensor, a_RD: Tensor, b_RO: Tensor, act: nn.
     gradients = [low_nR.t() @ y_nO, back_nR.t() @ x_nD, back_nR @ a_RD]
     activated_nO = activation.forward(act, y_nO, out=torch.empty_like(y_nO))
     gradients.append(activation.backward(act, y_nO, activated_nO, out=torch.empty_like(y_nO)))
+    h_nO, g_gate_nO, g_up_nO = (torch.empty_like(y_nO) for _ in range(3))
+    activation.gated(act, y_nO, y_nO, h_nO)
+    activation.gated_backward(act, y_nO, y_nO, h_nO, g_gate_nO, g_up_nO)
+    gradients += [h_nO, g_gate_nO, g_up_nO]
     return [low_nR, back_nR, *gradients, activated_nO, y_nO.addmm_(low_nR, b_RO)]
 
 

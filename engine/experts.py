@@ -11,6 +11,7 @@ Legend: n a segment's tokens, N their slots sorted by expert, m those of a block
 R rank, E experts, X = E·R.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -214,7 +215,10 @@ class Experts:
             g_r_N += self.down.output_backward(g_extra)
         g_gate_NF, g_up_NF = (self.gate_nF.new_empty(len(g_r_N), self.gate_nF.shape[1]) for _ in range(2))
         outs = [BlockGradients(*rows) for rows in zip(*map(routing.split, (g_gate_NF, g_up_NF, g_r_N)), strict=True)]
-        g_h = routing.split(g_extra) if self.splits_down and g_extra is not None else [g_hidden_nF] * len(outs)
+        g_h: Sequence[Tensor] = [g_hidden_nF] * len(outs)
+        if self.splits_down:
+            assert g_extra is not None
+            g_h = routing.split(g_extra)
         on_all_threads(lambda block: self._backward(block, g_h[block.number], outs[block.number]), routing.blocks)
         for lora in (self.gate, self.up):
             if lora is not None:

@@ -1,8 +1,9 @@
 """What the feed-forward computes element by element on a CPU, in one loop over each row (docs/design.md §3).
 
 torch goes through memory once for each operation: gather, add, activation, product, dropout, sum. These loops are
-compiled for the processor at hand by Numba, at their first call, and kept in its cache; none holds Python's lock.
-A row's bits depend on that row alone. bfloat16 is computed in float32 and rounded once.
+compiled by Numba, by each process at their first call: its cache on disk may go on with an older version's code after a
+kill. None holds Python's lock. A row's bits depend on that row alone, and not on how wide the processor's vectors are.
+bfloat16 is computed in float32 and rounded once.
 
 Legend: n tokens, K active experts, N places of their slots, m those of a block, F feed-forward width.
 """
@@ -94,6 +95,7 @@ def _array(tensor: Tensor | None) -> Array:
     """The same memory, numpy has no bfloat16; no places where there is no tensor."""
     if tensor is None:
         return _NO_PLACES
+    assert tensor.is_contiguous(), "of another layout a loop is another, with other bits"
     tensor = tensor.detach()
     return (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
@@ -143,13 +145,17 @@ def _store_of(row: Any, value: Any) -> Any:
 
     def rounded(row: Any, value: Any) -> Any:
         bits = _bits_of(value)
-        return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+        nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        return np.uint16(nearest) if value == value else np.uint16(0x7FC0)
 
     return rounded if row.dtype is types.uint16 else same
 
 
 def _exp(x: Any) -> Any:
-    """e^x; in float32 as Cephes has it (Moshier 1992), which vectorizes: to 2 units in the last place, and finite."""
+    """e^x, to 2 units in the last place: in float32 as Cephes has it (Moshier 1992), which vectorizes.
+
+    There it is finite, and of NaN any number: silu multiplies by x again.
+    """
     raise NotImplementedError
 
 
@@ -173,19 +179,21 @@ def _exp_of(x: Any) -> Any:
     return single if x is types.float32 else precise
 
 
-def _compiled(loop: Callable[..., Any], *, cache: bool = True, **options: Any) -> Callable[..., Any]:
-    try:  # numpy's division has no branch for 0, so that loops with one vectorize
-        return njit(nogil=True, error_model="numpy", cache=cache, **options)(loop)
-    except RuntimeError:  # no folder to keep it in that this user may write to: compiled by each process
-        return _compiled(loop, cache=False, **options)
+_compiled = njit(nogil=True, error_model="numpy")  # whose division has no branch for 0, so that loops vectorize
 
 
-@partial(_compiled, fastmath={"reassoc"})  # a sum in as many parts as a vector has elements
-def _dot(x: Array, y: Array) -> Any:
-    total = _load(x[0]) * _load(y[0])
-    for f in range(1, len(x)):
-        total += _load(x[f]) * _load(y[f])
-    return total
+@_compiled
+def _dot(x: Array, y: Array, products: Array) -> Any:
+    """Σ_f x_f y_f, by halves; `products` is room for them."""
+    size = len(x)
+    for f in range(size):
+        products[f] = _load(x[f]) * _load(y[f])
+    while size > 1:
+        half = size // 2
+        for f in range(half):
+            products[f] += products[size - half + f]
+        size -= half
+    return products[0]
 
 
 @_compiled
@@ -236,6 +244,7 @@ def _backward(
     g_r: Array,
 ) -> None:
     _drop(g_dropped_m, places)
+    products = np.empty(gate_n.shape[1], r.dtype)
     for i in range(len(token)):
         t = token[i]
         gate_x, up_x, g_hidden = gate_n[t], up_n[t], g_hidden_n[t]
@@ -249,7 +258,7 @@ def _backward(
             up[f] = _store(up, g_h * silu)
             gate[f] = _store(gate, g_h * u * (sigmoid + silu * (_ONE - sigmoid)))
             g_dropped[f] = _store(g_dropped, silu * u)
-        g_r[i] += _dot(g_hidden, g_dropped)
+        g_r[i] += _dot(g_hidden, g_dropped, products)
     _drop(g_dropped_m, places)
 
 
@@ -257,7 +266,8 @@ def _backward(
 def _drop(x_m: Array, places: Array) -> None:
     elements = x_m.reshape(x_m.size)
     for place in places:
-        elements[place] = 0
+        if 0 <= place < len(elements):  # which nobody else would look at
+            elements[place] = 0
 
 
 @_compiled

@@ -50,6 +50,7 @@ class DropoutKey:
         enough = math.ceil(expected + 8 * math.sqrt(expected) + 16)  # to pass the end but once in 10^15 draws
         lengths = draws.standard_exponential(enough)
         lengths *= -1 / math.log1p(-self.probability)
+        np.fmin(lengths, size, out=lengths)  # of the smallest p they would be larger than any integer
         gaps = lengths.astype(np.int64)
         gaps[1:] += 1
         places = gaps.cumsum(out=gaps)

@@ -37,6 +37,13 @@ def test_places_are_ascending_and_within_the_input() -> None:
             assert places.lt(size).all()
 
 
+@pytest.mark.parametrize("probability", [1e-17, 1e-18, 1e-19, 5e-324])
+def test_the_smallest_rates_drop_next_to_nothing_and_no_element_that_there_is_not(probability: float) -> None:
+    """Their gaps are larger than any integer."""
+    for seed in range(50):
+        assert DropoutKey(seed, 1, 1, probability).dropped(0, "x", 1000).tolist() == []
+
+
 def test_the_first_and_the_last_element_are_dropped_as_often_as_any() -> None:
     masks = [replace(KEY, seed=seed, probability=0.3).dropped(0, "x", 5) for seed in range(2000)]
     counts = torch.cat(masks).bincount(minlength=5)
