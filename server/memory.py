@@ -133,7 +133,7 @@ class _Segment:
         if not self.is_mixture:
             return _PLAIN_TENSORS * self.num_tokens * self.width * self.size
         if _measured(self.base).get("fused") and not self.dora and set(self.experts) == set(FEED_FORWARD):
-            tensors = 1  # of a block: dropout(h)
+            tensors = 3  # of a block: gate, up and dropout(h)
         else:
             tensors = 5 if self.splits_down else 7  # gate, up, act(gate), h, gradients
         if self.dora:
