@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine import activation, segments
+from engine import activation, fused, segments
 from engine.base_model import BaseModel
 from engine.engine import Engine
 from engine.run import Microbatch
@@ -133,6 +133,13 @@ def test_what_a_forward_pass_says_of_a_microbatch_is_the_same_alone(engine: Engi
         assert together.expert_loads is None or torch.equal(together.expert_loads, alone.expert_loads)
 
 
+@pytest.fixture
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An activation as where there is no loop for it."""
+    monkeypatch.setattr(fused, "takes", lambda act, x: False)
+
+
+@pytest.mark.usefixtures("by_torch")
 def test_an_activation_never_runs_over_two_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over a whole pack it is another one where a thread's part ends, too seldom to be seen in every company."""
     engine = Engine(tiny_base())
@@ -185,6 +192,7 @@ def over_the_pack(activation: nn.Module, rows_nF: Tensor, out: Tensor) -> Tensor
     return out.copy_(activation(pack_TF)[start : start + len(rows_nF)])
 
 
+@pytest.mark.usefixtures("by_torch")
 @pytest.mark.parametrize("threads", [3], indirect=True)
 @pytest.mark.parametrize("mutant", ["no padding", "activation over the pack"])
 def test_without_padding_or_activations_by_segment_company_changes_bits(
