@@ -132,6 +132,7 @@ class _Segment:
         """While it has its turn there."""
         if not self.is_mixture:
             return _PLAIN_TENSORS * self.num_tokens * self.width * self.size
+        # of a base that an older version has published nothing is said of loops
         if _measured(self.base).get("fused") and not self.dora and set(self.experts) == set(FEED_FORWARD):
             tensors = 3  # of a block: gate, up and dropout(h)
         else:
