@@ -173,6 +173,10 @@ def load(
     return BaseModel(model, name=name, hash_=hash_of(folder), microbatch_tokens=microbatch_tokens, recompute=recompute)
 
 
+NUMERICS = 2
+"""Of the engine: the next number wherever a change of it changes the bits of a result."""
+
+
 @dataclass(frozen=True)
 class Fingerprint:
     """What the bits of a result depend on besides the job itself (docs/design.md §2.1)."""
@@ -185,6 +189,7 @@ class Fingerprint:
     device: str
     capability: str
     threads: int
+    numerics: int
 
     @classmethod
     def of(cls, base: BaseModel) -> "Fingerprint":
@@ -200,6 +205,7 @@ class Fingerprint:
             device=base.device.type,
             capability=torch.cuda.get_device_name() if cuda else _cpu_capability(),
             threads=torch.get_num_threads(),
+            numerics=NUMERICS,
         )
 
 

@@ -80,15 +80,12 @@ class Places:
         return self.key.probability
 
     def of_input(self, layer: int, input_name: str, x_nD: Tensor) -> Tensor:
-        return to_device(self.key.dropped(layer, input_name, x_nD.numel()), x_nD.device)
+        return to_device(self.key.dropped(layer, {input_name: x_nD.numel()}), x_nD.device)
 
     def of_experts(self, layer: int, input_name: str, h_mF: Tensor, groups: Groups, slot_m: Tensor) -> Tensor:
-        drawn, width = [], h_mF.shape[1]
-        for expert, rows in groups.shares:
-            size = (rows.stop - rows.start) * width
-            places = self.key.dropped(layer, f"{input_name}.{expert}", size)
-            drawn.append(places.add_(rows.start * width) if rows.start else places)
-        return to_device(torch.cat(drawn) if len(drawn) > 1 else drawn[0], h_mF.device)
+        width = h_mF.shape[1]
+        sizes = {f"{input_name}.{expert}": (rows.stop - rows.start) * width for expert, rows in groups.shares}
+        return to_device(self.key.dropped(layer, sizes), h_mF.device)
 
 
 @dataclass

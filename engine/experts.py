@@ -2,16 +2,16 @@
 
 Expert e has its own LoRA beside the shared gate (W1), up (W3) and down (W2). A is applied to all tokens for all
 experts at once, one matmul of E·R columns, and so is the B of down: both are cheaper than one for each expert. The
-B of gate and up and the A of down work on each expert's own rows, block after block of them, so that the states of
-the experts are made, used and forgotten in the processor's cache; where a pass has several threads, each takes blocks.
-Between the matmuls a CPU has one loop over a block (`FusedExperts`), all else takes torch's operations (`Experts`).
+B of gate and up and the A of down work on each expert's own rows, in blocks of neighbouring experts: where a pass has
+several threads, each takes blocks; else there is one. Between the matmuls a CPU has one loop (`FusedExperts`), all else
+takes torch's operations (`Experts`).
 Kept for the backward are x, W1x, W3x, the routing and activations of rank R; the states are computed again.
 
 Legend: n a segment's tokens, N their slots sorted by expert, m those of a block, D hidden, F feed-forward width,
 R rank, E experts, X = E·R.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,9 +40,8 @@ class ExpertLora:
 
     def project(self, x_nD: Tensor) -> None:
         """s·Ax, kept for `add_` and its backward."""
-        low_NR = self.routing.narrow(x_nD, self.a).mul_(self.scaling)
-        self.g_low_NR = torch.empty_like(low_NR)
-        self.low, self.g_low = self.routing.split(low_NR), self.routing.split(self.g_low_NR)
+        self.low = self.routing.split(self.routing.narrow(x_nD, self.a).mul_(self.scaling))  # of each block
+        self.g_low: dict[int, Tensor] = {}  # number of a block -> the gradient there
 
     def add_(self, y_mF: Tensor, block: Block) -> Tensor | None:
         """y += s·Ax B for a block's rows, in place; then the magnitudes. Returns what they scale, for the backward."""
@@ -55,20 +54,20 @@ class ExpertLora:
             y_mF += self.bias_F
         return z_mF
 
-    def widened(self, block: Block, out: Tensor) -> Tensor:
-        """s·Ax B of a block's rows alone, written to `out` [m, F]."""
-        return block.groups.widen(self.low[block.number], self.b, out=out)
+    def widened(self, block: Block) -> Tensor:
+        """s·Ax B of a block's rows alone [m, F]."""
+        return block.groups.widen(self.low[block.number], self.b)
 
     def add_backward_(self, g_mF: Tensor, z_mF: Tensor | None, block: Block) -> None:
         """`g_mF`, the gradient at what `add_` gave, becomes that at the frozen module's output."""
         if z_mF is not None:
             block.groups.scale_backward_(g_mF, z_mF, self.magnitudes)
-        block.groups.narrow(g_mF, self.b, out=self.g_low[block.number])
+        self.g_low[block.number] = block.groups.narrow(g_mF, self.b)
         block.groups.accumulate(self.b, self.low[block.number], g_mF)
 
     def project_backward(self, x_nD: Tensor, g_x_nD: Tensor) -> None:
         """Adds the gradient at x, once all blocks went through `add_backward_`."""
-        self.routing.narrow_backward(self.g_low_NR.mul_(self.scaling), x_nD, self.a, g_x_nD)
+        self.routing.narrow_backward(_by_number(self.g_low).mul_(self.scaling), x_nD, self.a, g_x_nD)
 
 
 @dataclass
@@ -83,8 +82,7 @@ class DownLora:
 
     def begin(self) -> None:
         """Before the first block."""
-        self.low_NR = self.a.value.new_empty(len(self.routing.slot_N), self.a.value.shape[1])
-        self.low = self.routing.split(self.low_NR)  # of each block
+        self.low: dict[int, Tensor] = {}  # number of a block -> s·A dropout(h) of its rows
         self.places: dict[int, Tensor | None] = {}  # number of a block -> the dropped elements of its h
 
     def draw(self, block: Block, like_mF: Tensor) -> Tensor | None:
@@ -95,13 +93,13 @@ class DownLora:
             self.places[block.number] = dropout.of_experts(self.layer, self.input_name, like_mF, block.groups, rows)
         return self.places.get(block.number)
 
-    def project(self, dropped_mF: Tensor, block: Block, low_mR: Tensor) -> None:
-        """s·A dropout(h) of a block's rows, written to those of `low_NR`."""
-        block.groups.narrow(dropped_mF, self.a, out=low_mR)
-        low_mR.mul_(self.segment.scaling)
+    def project(self, dropped_mF: Tensor, block: Block) -> None:
+        """s·A dropout(h) of a block's rows."""
+        self.low[block.number] = block.groups.narrow(dropped_mF, self.a).mul_(self.segment.scaling)
 
     def output(self) -> Tensor:
         """r·s·A dropout(h) of each slot, as B takes it (`Routing.gather`)."""
+        self.low_NR = _by_number(self.low)
         return self.routing.gather(self.low_NR * self._weights_N1())
 
     def output_backward(self, g_gathered: Tensor) -> Tensor:
@@ -110,6 +108,14 @@ class DownLora:
         g_r_N = (g_low_NR * self.low_NR).sum(-1, dtype=self.routing.weights_N.dtype)
         self.g_low = self.routing.split(g_low_NR.mul_(self._weights_N1()).mul_(self.segment.scaling))  # of each block
         return g_r_N
+
+    def widened(self, block: Block) -> Tensor:
+        """The gradient at dropout(h) of a block's rows."""
+        return block.groups.widen(self.g_low[block.number], self.a)
+
+    def accumulate(self, dropped_mF: Tensor, block: Block) -> None:
+        """A's gradient, of a block's rows."""
+        block.groups.accumulate(self.a, self.g_low[block.number], dropped_mF)
 
     def project_backward(self, h_mF: Tensor, block: Block, g_low_mR: Tensor) -> Tensor:
         """The gradient at a block's h, which is used up, from its rows of `g_low`."""
@@ -137,8 +143,8 @@ class SplitDown(torch.autograd.Function):
     ) -> Tensor:
         block = down.routing.whole
         down.begin()
-        down.project(Dropped.of(h_NF, down.draw(block, h_NF)).x, block, down.low_NR)
-        block.groups.add_(y_ND, down.low_NR, b)
+        down.project(Dropped.of(h_NF, down.draw(block, h_NF)).x, block)
+        block.groups.add_(y_ND, down.low[block.number], b)
         z_ND = y_ND.clone() if bias_D is None else y_ND - bias_D
         block.groups.scale(z_ND, magnitudes, out=y_ND)
         if bias_D is not None:
@@ -153,7 +159,7 @@ class SplitDown(torch.autograd.Function):
         g_ND, (h_NF,), down, block = gradients[0].clone(), ctx.saved_tensors, ctx.down, ctx.down.routing.whole
         block.groups.scale_backward_(g_ND, ctx.z_ND, ctx.magnitudes)
         g_low_NR = block.groups.narrow(g_ND, ctx.b).mul_(down.segment.scaling)
-        block.groups.accumulate(ctx.b, down.low_NR, g_ND)
+        block.groups.accumulate(ctx.b, down.low[block.number], g_ND)
         return None, g_ND, down.project_backward(h_NF, block, g_low_NR), None, None, None, None
 
 
@@ -167,11 +173,10 @@ class InputGradients:
 
 
 class BlockGradients(NamedTuple):
-    """Where the backward of a block writes: the gradients at its slots' W1x and W3x; and adds: at r."""
+    """What the backward of a block gives: the gradients at its slots' W1x and W3x."""
 
     gate_mF: Tensor
     up_mF: Tensor
-    r_m: Tensor
 
 
 @dataclass
@@ -213,19 +218,20 @@ class Experts:
         if self.down is not None:
             assert g_extra is not None
             g_r_N += self.down.output_backward(g_extra)
-        g_gate_NF, g_up_NF = (self.gate_nF.new_empty(len(g_r_N), self.gate_nF.shape[1]) for _ in range(2))
-        outs = [BlockGradients(*rows) for rows in zip(*map(routing.split, (g_gate_NF, g_up_NF, g_r_N)), strict=True)]
-        g_h: Sequence[Tensor] = [g_hidden_nF] * len(outs)
+        g_r = routing.split(g_r_N)
+        g_h: Sequence[Tensor] = [g_hidden_nF] * len(g_r)
         if self.splits_down:
             assert g_extra is not None
             g_h = routing.split(g_extra)
-        on_all_threads(lambda block: self._backward(block, g_h[block.number], outs[block.number]), routing.blocks)
+        blocks = on_all_threads(
+            lambda block: self._backward(block, g_h[block.number], g_r[block.number]), routing.blocks
+        )
         for lora in (self.gate, self.up):
             if lora is not None:
                 lora.project_backward(self.input.x, out.x_nD)
         self.input.backward_(out.x_nD)
-        routing.collect(g_gate_NF, out.gate_nF)
-        routing.collect(g_up_NF, out.up_nF)
+        routing.collect(_joined([block.gate_mF for block in blocks]), out.gate_nF)
+        routing.collect(_joined([block.up_mF for block in blocks]), out.up_nF)
         return None if self.splits_down else g_r_N[routing.place_nK]
 
     def _forward(self, block: Block, h_mF: Tensor) -> None:
@@ -234,25 +240,29 @@ class Experts:
         torch.mul(activation.forward(self.activation, gate_mF, out=gate_mF), up_mF, out=h_mF)
         if self.down is not None:
             dropped = Dropped.of(h_mF, self.down.draw(block, h_mF))
-            self.down.project(dropped.x, block, self.down.low[block.number])
+            self.down.project(dropped.x, block)
 
-    def _backward(self, block: Block, g_hidden: Tensor, out: BlockGradients) -> None:
-        """`g_hidden` is the gradient at Σ_k r_k h_k [n, F], or at the block's h [m, F] where experts have a W2 each."""
+    def _backward(self, block: Block, g_hidden: Tensor, g_r_m: Tensor) -> BlockGradients:
+        """Adds the gradient at r to `g_r_m`.
+
+        `g_hidden` is the gradient at Σ_k r_k h_k [n, F], or at the block's h [m, F] where experts have a W2 each.
+        """
         (gate_mF, gate_z_mF), (up_mF, up_z_mF) = self._states(block)
         a_mF = activation.forward(self.activation, gate_mF, out=torch.empty_like(gate_mF))
         if self.splits_down:
             g_h_mF = g_hidden
         else:
             h_mF, i = a_mF * up_mF, block.number
-            g_h_mF, g_r_m = Routing.combine_backward(g_hidden, h_mF, self.routing.tokens[i], self.routing.weights[i])
-            out.r_m.add_(g_r_m)
+            g_h_mF, by_h_m = Routing.combine_backward(g_hidden, h_mF, self.routing.tokens[i], self.routing.weights[i])
+            g_r_m += by_h_m
             if self.down is not None:
                 g_h_mF += self.down.project_backward(h_mF, block, self.down.g_low[i])
-        torch.mul(g_h_mF, a_mF, out=out.up_mF)
+        out = BlockGradients(torch.empty_like(a_mF), a_mF.mul_(g_h_mF))
         activation.backward(self.activation, gate_mF, up_mF.mul_(g_h_mF), out=out.gate_mF)
         for lora, g_mF, z_mF in ((self.gate, out.gate_mF, gate_z_mF), (self.up, out.up_mF, up_z_mF)):
             if lora is not None:
                 lora.add_backward_(g_mF, z_mF, block)
+        return out
 
     def _states(self, block: Block) -> list[tuple[Tensor, Tensor | None]]:
         """Gate and up of a block's slots [m, F], with the experts' LoRA; each with what its magnitudes scale."""
@@ -272,29 +282,59 @@ class FusedExperts(Experts):
     up: ExpertLora
     down: DownLora
 
-    def _forward(self, block: Block, h_mF: Tensor) -> None:
-        gate_mF, up_mF = (lora.widened(block, torch.empty_like(h_mF)) for lora in (self.gate, self.up))
-        places = self.down.draw(block, h_mF)
-        fused.forward(self.gate_nF, self.up_nF, self.routing.tokens[block.number], gate_mF, up_mF, places, h_mF)
-        self.down.project(gate_mF, block, self.down.low[block.number])
+    def forward(self, gate_nF: Tensor, up_nF: Tensor, hidden_nF: Tensor) -> Tensor:
+        self.gate_nF, self.up_nF, routing, down = gate_nF, up_nF, self.routing, self.down
+        self.gate.project(self.input.x)
+        self.up.project(self.input.x)
+        down.begin()
+        gate_NF, up_NF = self._of_all_places(self.gate.widened), self._of_all_places(self.up.widened)
+        places = down.draw(routing.whole, gate_NF)
+        fused.forward(gate_nF, up_nF, routing.place_nK, routing.weights_nK, gate_NF, up_NF, places, hidden_nF)
+        dropped = routing.split(gate_NF)
+        on_all_threads(lambda block: down.project(dropped[block.number], block), routing.blocks)
+        return down.output()
 
-    def _backward(self, block: Block, g_hidden: Tensor, out: BlockGradients) -> None:
-        i = block.number
-        self.gate.widened(block, out.gate_mF)
-        self.up.widened(block, out.up_mF)
-        dropped_mF = block.groups.widen(self.down.g_low[i], self.down.a)
+    def backward(self, g_hidden_nF: Tensor, g_extra: Tensor | None, out: InputGradients) -> Tensor | None:
+        assert g_extra is not None
+        routing, down = self.routing, self.down
+        g_r_N, g_r_nK = down.output_backward(g_extra), torch.empty_like(routing.weights_nK)
+        dropped_NF, gate_NF, up_NF = map(self._of_all_places, (down.widened, self.gate.widened, self.up.widened))
         fused.backward(
             self.gate_nF,
             self.up_nF,
-            g_hidden,
-            self.routing.tokens[i],
-            self.routing.weights[i],
-            out.gate_mF,
-            out.up_mF,
-            dropped_mF,
-            self.down.places.get(i),
-            out.r_m,
+            routing.place_nK,
+            routing.weights_nK,
+            gate_NF,
+            up_NF,
+            dropped_NF,
+            down.places.get(routing.whole.number),
+            g_hidden_nF,
+            out.gate_nF,
+            out.up_nF,
+            g_r_nK,
         )
-        block.groups.accumulate(self.down.a, self.down.g_low[i], dropped_mF)
-        self.gate.add_backward_(out.gate_mF, None, block)
-        self.up.add_backward_(out.up_mF, None, block)
+        dropped, g_gate, g_up = map(routing.split, (dropped_NF, gate_NF, up_NF))
+
+        def accumulate(block: Block) -> None:
+            down.accumulate(dropped[block.number], block)
+            self.gate.add_backward_(g_gate[block.number], None, block)
+            self.up.add_backward_(g_up[block.number], None, block)
+
+        on_all_threads(accumulate, routing.blocks)
+        self.gate.project_backward(self.input.x, out.x_nD)
+        self.up.project_backward(self.input.x, out.x_nD)
+        self.input.backward_(out.x_nD)
+        return g_r_nK.add_(g_r_N[routing.place_nK])
+
+    def _of_all_places(self, of_block: Callable[[Block], Tensor]) -> Tensor:
+        return _joined(on_all_threads(of_block, self.routing.blocks))
+
+
+def _joined(blocks: list[Tensor]) -> Tensor:
+    """All places', of each block's."""
+    return torch.cat(blocks) if len(blocks) > 1 else blocks[0]
+
+
+def _by_number(blocks: Mapping[int, Tensor]) -> Tensor:
+    """The same of what came in any order."""
+    return _joined([blocks[number] for number in range(len(blocks))])

@@ -1,11 +1,10 @@
 """What the feed-forward computes element by element on a CPU, in one loop over each row (docs/design.md §3).
 
-torch goes through memory once for each operation: gather, add, activation, product, dropout, sum. These loops are
-compiled by Numba, by each process at their first call: its cache on disk may go on with an older version's code after a
-kill. None holds Python's lock. A row's bits depend on that row alone, and not on how wide the processor's vectors are.
-bfloat16 is computed in float32 and rounded once.
+torch goes through memory once for each operation: gather, add, activation, product, dropout, sum. Of these loops, a
+row's bits depend on that row alone, and not on how wide the processor's vectors are. bfloat16 is computed in float32
+and rounded once.
 
-Legend: n tokens, K active experts, N places of their slots, m those of a block, F feed-forward width.
+Legend: n tokens, K active experts, N places of their slots, F feed-forward width.
 """
 
 import math
@@ -15,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, types
-from numba.extending import intrinsic, overload
+from numba import types
+from numba.extending import overload
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from engine import device
 from engine.lanes import on_all_threads
+from engine.loops import bits_of, compiled, float_of
 
 Array = NDArray[Any]
 ROWS = 128
@@ -47,34 +47,45 @@ def gated_backward(gate_nF: Tensor, up_nF: Tensor, g_h_nF: Tensor, g_gate_nF: Te
 
 
 def forward(
-    gate_nF: Tensor, up_nF: Tensor, token_m: Tensor, gate_mF: Tensor, up_mF: Tensor, places: Tensor | None, h_mF: Tensor
+    gate_nF: Tensor,
+    up_nF: Tensor,
+    place_nK: Tensor,
+    r_nK: Tensor,
+    gate_NF: Tensor,
+    up_NF: Tensor,
+    places: Tensor | None,
+    hidden_nF: Tensor,
 ) -> None:
-    """h = silu(W1x + gate)·(W3x + up), where gate and up are what a place's own LoRA adds (paper eq. 5 and 6).
+    """Σ_k r_k h_k, h = silu(W1x + gate)·(W3x + up), where gate and up are a place's own LoRA (paper eq. 5 and 6).
 
-    `gate_mF` becomes dropout(h), whose elements `places` are 0.
+    It is written to `hidden_nF`. `gate_NF` becomes dropout(h), whose elements `places`, ascending, are 0; but not
+    where no token has a place.
     """
-    _forward(*map(_array, (gate_nF, up_nF, token_m, gate_mF, up_mF, places, h_mF)))
+    loop = partial(_forward, *map(_array, (gate_NF, up_NF, places)))
+    _over_rows(loop, gate_nF, up_nF, place_nK, r_nK, hidden_nF)
 
 
 def backward(
     gate_nF: Tensor,
     up_nF: Tensor,
-    g_hidden_nF: Tensor,
-    token_m: Tensor,
-    r_m: Tensor,
-    gate_mF: Tensor,
-    up_mF: Tensor,
-    g_dropped_mF: Tensor,
+    place_nK: Tensor,
+    r_nK: Tensor,
+    gate_NF: Tensor,
+    up_NF: Tensor,
+    g_dropped_NF: Tensor,
     places: Tensor | None,
-    g_r_m: Tensor,
+    g_hidden_nF: Tensor,
+    g_gate_nF: Tensor,
+    g_up_nF: Tensor,
+    g_r_nK: Tensor,
 ) -> None:
-    """From the gradients at Σ_k r_k h_k and at dropout(h).
+    """From the gradients at Σ_k r_k h_k and at dropout(h), writes those at W1x, at W3x and, of that sum, at r.
 
-    `gate_mF` and `up_mF`, as `forward` was given them, become the gradients there, `g_dropped_mF` becomes dropout(h).
-    Adds that of r to `g_r_m`.
+    `gate_NF` and `up_NF`, as `forward` was given them, become the gradients there, `g_dropped_NF` becomes dropout(h);
+    but not where no token has a place.
     """
-    tensors = gate_nF, up_nF, g_hidden_nF, token_m, r_m, gate_mF, up_mF, g_dropped_mF, places, g_r_m
-    _backward(*map(_array, tensors))
+    loop = partial(_backward, *map(_array, (gate_NF, up_NF, g_dropped_NF, places)))
+    _over_rows(loop, gate_nF, up_nF, place_nK, r_nK, g_hidden_nF, g_gate_nF, g_up_nF, g_r_nK)
 
 
 def combine(x_NF: Tensor, place_nK: Tensor, weights_nK: Tensor, out_nF: Tensor) -> None:
@@ -84,6 +95,9 @@ def combine(x_NF: Tensor, place_nK: Tensor, weights_nK: Tensor, out_nF: Tensor) 
 
 def _over_rows(loop: Callable[..., None], *tensors: Tensor) -> None:
     arrays = [_array(tensor) for tensor in tensors]
+    if torch.get_num_threads() == 1:
+        loop(*arrays)
+        return
 
     def work(start: int) -> None:
         loop(*(array[start : start + ROWS] for array in arrays))
@@ -96,25 +110,9 @@ def _array(tensor: Tensor | None) -> Array:
     if tensor is None:
         return _NO_PLACES
     assert tensor.is_contiguous(), "of another layout a loop is another, with other bits"
-    tensor = tensor.detach()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     return (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
-
-
-def _reinterpret(kind: types.Type, as_kind: types.Type) -> Any:
-    """A function that reads the bits of one type as another."""
-
-    @intrinsic
-    def bits_as(context: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            return builder.bitcast(arguments[0], context.get_value_type(as_kind))
-
-        return as_kind(kind), generate
-
-    return bits_as
-
-
-_float_of = _reinterpret(types.uint32, types.float32)
-_bits_of = _reinterpret(types.float32, types.uint32)
 
 
 def _load(element: Any) -> Any:
@@ -128,7 +126,7 @@ def _load_of(element: Any) -> Any:
         return element
 
     def widened(element: Any) -> Any:
-        return _float_of(np.uint32(element) << np.uint32(16))
+        return float_of(np.uint32(element) << np.uint32(16))
 
     return widened if element is types.uint16 else same
 
@@ -144,7 +142,7 @@ def _store_of(row: Any, value: Any) -> Any:
         return value
 
     def rounded(row: Any, value: Any) -> Any:
-        bits = _bits_of(value)
+        bits = bits_of(value)
         nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
         return np.uint16(nearest) if value == value else np.uint16(0x7FC0)
 
@@ -173,27 +171,25 @@ def _exp_of(x: Any) -> Any:
         p = p * r + np.float32(4.1665795894e-2)
         p = p * r + np.float32(1.6666665459e-1)
         p = p * r + np.float32(5.0000001201e-1)
-        power = _float_of(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23))
+        power = float_of(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23))
         return (p * r * r + r + _ONE) * power
 
     return single if x is types.float32 else precise
 
 
-_compiled = njit(nogil=True, error_model="numpy")  # whose division has no branch for 0, so that loops vectorize
+_compiled = compiled(fastmath={"contract"})  # a product and a sum at once, where the processor has that: rounded once
 
 
 @_compiled
-def _dot(x: Array, y: Array, products: Array) -> Any:
-    """Σ_f x_f y_f, by halves; `products` is room for them."""
-    size = len(x)
-    for f in range(size):
-        products[f] = _load(x[f]) * _load(y[f])
+def _sum(terms: Array) -> Any:
+    """By halves, in the terms' own memory."""
+    size = len(terms)
     while size > 1:
         half = size // 2
         for f in range(half):
-            products[f] += products[size - half + f]
+            terms[f] += terms[size - half + f]
         size -= half
-    return products[0]
+    return terms[0]
 
 
 @_compiled
@@ -218,64 +214,102 @@ def _gated_backward(gate_n: Array, up_n: Array, g_h_n: Array, g_gate_n: Array, g
 
 
 @_compiled
-def _forward(gate_n: Array, up_n: Array, token: Array, gate_m: Array, up_m: Array, places: Array, h_m: Array) -> None:
-    for i in range(len(token)):
-        gate_x, up_x, gate, up, h = gate_n[token[i]], up_n[token[i]], gate_m[i], up_m[i], h_m[i]
-        for f in range(len(h)):
-            g = _load(gate_x[f]) + _load(gate[f])
-            u = _load(up_x[f]) + _load(up[f])
-            value = g / (_ONE + _exp(-g)) * u
-            h[f] = _store(h, value)
-            gate[f] = _store(gate, value)
-    _drop(gate_m, places)
+def _forward(
+    gate_N: Array, up_N: Array, places: Array, gate_n: Array, up_n: Array, place: Array, r: Array, hidden_n: Array
+) -> None:
+    width = gate_n.shape[1]
+    h, sums = np.empty(width, r.dtype), np.empty(width, r.dtype)
+    for i in range(len(hidden_n)):
+        gate_x, up_x, hidden = gate_n[i], up_n[i], hidden_n[i]
+        sums[:] = 0
+        for k in range(place.shape[1]):
+            gate, up = gate_N[place[i, k]], up_N[place[i, k]]
+            for f in range(width):
+                g = _load(gate_x[f]) + _load(gate[f])
+                h[f] = g / (_ONE + _exp(-g)) * (_load(up_x[f]) + _load(up[f]))
+                gate[f] = _store(gate, h[f])
+            _add(sums, r[i, k], h)
+            _drop(gate, place[i, k], places)
+        _write(hidden, sums)
 
 
 @_compiled
 def _backward(
+    gate_N: Array,
+    up_N: Array,
+    g_dropped_N: Array,
+    places: Array,
     gate_n: Array,
     up_n: Array,
-    g_hidden_n: Array,
-    token: Array,
+    place: Array,
     r: Array,
-    gate_m: Array,
-    up_m: Array,
-    g_dropped_m: Array,
-    places: Array,
+    g_hidden_n: Array,
+    g_gate_n: Array,
+    g_up_n: Array,
     g_r: Array,
 ) -> None:
-    _drop(g_dropped_m, places)
-    products = np.empty(gate_n.shape[1], r.dtype)
-    for i in range(len(token)):
-        t = token[i]
-        gate_x, up_x, g_hidden = gate_n[t], up_n[t], g_hidden_n[t]
-        gate, up, g_dropped = gate_m[i], up_m[i], g_dropped_m[i]
-        for f in range(len(gate)):
-            g = _load(gate_x[f]) + _load(gate[f])
-            u = _load(up_x[f]) + _load(up[f])
-            sigmoid = _ONE / (_ONE + _exp(-g))
-            silu = g * sigmoid
-            g_h = r[i] * _load(g_hidden[f]) + _load(g_dropped[f])
-            up[f] = _store(up, g_h * silu)
-            gate[f] = _store(gate, g_h * u * (sigmoid + silu * (_ONE - sigmoid)))
-            g_dropped[f] = _store(g_dropped, silu * u)
-        g_r[i] += _dot(g_hidden, g_dropped, products)
-    _drop(g_dropped_m, places)
+    width = gate_n.shape[1]
+    products, at_gate, at_up = np.empty(width, r.dtype), np.empty(width, r.dtype), np.empty(width, r.dtype)
+    g_gate, g_up = np.empty(width, r.dtype), np.empty(width, r.dtype)
+    for i in range(len(gate_n)):
+        gate_x, up_x, g_hidden = gate_n[i], up_n[i], g_hidden_n[i]
+        g_gate[:] = 0
+        g_up[:] = 0
+        for k in range(place.shape[1]):
+            p, weight = place[i, k], r[i, k]
+            gate, up, g_dropped = gate_N[p], up_N[p], g_dropped_N[p]
+            _drop(g_dropped, p, places)
+            for f in range(width):
+                g = _load(gate_x[f]) + _load(gate[f])
+                u = _load(up_x[f]) + _load(up[f])
+                sigmoid = _ONE / (_ONE + _exp(-g))
+                silu = g * sigmoid
+                h = silu * u
+                g_h = weight * _load(g_hidden[f]) + _load(g_dropped[f])
+                at_up[f] = g_h * silu
+                at_gate[f] = g_h * u * (sigmoid + silu * (_ONE - sigmoid))
+                products[f] = _load(g_hidden[f]) * h
+                g_dropped[f] = _store(g_dropped, h)
+            _write(up, at_up)
+            _write(gate, at_gate)
+            _add(g_up, _ONE, at_up)
+            _add(g_gate, _ONE, at_gate)
+            g_r[i, k] = _sum(products)
+            _drop(g_dropped, p, places)
+        _write(g_gate_n[i], g_gate)
+        _write(g_up_n[i], g_up)
 
 
 @_compiled
-def _drop(x_m: Array, places: Array) -> None:
-    elements = x_m.reshape(x_m.size)
-    for place in places:
-        if 0 <= place < len(elements):  # which nobody else would look at
-            elements[place] = 0
+def _add(sums: Array, factor: Any, x: Array) -> None:
+    for f in range(len(sums)):
+        sums[f] += factor * x[f]
+
+
+@_compiled
+def _write(row: Array, x: Array) -> None:
+    for f in range(len(row)):
+        row[f] = _store(row, x[f])
+
+
+@_compiled
+def _drop(x: Array, row: int, places: Array) -> None:
+    """What of a row the places are: they are those of rows like this one, one after the other."""
+    start = row * len(x)
+    j = np.searchsorted(places, start)
+    while j < len(places) and places[j] < start + len(x):
+        x[places[j] - start] = 0
+        j += 1
 
 
 @_compiled
 def _combine(x_N: Array, place_nK: Array, weights_nK: Array, out_n: Array) -> None:
     sums = np.empty(x_N.shape[1], weights_nK.dtype)
     for i in range(len(out_n)):
-        sums[:] = 0
-        for k in range(place_nK.shape[1]):
+        x, weight = x_N[place_nK[i, 0]], weights_nK[i, 0]
+        for f in range(len(sums)):
+            sums[f] = weight * _load(x[f])
+        for k in range(1, place_nK.shape[1]):
             x, weight = x_N[place_nK[i, k]], weights_nK[i, k]
             for f in range(len(sums)):
                 sums[f] += weight * _load(x[f])

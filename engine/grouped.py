@@ -1,14 +1,17 @@
 """Products of places, sorted by expert, with each expert's own matrix: the one module that knows how.
 
-On a CPU an expert's places are a slice, and a loop multiplies each. On a GPU the host would have to wait to know where
-they end. There one matmul serves all experts: torch's grouped one where it has a kernel, else a plain one, in which the
+On a CPU an expert's places are a slice. torch's grouped matmul multiplies them one after the other, with the bits of a
+matmul each, in one call, which lets go of Python's lock once. On a GPU the host would have to wait to know where slices
+end. There one matmul serves all experts: torch's grouped one where it has a kernel, else a plain one, in which the
 R columns of a place lie among E·R, with 0 in those of the other experts: E times the arithmetic of small matmuls.
 
 Legend: N places, m those of a block, n tokens, R rank, O another width, E experts, X = E·R.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import torch
@@ -30,7 +33,7 @@ class Groups(Protocol):
     def add_(self, y_mO: Tensor, low_mR: Tensor, w: Parameter) -> None:
         """y += low W, each place with its expert's W; `w`: [E, R, O]."""
 
-    def widen(self, low_mR: Tensor, w: Parameter, out: Tensor | None = None) -> Tensor:
+    def widen(self, low_mR: Tensor, w: Parameter) -> Tensor:
         """low W [m, O]."""
 
     def narrow(self, x_mO: Tensor, w: Parameter, out: Tensor | None = None) -> Tensor:
@@ -55,27 +58,43 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True)
 class Slices:
-    """On a CPU."""
+    """On a CPU: of neighbouring experts, the places of one after those of the other."""
 
-    shares: list[Share]
+    first: int  # expert
+    sizes: Sequence[int]  # places of each
+
+    @cached_property
+    def shares(self) -> list[Share]:
+        ends = accumulate(self.sizes)
+        experts = enumerate(zip(ends, self.sizes, strict=True), self.first)
+        return [Share(expert, slice(end - size, end)) for expert, (end, size) in experts if size]
 
     def add_(self, y_mO: Tensor, low_mR: Tensor, w: Parameter) -> None:
         for expert, y_eO, low_eR in self._split(y_mO, low_mR):
             y_eO.addmm_(low_eR, w.parts[expert].value)
 
-    def widen(self, low_mR: Tensor, w: Parameter, out: Tensor | None = None) -> Tensor:
-        out = low_mR.new_empty(len(low_mR), w.value.shape[-1]) if out is None else out
+    def widen(self, low_mR: Tensor, w: Parameter) -> Tensor:
+        if self._go_together(low_mR, w):
+            return grouped_mm(low_mR, w.value[self._mine], offs=self._ends)
+        out = low_mR.new_empty(len(low_mR), w.value.shape[-1])
         for expert, low_eR, out_eO in self._split(low_mR, out):
             torch.mm(low_eR, w.parts[expert].value, out=out_eO)
         return out
 
     def narrow(self, x_mO: Tensor, w: Parameter, out: Tensor | None = None) -> Tensor:
+        if self._go_together(x_mO, w):
+            low_mR = grouped_mm(x_mO, w.value[self._mine].mT, offs=self._ends)
+            return low_mR if out is None else out.copy_(low_mR)
         out = x_mO.new_empty(len(x_mO), w.value.shape[-2]) if out is None else out
         for expert, x_eO, out_eR in self._split(x_mO, out):
             torch.mm(x_eO, w.transposed[expert], out=out_eR)
         return out
 
     def accumulate(self, w: Parameter, low_mR: Tensor, x_mO: Tensor) -> None:
+        if self._go_together(x_mO, w):
+            assert w.gradient is not None
+            w.gradient[self._mine].add_(grouped_mm(low_mR.t(), x_mO, offs=self._ends))
+            return
         for expert, low_eR, x_eO in self._split(low_mR, x_mO):
             w.parts[expert].accumulate(low_eR.t() @ x_eO)
 
@@ -93,6 +112,17 @@ class Slices:
             return [(self.shares[0].expert, x_m, y_m)]
         return [(expert, x_m[rows], y_m[rows]) for expert, rows in self.shares]
 
+    def _go_together(self, x_m: Tensor, w: Parameter) -> bool:
+        return len(self.shares) > 1 and has_kernel(x_m, w.value)
+
+    @property
+    def _mine(self) -> slice:
+        return slice(self.first, self.first + len(self.sizes))
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        return torch.tensor(list(accumulate(self.sizes)), dtype=torch.int32)
+
 
 @dataclass(frozen=True)
 class Together:
@@ -109,9 +139,8 @@ class Together:
     def add_(self, y_mO: Tensor, low_mR: Tensor, w: Parameter) -> None:
         y_mO.add_(self._product(low_mR, w.value))
 
-    def widen(self, low_mR: Tensor, w: Parameter, out: Tensor | None = None) -> Tensor:
-        y_mO = self._product(low_mR, w.value)
-        return y_mO if out is None else out.copy_(y_mO)
+    def widen(self, low_mR: Tensor, w: Parameter) -> Tensor:
+        return self._product(low_mR, w.value)
 
     def narrow(self, x_mO: Tensor, w: Parameter, out: Tensor | None = None) -> Tensor:
         w_ERO = w.value
@@ -166,13 +195,15 @@ class Together:
 
 
 def has_kernel(x: Tensor, w_ERO: Tensor) -> bool:
-    """Whether torch multiplies groups on the device alone: without a kernel it would copy their sizes to the host.
+    """Whether torch multiplies groups, and on the device alone: without a kernel it would copy their sizes to the host.
 
-    There is one for bfloat16 on Hopper and Blackwell (9 and 10), whose matrices must lie at whole 16 bytes.
+    On a GPU there is one for bfloat16 on Hopper and Blackwell (9 and 10). Matrices must lie at whole 16 bytes.
     """
     aligned = all(width % 8 == 0 for width in (*w_ERO.shape[1:], w_ERO.stride(0))) and w_ERO.data_ptr() % 16 == 0
     return aligned and kernel_for(x.dtype, x.device)
 
 
 def kernel_for(dtype: torch.dtype, device: torch.device) -> bool:
+    if device.type == "cpu":
+        return dtype in (torch.bfloat16, torch.float32)
     return dtype is torch.bfloat16 and capability(device) in (9, 10)

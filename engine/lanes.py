@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+R = TypeVar("R")
 PASS_TOKENS = 512
 """What a pass has at least where each lane has several: larger ones take memory and are hardly faster."""
 LANE_TOKENS = 256
@@ -113,7 +114,7 @@ _helpers = ThreadPoolExecutor(256, thread_name_prefix="helper")  # each is born 
 
 
 @torch.no_grad()
-def on_all_threads(work: Callable[[T], None], items: Sequence[T]) -> None:
+def on_all_threads(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """`work` of each item, none of which writes where another reads, on the threads that the caller has, one each.
 
     For what is too small for several threads together. No gradient is recorded.
@@ -123,20 +124,19 @@ def on_all_threads(work: Callable[[T], None], items: Sequence[T]) -> None:
     """
     threads = torch.get_num_threads()
     if min(threads, len(items)) == 1:
-        for item in items:
-            work(item)
-        return
-    left = deque(items)
+        return [work(item) for item in items]
+    made: dict[int, R] = {}
+    left = deque(enumerate(items))
 
     @torch.no_grad()  # of this thread alone, as is the number of threads
     def take() -> None:
         torch.set_num_threads(1)
         while True:
             try:
-                item = left.popleft()
+                index, item = left.popleft()
             except IndexError:
                 return
-            work(item)
+            made[index] = work(item)
 
     helpers = [_helpers.submit(take) for _ in range(min(threads, len(items)) - 1)]
     try:
@@ -147,3 +147,4 @@ def on_all_threads(work: Callable[[T], None], items: Sequence[T]) -> None:
         torch.set_num_threads(threads)  # and what threads begin with that are born later
     for helper in started:
         helper.result()
+    return [made[index] for index in range(len(items))]

@@ -5,11 +5,20 @@ Draws are made on the CPU and are the same on every device; but for dropout a GP
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from engine.loops import bits_of_double, compiled, double_of
+
+Array = NDArray[Any]
+_DRAWS = 256
+"""Made at once, by a loop that vectorizes."""
 
 
 def generator(*key: object) -> torch.Generator:
@@ -39,19 +48,75 @@ class DropoutKey:
         draw = torch.Generator(device).manual_seed(_seed((self.seed, self.step, self.microbatch, layer)))
         mask.bernoulli_(self.probability, generator=draw)
 
-    def dropped(self, layer: int, input_name: str, size: int) -> Tensor:
-        """Which of an input's `size` elements are dropped, each with the probability p: int64, ascending.
+    def dropped(self, layer: int, sizes: Mapping[str, int]) -> Tensor:
+        """Which elements of inputs that lie one after the other are dropped, each with the probability p.
 
+        `sizes`: name of an input -> elements; the draws of each are its own. Returns their places: int64, ascending.
         Drawn are the gaps between them, which are geometric: at p = 0.05 that is one draw for 20 elements. A draw
         and a comparison for each element cost as much as all matmuls of small rank.
         """
-        draws = np.random.Generator(np.random.SFC64(_seed((self.seed, self.step, self.microbatch, layer, input_name))))
-        expected = size * self.probability
-        enough = math.ceil(expected + 8 * math.sqrt(expected) + 16)  # to pass the end but once in 10^15 draws
-        lengths = draws.standard_exponential(enough)
-        lengths *= -1 / math.log1p(-self.probability)
-        np.fmin(lengths, size, out=lengths)  # of the smallest p they would be larger than any integer
-        gaps = lengths.astype(np.int64)
-        gaps[1:] += 1
-        places = gaps.cumsum(out=gaps)
-        return torch.from_numpy(places[: np.searchsorted(places, size)])
+        keys = [_seed((self.seed, self.step, self.microbatch, layer, name)) for name in sizes]
+        expected = sum(sizes.values()) * self.probability
+        places = np.empty(math.ceil(expected + 8 * math.sqrt(expected) + 16), np.int64)  # too few in one of 10^15 cases
+        ends = np.cumsum(list(sizes.values()), dtype=np.int64)
+        count = _places(np.array(keys, np.uint64), ends, 1 / math.log1p(-self.probability), places)
+        return torch.from_numpy(places[:count])
+
+
+@compiled()
+def _places(keys: Array, ends: Array, scale: float, places: Array) -> int:
+    """Writes them, as many as there is room for, and returns how many they are."""
+    gaps = np.empty(_DRAWS)
+    count = start = 0
+    for i in range(len(keys)):
+        place, drawn = np.int64(start - 1), 0
+        while place < ends[i]:
+            _draw(keys[i], drawn, scale, ends[i] - start, gaps)
+            drawn += _DRAWS
+            for gap in gaps:
+                place += 1 + np.int64(gap)
+                if place >= ends[i] or count == len(places):
+                    place = ends[i]
+                    break
+                places[count] = place
+                count += 1
+        start = ends[i]
+    return count
+
+
+@compiled()
+def _draw(key: np.uint64, first: int, scale: float, most: int, gaps: Array) -> None:
+    """⌊ln u / ln(1 - p)⌋ of draws `first` and on: u in (0, 1], by SplitMix64 (Steele, Lea and Flood 2014).
+
+    A number's place in the sequence is all that its bits depend on, so that many are made at once. `scale` is
+    1 / ln(1 - p). A gap is at most `most`: of the smallest p it would be larger than any integer.
+    """
+    for i in range(len(gaps)):
+        bits = key + np.uint64(first + i + 1) * np.uint64(0x9E3779B97F4A7C15)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        bits ^= bits >> np.uint64(31)
+        u = 2.0 - double_of((bits >> np.uint64(12)) | np.uint64(0x3FF0000000000000))
+        gaps[i] = min(np.floor(_log(u) * scale), float(most))
+
+
+@compiled()
+def _log(x: float) -> float:
+    """ln x of a normal number, to a unit in the last place (fdlibm, Sun Microsystems 1993); it vectorizes."""
+    bits = bits_of_double(x)
+    mantissa = double_of((bits & np.uint64(0x000FFFFFFFFFFFFF)) | np.uint64(0x3FF0000000000000))
+    exponent = np.float64(np.int32(bits >> np.uint64(52)) - np.int32(1023))
+    is_large = mantissa > 1.4142135623730951
+    mantissa = 0.5 * mantissa if is_large else mantissa
+    exponent = exponent + 1.0 if is_large else exponent
+    f = mantissa - 1.0
+    s = f / (2.0 + f)
+    z = s * s
+    w = z * z
+    even = w * (0.3999999999940941908 + w * (0.2222219843214978396 + w * 0.1531383769920937332))
+    odd = z * (
+        0.6666666666666735130 + w * (0.2857142874366239149 + w * (0.1818357216161805012 + w * 0.1479819860511658591))
+    )
+    half = 0.5 * f * f
+    low = exponent * 1.90821492927058770002e-10
+    return exponent * 6.93147180369123816490e-01 - ((half - (s * (half + even + odd) + low)) - f)

@@ -7,7 +7,6 @@ block.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -16,12 +15,12 @@ from torch import Tensor
 
 from engine import device, fused
 from engine.adapter import Parameter
-from engine.grouped import Groups, Share, Slices, Together
+from engine.grouped import Groups, Slices, Together
 from engine.rows import Rows
 from engine.segments import ROW_MULTIPLE
 
 BLOCK_ROWS = 256
-"""Places of a block, unless one expert alone has more: what is computed of them stays in the processor's cache."""
+"""Places of a block where there are threads to take them, unless one expert alone has more."""
 
 
 class Block(NamedTuple):
@@ -37,7 +36,7 @@ class Routing:
     """Which expert takes which token. A slot is one (token, active expert); places are sorted by expert.
 
     On a CPU each expert's places are padded to a multiple, since it compiles its bfloat16 kernel anew for each
-    number of rows (0.7 ms, 15 times a small matmul). Padding computes a row that nothing reads.
+    number of rows (0.7 ms, 15 times a small matmul). Nothing reads a row of padding.
     """
 
     weights_nK: Tensor  # renormalized to sum 1
@@ -141,7 +140,8 @@ class CellRouting(Routing):
         return out
 
     def narrow(self, x_nD: Tensor, a: Parameter) -> Tensor:
-        return self._from_cells(F.linear(x_nD, a.value.flatten(0, 1)))
+        low_NR = self._from_cells(F.linear(x_nD, a.value.flatten(0, 1)))
+        return low_NR.index_fill_(0, self._padding, 0)  # so that no loop has to visit it
 
     def narrow_backward(self, g_low_NR: Tensor, x_nD: Tensor, a: Parameter, g_x_nD: Tensor) -> None:
         dense_nX = self.gather(g_low_NR)
@@ -174,6 +174,11 @@ class CellRouting(Routing):
     def _cell_nK(self) -> Tensor:
         tokens_n1 = torch.arange(len(self.expert_nK), device=self.expert_nK.device)[:, None]
         return tokens_n1 * len(self.loads_E) + self.expert_nK
+
+    @cached_property
+    def _padding(self) -> Tensor:
+        """Places that no slot has."""
+        return torch.ones_like(self.slot_N).index_fill_(0, self.place_nK.flatten(), 0).nonzero().flatten()
 
     @cached_property
     def _cell_N(self) -> Tensor:
@@ -260,9 +265,9 @@ def _place(experts: Tensor, num_experts: int) -> _Places:
     padding_before_E = (sizes_E - loads_E).cumsum(0) - (sizes_E - loads_E)
     places = torch.arange(len(experts), device=experts.device) + padding_before_E[experts]
     sizes = sizes_E.tolist()
-    ends = list(accumulate(sizes))
-    shares = [Share(e, slice(end - size, end)) for e, (size, end) in enumerate(zip(sizes, ends, strict=True)) if size]
-    return _Places(places, list(_blocks(sizes)), Block(0, slice(0, ends[-1]), Slices(shares)), loads_E)
+    whole = Block(0, slice(0, sum(sizes)), Slices(0, sizes))
+    blocks = [whole] if torch.get_num_threads() == 1 else list(_blocks(sizes))
+    return _Places(places, blocks, whole, loads_E)
 
 
 def _place_unseen(experts: Tensor, num_experts: int) -> _Places:
@@ -274,14 +279,9 @@ def _place_unseen(experts: Tensor, num_experts: int) -> _Places:
 
 def _blocks(sizes: Sequence[int]) -> Iterator[Block]:
     """Neighbouring experts together, as long as they have no more than `BLOCK_ROWS` places."""
-    shares: list[Share] = []
-    number = start = rows = 0
-    for expert, size in enumerate(sizes):
-        if shares and rows + size > BLOCK_ROWS:
-            yield Block(number, slice(start, start + rows), Slices(shares))
-            number, start, rows, shares = number + 1, start + rows, 0, []
-        if size:
-            shares.append(Share(expert, slice(rows, rows + size)))
-            rows += size
-    if shares:
-        yield Block(number, slice(start, start + rows), Slices(shares))
+    number = first = start = rows = 0
+    for last, size in enumerate([*sizes, BLOCK_ROWS]):
+        if rows and rows + size > BLOCK_ROWS:
+            yield Block(number, slice(start, start + rows), Slices(first, sizes[first:last]))
+            number, first, start, rows = number + 1, last, start + rows, 0
+        rows += size

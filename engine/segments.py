@@ -15,7 +15,7 @@ from engine.adapter import Parameter, Weights
 from engine.cache import KeyValueCache
 from engine.device import to_device
 from engine.dropout import Dropout, Dropped
-from engine.grouped import Groups, Share, Slices
+from engine.grouped import Groups, Slices
 from engine.rows import Rows
 
 ROW_MULTIPLE = 16
@@ -61,7 +61,7 @@ class Segment:
     @cached_property
     def groups(self) -> Groups:
         """The rows of each microbatch, for the LoRA that each has."""
-        return Slices([Share(0, slice(0, self.num_tokens))]) if self.rows is None else self.rows.groups
+        return Slices(0, [self.num_tokens]) if self.rows is None else self.rows.groups
 
     def sequence_caches(self) -> Sequence[KeyValueCache | None]:
         """One entry a sequence."""

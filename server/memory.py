@@ -132,20 +132,19 @@ class _Segment:
         """While it has its turn there."""
         if not self.is_mixture:
             return _PLAIN_TENSORS * self.num_tokens * self.width * self.size
+        cells = self.num_experts * self.rank
+        end = (self.num_tokens + self.hidden) * cells  # the gradients at A's output and at A
+        threads = 1 if self.base.fingerprint["device"] == "cuda" else self.base.fingerprint["threads"]
         # of a base that an older version has published nothing is said of loops
         if _measured(self.base).get("fused") and not self.dora and set(self.experts) == set(FEED_FORWARD):
-            tensors = 3  # of a block: gate, up and dropout(h)
-        else:
-            tensors = 5 if self.splits_down else 7  # gate, up, act(gate), h, gradients
+            tensors = 3 if threads == 1 else 4  # gate, up and dropout(h); one of them both whole and in blocks
+            return (_PLAIN_TENSORS * self.num_tokens + tensors * self.slots) * self.width * self.size + end * self.size
+        tensors = 2 if self.splits_down else 4  # of a block: gate, up; h and its gradient
         if self.dora:
-            tensors += 2 * len(set(self.experts) & {"gate_proj", "up_proj"})  # what a magnitude scales
+            tensors += len(set(self.experts) & {"gate_proj", "up_proj"})  # what a magnitude scales
         block = max(BLOCK_ROWS, self.num_tokens)  # an expert that every token takes
-        at_once = min(self.slots, block * self.base.fingerprint["threads"])  # a thread each
-        if self.base.fingerprint["device"] == "cuda":
-            at_once = self.slots  # one block
-        cells = self.num_experts * self.rank
-        at_gate_and_up = 2 * self.slots * self.width
-        end = (self.num_tokens + self.hidden) * cells  # the gradients at A's output and at A
+        at_once = self.slots if threads == 1 else min(self.slots, block * threads)
+        at_gate_and_up = 2 * self.slots * self.width  # the gradients there; up's is made where act(gate) was
         return (at_gate_and_up + tensors * at_once * self.width + end) * self.size
 
     def _experts_kept(self) -> int:
@@ -159,7 +158,7 @@ class _Segment:
             if self.dora:
                 total += 2 * self.num_experts * out_width * FLOAT32
             if module != "down_proj":
-                total += 2 * slots * self.rank * self.size  # s·Ax and room for its gradient
+                total += slots * self.rank * self.size  # s·Ax
             elif self.splits_down:
                 total += self.dropped(slots, self.width)  # h
                 total += slots * (self.rank + 2 * out_width) * self.size  # s·Ah; W2 h + …, before and after m

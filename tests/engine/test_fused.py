@@ -11,7 +11,7 @@ from engine.engine import Engine
 from tests.engine.loads import LOADS, build
 from tests.models import tiny_base
 
-TOKENS, PLACES, TOP_K = 37, 48, 2
+PADDING, TOP_K = 7, 2
 CLOSE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 2**-8}
 """Of each element, relative and absolute: to rounding, in bfloat16 the last one."""
 WIDTHS = (1, 13, 64, 1013)
@@ -22,69 +22,96 @@ def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Te
     return torch.randn(shape, generator=draw, dtype=torch.float64).mul(2).to(dtype)
 
 
-class Block:
-    """Places of a few tokens, what the loops are given for them, and what they made of it."""
+class Mixture:
+    """Tokens with two places each, among places of padding; what the loops are given for them, and what they made."""
 
-    def __init__(self, dtype: torch.dtype, width: int):
-        self.token = torch.randint(TOKENS, (PLACES,), generator=torch.Generator().manual_seed(1))
-        self.r = torch.rand(PLACES, generator=torch.Generator().manual_seed(2)).to(
-            torch.promote_types(dtype, torch.float32)
-        )
-        self.gate_x, self.up_x, self.g_hidden = (random(TOKENS, width, dtype=dtype, seed=s) for s in range(3))
-        self.gate, self.up, self.g_dropped = (random(PLACES, width, dtype=dtype, seed=s) for s in range(3, 6))
-        self.is_kept = random(PLACES, width, seed=6) > -3
-        self.places = (~self.is_kept).flatten().nonzero().flatten()
+    def __init__(self, dtype: torch.dtype, width: int, tokens: int = 37):
+        draw, num_places = torch.Generator().manual_seed(1), TOP_K * tokens + PADDING
+        self.place = torch.randperm(num_places, generator=draw)[:-PADDING].view(tokens, TOP_K)
+        self.r = torch.rand(tokens, TOP_K, generator=draw).to(torch.promote_types(dtype, torch.float32))
+        self.gate_x, self.up_x, self.g_hidden = (random(tokens, width, dtype=dtype, seed=s) for s in range(3))
+        self.gate, self.up, self.g_dropped = (random(num_places, width, dtype=dtype, seed=s) for s in range(3, 6))
+        self.is_kept = random(num_places, width, seed=6) > -3
+        self.dropped = (~self.is_kept).flatten().nonzero().flatten()
 
-    def forward(self, rows: slice) -> list[Tensor]:
-        """h and dropout(h)."""
-        dropped, h = self.gate[rows].clone(), torch.empty_like(self.gate[rows])
-        places = (~self.is_kept[rows]).flatten().nonzero().flatten()
-        fused.forward(self.gate_x, self.up_x, self.token[rows], dropped, self.up[rows], places, h)
-        return [h, dropped]
+    def forward(self, rows: slice = slice(None)) -> list[Tensor]:
+        """Σ r h and dropout(h)."""
+        place, dropped, hidden = self.place[rows], self.gate.clone(), torch.empty_like(self.gate_x[rows])
+        of_tokens = self.gate_x[rows], self.up_x[rows], place, self.r[rows]
+        fused.forward(*of_tokens, dropped, self.up, self.dropped, hidden)
+        self.assert_padding_is_left(self.gate, dropped)
+        return [hidden, dropped[place]]
 
-    def backward(self, rows: slice) -> list[Tensor]:
-        """The gradients at gate, up and r, and dropout(h)."""
-        gate, up, dropped = (tensor[rows].clone() for tensor in (self.gate, self.up, self.g_dropped))
-        g_r, places = torch.ones_like(self.r[rows]), (~self.is_kept[rows]).flatten().nonzero().flatten()
-        fused.backward(
-            self.gate_x, self.up_x, self.g_hidden, self.token[rows], self.r[rows], gate, up, dropped, places, g_r
-        )
-        return [gate, up, g_r - 1, dropped]
+    def backward(self, rows: slice = slice(None)) -> list[Tensor]:
+        """The gradients at W1x, W3x, r, gate and up, and dropout(h)."""
+        place, gate, up, dropped = self.place[rows], self.gate.clone(), self.up.clone(), self.g_dropped.clone()
+        of_tokens = self.gate_x[rows], self.up_x[rows], place, self.r[rows]
+        made = [torch.empty_like(tensor[rows]) for tensor in (self.gate_x, self.up_x, self.r)]
+        fused.backward(*of_tokens, gate, up, dropped, self.dropped, self.g_hidden[rows], *made)
+        for before, after in ((self.gate, gate), (self.up, up), (self.g_dropped, dropped)):
+            self.assert_padding_is_left(before, after)
+        return [*made, gate[place], up[place], dropped[place]]
+
+    def assert_padding_is_left(self, before: Tensor, after: Tensor) -> None:
+        is_padding = torch.ones(len(before), dtype=torch.bool).index_fill(0, self.place.flatten(), False)
+        assert int(is_padding.sum()) == PADDING
+        assert torch.equal(before[is_padding], after[is_padding])
+
+    def h(self, *states: Tensor) -> Tensor:
+        """Of each slot."""
+        gate_x, up_x, gate, up = states or (t.double() for t in (self.gate_x, self.up_x, self.gate, self.up))
+        return F.silu(gate_x[:, None] + gate[self.place]) * (up_x[:, None] + up[self.place])
 
     def formula(self) -> tuple[list[Tensor], list[Tensor]]:
         """The same in float64, by autograd."""
-        gate, up, r = (tensor.double().requires_grad_() for tensor in (self.gate, self.up, self.r))
-        h = F.silu(self.gate_x.double()[self.token] + gate) * (self.up_x.double()[self.token] + up)
-        dropped = h * self.is_kept
-        value = (self.g_hidden.double()[self.token] * r[:, None] * h).sum() + (self.g_dropped.double() * dropped).sum()
-        gradients = torch.autograd.grad(value, (gate, up, r))
-        return [h.detach(), dropped.detach()], [*gradients, dropped.detach()]
+        leaves = [t.double().requires_grad_() for t in (self.gate_x, self.up_x, self.r, self.gate, self.up)]
+        gate_x, up_x, r, gate, up = leaves
+        h = self.h(gate_x, up_x, gate, up)
+        hidden, dropped = (r[..., None] * h).sum(1), h * self.is_kept[self.place]
+        value = (self.g_hidden.double() * hidden).sum() + (self.g_dropped.double()[self.place] * dropped).sum()
+        *at_tokens, at_gate, at_up = torch.autograd.grad(value, leaves)
+        backward = [*at_tokens, at_gate[self.place], at_up[self.place], dropped.detach()]
+        return [hidden.detach(), dropped.detach()], backward
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 def test_forward_and_backward_are_the_formulas(dtype: torch.dtype, width: int) -> None:
-    block, close = Block(dtype, width), CLOSE[dtype]
-    assert 0 < len(block.places) < PLACES * width or width == 1
-    formula = block.formula()
-    for made, expected in zip((block.forward(slice(None)), block.backward(slice(None))), formula, strict=True):
-        for got, want in zip(made, expected, strict=True):
-            if got.dim() == 2:
-                torch.testing.assert_close(got.double(), want, rtol=close, atol=close)
-            else:  # sums of products
-                sizes = (block.g_hidden.double()[block.token] * formula[0][0]).abs().sum(1) + 1
-                assert ((got.double() - want).abs() <= close * sizes).all()
+    mixture, close = Mixture(dtype, width), CLOSE[dtype]
+    assert 0 < len(mixture.dropped) < mixture.gate.numel() or width == 1
+    h = mixture.h()
+    forward, backward = mixture.formula()
+    summed = [  # what the sums among them are of
+        mixture.r.double()[..., None] * h,
+        backward[3],
+        backward[4],
+        (mixture.g_hidden.double()[:, None] * h).movedim(2, 1),
+    ]
+    sizes = [terms.abs().sum(1) for terms in summed]
+    made = mixture.forward() + mixture.backward()
+    for got, want, size in zip(
+        made, forward + backward, [sizes[0], forward[1], *sizes[1:], *backward[3:]], strict=True
+    ):
+        assert got.shape == want.shape
+        assert ((got.double() - want).abs() <= close * (1 + size.abs())).all()
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
-def test_a_row_has_the_same_bits_in_any_block(dtype: torch.dtype, width: int) -> None:
-    block = Block(dtype, width)
-    for compute in (block.forward, block.backward):
-        whole = compute(slice(None))
-        for start, stop in ((0, 1), (3, 20), (17, PLACES)):
-            rows = slice(start, stop)
+def test_a_token_has_the_same_bits_in_any_company(dtype: torch.dtype, width: int) -> None:
+    mixture = Mixture(dtype, width)
+    for compute in (mixture.forward, mixture.backward):
+        whole = compute()
+        for rows in (slice(0, 1), slice(3, 20), slice(17, 37)):
             assert all(torch.equal(part, among[rows]) for part, among in zip(compute(rows), whole, strict=True))
+
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+def test_threads_make_no_difference(dtype: torch.dtype, threads: int) -> None:
+    mixture = Mixture(dtype, 64, tokens=3 * fused.ROWS + 5)
+    shared = mixture.forward() + mixture.backward()
+    torch.set_num_threads(1)
+    assert all(map(torch.equal, shared, mixture.forward() + mixture.backward()))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -148,30 +175,30 @@ def test_no_nan_becomes_a_number() -> None:
     assert out.isnan().all()
 
 
-def test_nothing_is_written_beside_a_block() -> None:
+def test_nothing_is_written_beside_a_row() -> None:
     memory = torch.ones(30)
-    h, ones = memory[10:20].view(1, 10), torch.ones(1, 10)
-    places = torch.tensor([-(2**63), -1, 3, 10, 2**62])
-    fused.forward(ones, ones, torch.zeros(1, dtype=torch.int64), h, ones, places, torch.empty(1, 10))
-    assert (memory != 1).nonzero().flatten().tolist() == list(range(10, 20))
-    assert (h == 0).flatten().nonzero().tolist() == [[3]]
+    gate, ones = memory[10:20].view(2, 5), torch.ones(2, 5)
+    places = torch.tensor([-(2**63), -1, 3, 5, 9, 10, 2**62])
+    fused.forward(ones[:1], ones[:1], torch.tensor([[1]]), ones[:1, :1], gate, ones, places, torch.empty(1, 5))
+    assert (memory != 1).nonzero().flatten().tolist() == list(range(15, 20))
+    assert (gate == 0).nonzero().tolist() == [[1, 0], [1, 4]]
 
 
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 def test_large_states_are_finite_and_what_is_no_number_stays_so(dtype: torch.dtype) -> None:
     gate = torch.tensor([[-1e4, -100, -88, -0.0, 0, 88, 100, 1e4, torch.inf, torch.nan]], dtype=dtype)
-    zeros, token = torch.zeros_like(gate), torch.zeros(1, dtype=torch.int64)
-    h, dropped, up = torch.empty_like(gate), gate.clone(), torch.ones_like(gate)
-    fused.forward(zeros, zeros, token, dropped, up, None, h)
-    torch.testing.assert_close(h, F.silu(gate), rtol=CLOSE[dtype], atol=1e-30, equal_nan=True)
-    assert torch.equal(h.nan_to_num(7), dropped.nan_to_num(7))
-    g_gate, g_up, g_r = gate.clone(), up.clone(), torch.zeros(1, dtype=torch.promote_types(dtype, torch.float32))
-    fused.backward(zeros, zeros, up, token, torch.ones_like(g_r), g_gate, g_up, torch.zeros_like(gate), None, g_r)
+    zeros, place, up = torch.zeros_like(gate), torch.zeros(1, 1, dtype=torch.int64), torch.ones_like(gate)
+    one = torch.ones(1, 1, dtype=torch.promote_types(dtype, torch.float32))
+    hidden, dropped = torch.empty_like(gate), gate.clone()
+    fused.forward(zeros, zeros, place, one, dropped, up, None, hidden)
+    torch.testing.assert_close(hidden, F.silu(gate), rtol=CLOSE[dtype], atol=1e-30, equal_nan=True)
+    assert torch.equal(hidden.nan_to_num(7), dropped.nan_to_num(7))
+    at_gate, at_up, g_gate, g_up, g_r = gate.clone(), up.clone(), up.clone(), up.clone(), one.clone()
+    fused.backward(zeros, zeros, place, one, at_gate, at_up, zeros.clone(), None, up, g_gate, g_up, g_r)
     finite = gate.isfinite()
-    assert g_gate[finite].isfinite().all()
-    assert g_up[finite].isfinite().all()
-    assert g_gate[0, -1].isnan()
-    assert g_up[0, -1].isnan()
+    for gradient in (at_gate, at_up, g_gate, g_up):
+        assert gradient[finite].isfinite().all()
+        assert gradient[0, -1].isnan()
     assert g_r.isnan().all()
 
 

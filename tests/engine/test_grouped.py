@@ -1,23 +1,21 @@
 """One matmul for all experts, as on a GPU, gives what the loop over their slices gives."""
 
 from collections.abc import Callable
-from itertools import accumulate
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import grouped_mm
 
 from engine import grouped
 from engine.adapter import Parameter
 from engine.dora import Magnitude
-from engine.grouped import Groups, Share, Slices, Together
+from engine.grouped import Groups, Slices, Together
 
 RANK, WIDTH = 8, 24
 LOADS = [5, 0, 9, 2, 0]
 PLACES, EXPERTS = sum(LOADS), len(LOADS)
-SLICES = Slices(
-    [Share(e, slice(end - n, end)) for e, (n, end) in enumerate(zip(LOADS, accumulate(LOADS), strict=True)) if n]
-)
+SLICES = Slices(0, LOADS)
 
 
 @pytest.fixture(params=[False, True], ids=["one plain matmul", "torch's grouped matmul"])
@@ -53,9 +51,7 @@ def added(groups: Groups, like: Tensor) -> Tensor:
 
 
 def widened(groups: Groups, like: Tensor) -> Tensor:
-    groups.widen(random(like, PLACES, RANK), weights(like), out := like.new_empty(PLACES, WIDTH))
-    assert torch.equal(groups.widen(random(like, PLACES, RANK), weights(like)), out)
-    return out
+    return groups.widen(random(like, PLACES, RANK), weights(like))
 
 
 def narrowed(groups: Groups, like: Tensor) -> Tensor:
@@ -92,3 +88,19 @@ def test_products_are_those_of_the_loop(together: Together, product: Callable[[G
 
 def test_a_place_belongs_to_the_same_expert(together: Together) -> None:
     assert together.shares == SLICES.shares
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("product", [widened, narrowed, accumulated])
+@pytest.mark.parametrize("slices", [SLICES, Slices(1, [7, PLACES - 7])], ids=["all experts", "some"])
+def test_one_call_for_all_experts_has_the_bits_of_one_for_each(
+    dtype: torch.dtype, product: Callable[[Groups, Tensor], Tensor], slices: Slices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    like, calls = torch.empty(0, dtype=dtype), []
+    monkeypatch.setattr(grouped, "grouped_mm", lambda x, w, offs: calls.append(x) or grouped_mm(x, w, offs=offs))
+    together = product(slices, like)
+    assert calls
+    calls.clear()
+    monkeypatch.setattr(grouped, "has_kernel", lambda x, w: False)
+    assert torch.equal(together, product(slices, like))
+    assert not calls

@@ -239,12 +239,12 @@ def test_a_lone_mixture_has_its_experts_on_all_threads_and_the_bits_of_one(
 ) -> None:
     names = set()
 
-    def watched(work: Callable[[Block], None], blocks: list[Block]) -> None:
-        def named(block: Block) -> None:
+    def watched(work: Callable[[Block], object], blocks: list[Block]) -> list[object]:
+        def named(block: Block) -> object:
             names.add(threading.current_thread().name.split("_")[0])
-            work(block)
+            return work(block)
 
-        on_all_threads(named, blocks)
+        return on_all_threads(named, blocks)
 
     monkeypatch.setattr("engine.experts.on_all_threads", watched)
     engine, mixtures = Engine(wide_base(torch.float32)), [job for job in JOBS if job.config.is_mixture]
@@ -260,12 +260,13 @@ def test_a_lone_mixture_has_its_experts_on_all_threads_and_the_bits_of_one(
 def test_items_go_at_once_on_a_thread_each_and_without_gradient(threads: int) -> None:
     met, seen = threading.Barrier(3, timeout=60), []
 
-    def work(item: int) -> None:
+    def work(item: int) -> int:
         if item < 3:
             met.wait()
         seen.append((item, torch.get_num_threads(), torch.is_grad_enabled()))
+        return -item
 
-    on_all_threads(work, range(10))
+    assert on_all_threads(work, range(10)) == [-item for item in range(10)]
     assert sorted(seen) == [(item, 1, False) for item in range(10)]
     assert torch.get_num_threads() == 3
 

@@ -1,20 +1,24 @@
 """Dropout masks are pure functions of their key: the right rate, the right scale, and nothing shared."""
 
+import hashlib
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from engine.random import DropoutKey, generator
+from engine.random import DropoutKey, _log, generator
 
 KEY = DropoutKey(seed=1, step=2, microbatch=3, probability=0.1)
 SIZE = 400_000
-GOLDEN = [2, 14, 16, 22]
+GOLDEN = [2, 17, 22, 37, 39, 48, 55]
 
 
 def dropped(key: DropoutKey = KEY, layer: int = 4, input_name: str = "mlp_input") -> torch.Tensor:
     """bool [SIZE]: which elements are dropped."""
-    places = key.dropped(layer, input_name, SIZE)
+    places = key.dropped(layer, {input_name: SIZE})
     return torch.zeros(SIZE, dtype=torch.bool).index_fill(0, places, True)
 
 
@@ -30,7 +34,7 @@ def test_elements_are_dropped_at_the_rate_asked_for(probability: float) -> None:
 def test_places_are_ascending_and_within_the_input() -> None:
     for size in (1, 2, 15, 400):
         for seed in range(50):
-            places = replace(KEY, seed=seed, probability=0.4).dropped(0, "x", size)
+            places = replace(KEY, seed=seed, probability=0.4).dropped(0, {"x": size})
             assert places.dtype is torch.int64
             assert places.diff().gt(0).all()
             assert places.ge(0).all()
@@ -41,11 +45,11 @@ def test_places_are_ascending_and_within_the_input() -> None:
 def test_the_smallest_rates_drop_next_to_nothing_and_no_element_that_there_is_not(probability: float) -> None:
     """Their gaps are larger than any integer."""
     for seed in range(50):
-        assert DropoutKey(seed, 1, 1, probability).dropped(0, "x", 1000).tolist() == []
+        assert DropoutKey(seed, 1, 1, probability).dropped(0, {"x": 1000}).tolist() == []
 
 
 def test_the_first_and_the_last_element_are_dropped_as_often_as_any() -> None:
-    masks = [replace(KEY, seed=seed, probability=0.3).dropped(0, "x", 5) for seed in range(2000)]
+    masks = [replace(KEY, seed=seed, probability=0.3).dropped(0, {"x": 5}) for seed in range(2000)]
     counts = torch.cat(masks).bincount(minlength=5)
     assert counts.numpy() == pytest.approx(600, abs=4 * (2000 * 0.3 * 0.7) ** 0.5)
 
@@ -89,8 +93,40 @@ def test_rates_near_none_and_near_all_are_kept(probability: float) -> None:
 
 
 def test_the_draws_stay_the_same_from_version_to_version() -> None:
-    """A run that goes on under a numpy that draws otherwise would be another run: this test would say so."""
-    assert replace(KEY, probability=0.1).dropped(4, "mlp_input", 60).tolist() == GOLDEN
+    """A run that goes on under a version that draws otherwise would be another run: this test would say so."""
+    assert replace(KEY, probability=0.1).dropped(4, {"mlp_input": 60}).tolist() == GOLDEN
+
+
+def gaps(key: tuple[object, ...], probability: float) -> Iterator[int]:
+    """SplitMix64 and the inverse of the geometric distribution, in Python's integers."""
+    state = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little")
+    while True:
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        bits = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EB % 2**64
+        bits ^= bits >> 31
+        yield math.floor(math.log(1 - (bits >> 12) / 2**52) / math.log1p(-probability))
+
+
+@pytest.mark.parametrize("probability", [0.001, 0.05, 0.5, 0.999])
+def test_places_are_those_of_the_formula_for_each_input_by_itself(probability: float) -> None:
+    sizes, wanted, start = {"x": 5000, "y": 1, "z": 3000}, [], 0
+    for name, size in sizes.items():
+        drawn, place = gaps((1, 2, 3, 4, name), probability), -1
+        while (place := place + 1 + next(drawn)) < size:
+            wanted.append(start + place)
+        start += size
+    got = replace(KEY, probability=probability).dropped(4, sizes).tolist()
+    assert got == wanted
+    assert len(got) > 3
+
+
+def test_a_logarithm_is_right_to_two_units_in_the_last_place() -> None:
+    """Over the range of the draws, also at its ends."""
+    steps = np.arange(1, 2**52, 2**52 // 20_011)
+    draws = np.concatenate([steps, 2**52 - 2.0 ** np.arange(52), 2.0 ** np.arange(53)]) / 2**52
+    logarithms = np.array([_log(draw) for draw in draws])
+    np.testing.assert_array_max_ulp(logarithms, np.log(draws), 2)
 
 
 def test_a_generator_depends_on_its_whole_key() -> None:

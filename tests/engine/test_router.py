@@ -10,14 +10,19 @@ TOKENS, WIDTH, EXPERTS, TOP_K = 600, 8, 6, 2
 
 
 @pytest.mark.parametrize("block_rows", [1, 200, 10_000])
-def test_every_place_is_in_one_block_beside_its_own_expert(monkeypatch: pytest.MonkeyPatch, block_rows: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+def test_every_place_is_in_one_block_beside_its_own_expert(
+    monkeypatch: pytest.MonkeyPatch, block_rows: int, threads: int
+) -> None:
+    """And there is one block where nobody could take another."""
     monkeypatch.setattr(router, "BLOCK_ROWS", block_rows)
     torch.manual_seed(0)
     routing, _ = route(torch.randn(TOKENS, WIDTH), torch.randn(EXPERTS, WIDTH), TOP_K)
     expert_of_place = {}
+    assert (len(routing.blocks) > 1) == (threads > 1 and block_rows < 10_000)
     for block in routing.blocks:
         size = block.rows.stop - block.rows.start
-        assert len(block.groups.shares) == 1 or size <= block_rows
+        assert threads == 1 or len(block.groups.shares) == 1 or size <= block_rows
         for expert, rows in block.groups.shares:
             assert rows.stop <= size
             for place in range(block.rows.start + rows.start, block.rows.start + rows.stop):
