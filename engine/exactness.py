@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from engine import activation
+from engine.adapter import Parameter
 from engine.attention import one_sequence
 from engine.base_model import BaseModel
+from engine.grouped import Slices
 from engine.segments import FEWEST_ROWS, ROW_MULTIPLE
 
 PACKED_ROWS = 20 * ROW_MULTIPLE
@@ -78,6 +80,30 @@ def _segments_anywhere_in_a_pack(base: BaseModel, frozen: nn.Linear, draw: torch
         ):
             return False
     return True
+
+
+def _experts_together(base: BaseModel, frozen: nn.Linear, draw: torch.Generator) -> bool:
+    """One call for all experts has the bits of one for each."""
+    sizes, dtype = (2 * ROW_MULTIPLE, 0, ROW_MULTIPLE, 13 * ROW_MULTIPLE), frozen.weight.dtype
+    for width in frozen.weight.shape:
+        w_ERO, low_mR, x_mO = (
+            torch.randn(shape, generator=draw).to(dtype)
+            for shape in ((len(sizes), RANK, width), (sum(sizes), RANK), (sum(sizes), width))
+        )
+        together = _products(Slices(0, sizes), low_mR, x_mO, w_ERO)
+        for expert, rows in Slices(0, sizes).shares:
+            alone = _products(Slices(expert, [sizes[expert]]), low_mR[rows], x_mO[rows], w_ERO)
+            parts = together[0][rows], together[1][rows], together[2][expert]
+            if not all(map(torch.equal, parts, (*alone[:2], alone[2][expert]))):
+                return False
+    return True
+
+
+def _products(groups: Slices, low_mR: Tensor, x_mO: Tensor, w_ERO: Tensor) -> list[Tensor]:
+    w = Parameter(w_ERO, w_ERO.float(), torch.zeros_like(w_ERO, dtype=torch.float32))
+    groups.accumulate(w, low_mR, x_mO)
+    assert w.gradient is not None
+    return [groups.widen(low_mR, w), groups.narrow(x_mO, w), w.gradient]
 
 
 def any_number_of_threads(base: BaseModel) -> bool:
@@ -159,4 +185,5 @@ def _of_segment(x_nD: Tensor, y_nO: Tensor, a_RD: Tensor, b_RO: Tensor, act: nn.
 FACTS: dict[str, Callable[[BaseModel, nn.Linear, torch.Generator], bool]] = {
     "rows of frozen matmuls": _rows_of_frozen_matmuls,
     "segments anywhere in a pack": _segments_anywhere_in_a_pack,
+    "experts together": _experts_together,
 }

@@ -67,7 +67,9 @@ class ExpertLora:
 
     def project_backward(self, x_nD: Tensor, g_x_nD: Tensor) -> None:
         """Adds the gradient at x, once all blocks went through `add_backward_`."""
-        self.routing.narrow_backward(_by_number(self.g_low).mul_(self.scaling), x_nD, self.a, g_x_nD)
+        g_low_NR = _by_number(self.g_low).mul_(self.scaling)
+        self.g_low.clear()
+        self.routing.narrow_backward(g_low_NR, x_nD, self.a, g_x_nD)
 
 
 @dataclass
@@ -100,6 +102,7 @@ class DownLora:
     def output(self) -> Tensor:
         """r·s·A dropout(h) of each slot, as B takes it (`Routing.gather`)."""
         self.low_NR = _by_number(self.low)
+        self.low.clear()
         return self.routing.gather(self.low_NR * self._weights_N1())
 
     def output_backward(self, g_gathered: Tensor) -> Tensor:

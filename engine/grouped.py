@@ -204,6 +204,6 @@ def has_kernel(x: Tensor, w_ERO: Tensor) -> bool:
 
 
 def kernel_for(dtype: torch.dtype, device: torch.device) -> bool:
-    if device.type == "cpu":
+    if device.type == "cpu":  # where it takes no float64
         return dtype in (torch.bfloat16, torch.float32)
     return dtype is torch.bfloat16 and capability(device) in (9, 10)

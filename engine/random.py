@@ -89,7 +89,7 @@ def _draw(key: np.uint64, first: int, scale: float, most: int, gaps: Array) -> N
     """⌊ln u / ln(1 - p)⌋ of draws `first` and on: u in (0, 1], by SplitMix64 (Steele, Lea and Flood 2014).
 
     A number's place in the sequence is all that its bits depend on, so that many are made at once. `scale` is
-    1 / ln(1 - p). A gap is at most `most`: of the smallest p it would be larger than any integer.
+    1 / ln(1 - p). A gap is at most `most`: of the smallest p it, or the place behind it, would pass any integer.
     """
     for i in range(len(gaps)):
         bits = key + np.uint64(first + i + 1) * np.uint64(0x9E3779B97F4A7C15)

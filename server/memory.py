@@ -26,8 +26,6 @@ BLOCK_ROWS = 256
 CHUNK_ROWS = 256
 """As in `engine.segments`, `engine.router` and `engine.loss`."""
 _BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
-_PLAIN_TENSORS = 2
-"""[n, F] each, in the backward of a feed-forward without experts: the gradients at gate and up."""
 _SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 
 
@@ -130,16 +128,17 @@ class _Segment:
 
     def working(self) -> int:
         """While it has its turn there."""
-        if not self.is_mixture:
-            return _PLAIN_TENSORS * self.num_tokens * self.width * self.size
+        if not self.is_mixture:  # the product that a magnitude's gradient is the sum of
+            return self.num_tokens * self.width * FLOAT32 if self.dora and set(self.lora) & set(FEED_FORWARD) else 0
         cells = self.num_experts * self.rank
-        end = (self.num_tokens + self.hidden) * cells  # the gradients at A's output and at A
+        end = max(self.num_tokens + self.hidden, self.width) * cells  # gradients: at A's output and at A, or at B
         threads = 1 if self.base.fingerprint["device"] == "cuda" else self.base.fingerprint["threads"]
         # of a base that an older version has published nothing is said of loops
         if _measured(self.base).get("fused") and not self.dora and set(self.experts) == set(FEED_FORWARD):
             tensors = 3 if threads == 1 else 4  # gate, up and dropout(h); one of them both whole and in blocks
-            return (_PLAIN_TENSORS * self.num_tokens + tensors * self.slots) * self.width * self.size + end * self.size
-        tensors = 2 if self.splits_down else 4  # of a block: gate, up; h and its gradient
+            return (tensors * self.slots * self.width + end) * self.size
+        copies = 0 if self.size == FLOAT32 else FLOAT32 // self.size  # in float32, of what is summed
+        tensors = 2 + copies // 2 if self.splits_down else 4 + copies  # of a block: gate, up, act(gate)·up, product
         if self.dora:
             tensors += len(set(self.experts) & {"gate_proj", "up_proj"})  # what a magnitude scales
         block = max(BLOCK_ROWS, self.num_tokens)  # an expert that every token takes
@@ -188,8 +187,7 @@ def _kept(segments: Sequence[_Segment], base: Base) -> int:
 
 def _backward(segments: Sequence[_Segment], base: Base) -> int:
     """At its largest moment, in the last layer's feed-forward, besides what layers keep: segments take turns there."""
-    width = base.targets["gate_proj"][0]
-    shared = _measured(base)["backward_per_token"] - _PLAIN_TENSORS * width * _BYTES[base.dtype]
+    shared = _measured(base)["backward_per_token"]
     waiting = sum(segment.waiting() for segment in segments)
     return shared * _num_tokens(segments) + waiting + max(segment.working() for segment in segments)
 

@@ -109,7 +109,9 @@ def claim(session: Session, run_id: str, epoch: int, fingerprint: Mapping[str, A
     connection.execute(_LEASE, {"run_id": run_id, "epoch": epoch, "began_on": before})
     if before != now and job.exact:
         connection.execute(_IS_NOT_EXACT, {"job_id": job.id})
-        message = "The job goes on on a machine whose arithmetic differs: its bits are not those of one machine."
+        message = (
+            "The job goes on with other arithmetic, of this machine or version: its bits are not those of one alone."
+        )
         events.record(session, job, "not_bit_exact", message, {"before": before, "now": now})
     return True
 

@@ -104,3 +104,23 @@ def test_one_call_for_all_experts_has_the_bits_of_one_for_each(
     monkeypatch.setattr(grouped, "has_kernel", lambda x, w: False)
     assert torch.equal(together, product(slices, like))
     assert not calls
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+def test_it_has_them_at_a_real_width_on_any_number_of_threads(
+    dtype: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slices, like = Slices(0, [64, 0, 16, 208, 32, 48, 16, 128]), torch.empty(0, dtype=dtype)
+    w, low, x = random(like, 8, 16, 1536), random(like, 512, 16), random(like, 512, 1536)
+
+    def products() -> list[Tensor]:
+        parameter = Parameter(w, w.float(), torch.zeros_like(w, dtype=torch.float32))
+        slices.accumulate(parameter, low, x)
+        assert parameter.gradient is not None
+        return [slices.widen(low, parameter), slices.narrow(x, parameter), parameter.gradient]
+
+    together = products()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(grouped, "has_kernel", lambda x, w: False)
+    assert all(map(torch.equal, together, products()))

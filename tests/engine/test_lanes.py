@@ -28,7 +28,7 @@ from tests.models import VOCABULARY, tiny_base
 LENGTHS = [[[200, 5, 90], [150]], [[33, 9, 70, 11, 180]], [[120], [26, 60]]]
 JOBS = [
     random_job(lora(), 0, LENGTHS, VOCABULARY),
-    random_job(mixlora(), 1, LENGTHS, VOCABULARY),
+    random_job(mixlora(16, 8, 2), 1, LENGTHS, VOCABULARY),
     random_job(mixlora(4, 4, 2, dora=True), 2, LENGTHS, VOCABULARY),
     random_job(lora(16), 3, [[[6], [170]], [[11], [150]]], VOCABULARY),
 ]

@@ -1,5 +1,6 @@
 """Every packed operation equals the plain loop in float64, over the named loads; placed as on a CPU and as on a GPU."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -49,9 +50,25 @@ def grouped_mm(x: Tensor, w: Tensor, *, offs: Tensor) -> Tensor:
 
 
 @pytest.fixture(autouse=True)
-def _blocks_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the experts of these small passes have several, as those of large passes do."""
+def _blocks_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """So that the experts of these small passes have several, as those of large passes on several threads do."""
     monkeypatch.setattr(router, "BLOCK_ROWS", 32)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("on_gpu", ["as on a CPU"], indirect=True)
+def test_experts_of_these_passes_have_several_blocks(
+    engine: Engine, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = []
+    monkeypatch.setattr(
+        router, "_blocks", lambda sizes, made=router._blocks: blocks.append([*made(sizes)]) or blocks[-1]
+    )
+    engine.forward_backward(build(LOADS["four different"], engine))
+    assert max(map(len, blocks)) > 1
 
 
 @pytest.mark.parametrize(("on_gpu", "name"), CASES, indirect=["on_gpu"])
