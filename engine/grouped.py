@@ -82,9 +82,8 @@ class Slices:
         return out
 
     def narrow(self, x_mO: Tensor, w: Parameter, out: Tensor | None = None) -> Tensor:
-        if self._go_together(x_mO, w):
-            low_mR = grouped_mm(x_mO, w.value[self._mine].mT, offs=self._ends)
-            return low_mR if out is None else out.copy_(low_mR)
+        if out is None and self._go_together(x_mO, w):
+            return grouped_mm(x_mO, w.value[self._mine].mT, offs=self._ends)
         out = x_mO.new_empty(len(x_mO), w.value.shape[-2]) if out is None else out
         for expert, x_eO, out_eR in self._split(x_mO, out):
             torch.mm(x_eO, w.transposed[expert], out=out_eR)
