@@ -64,21 +64,18 @@ class Layout:
                 for module in config.target_modules:
                     self._add(layer, module, "m", *self._experts(config, module), shapes[module][0])
         self.narrowings: dict[tuple[int, str], dict[tuple[str, ...], Slot]] = {}
-        """(layer, input) -> modules without experts that read it -> their A, one above the other [M·R, D]."""
-        for (input_name, has_experts), neighbours in groupby(
-            config.target_modules, lambda module: (family.input_of(module), module in self.expert_modules)
-        ):
-            if has_experts:
-                continue
+        """(layer, input) -> neighbouring modules that read it -> their A together: [M·R, D], experts' [M, E, R, D]."""
+        for input_name, neighbours in groupby(config.target_modules, family.input_of):
             modules = tuple(neighbours)
             for layer in range(num_layers):
-                self.narrowings.setdefault((layer, input_name), {})[modules] = self._above_each_other(layer, modules)
+                self.narrowings.setdefault((layer, input_name), {})[modules] = self._together(layer, modules)
 
-    def _above_each_other(self, layer: int, modules: Sequence[str]) -> Slot:
-        """The A of modules that are neighbours in the vector, as one matrix."""
-        first, last = (self.slots[layer, modules[i], "A"] for i in (0, -1))
-        width = first.shape[1]
-        return Slot(layer, "+".join(modules), "A", first.start, ((last.stop - first.start) // width, width))
+    def _together(self, layer: int, modules: Sequence[str]) -> Slot:
+        """The A of modules that are neighbours in the vector: one above the other, or with M in front of E."""
+        first = self.slots[layer, modules[0], "A"]
+        rows, width = first.shape[-2:]
+        shape = (len(modules), *first.shape) if first.shape[:-2] else (len(modules) * rows, width)
+        return Slot(layer, "+".join(modules), "A", first.start, shape)
 
     def _experts(self, config: AdapterConfig, module: str) -> list[int]:
         return [config.num_experts] if module in self.expert_modules and config.num_experts else []

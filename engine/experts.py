@@ -11,7 +11,7 @@ Legend: n a segment's tokens, N their slots sorted by expert, m those of a block
 R rank, E experts, X = E·R.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,7 +41,6 @@ class ExpertLora:
     def project(self, x_nD: Tensor) -> None:
         """s·Ax, kept for `add_` and its backward."""
         self.low = self.routing.split(self.routing.narrow(x_nD, self.a).mul_(self.scaling))  # of each block
-        self.g_low: dict[int, Tensor] = {}  # number of a block -> the gradient there
 
     def add_(self, y_mF: Tensor, block: Block) -> Tensor | None:
         """y += s·Ax B for a block's rows, in place; then the magnitudes. Returns what they scale, for the backward."""
@@ -58,18 +57,19 @@ class ExpertLora:
         """s·Ax B of a block's rows alone [m, F]."""
         return block.groups.widen(self.low[block.number], self.b)
 
-    def add_backward_(self, g_mF: Tensor, z_mF: Tensor | None, block: Block) -> None:
-        """`g_mF`, the gradient at what `add_` gave, becomes that at the frozen module's output."""
+    def add_backward_(self, g_mF: Tensor, z_mF: Tensor | None, block: Block) -> Tensor:
+        """`g_mF`, the gradient at what `add_` gave, becomes that at the frozen module's output.
+
+        Returns the gradient at s·Ax.
+        """
         if z_mF is not None:
             block.groups.scale_backward_(g_mF, z_mF, self.magnitudes)
-        self.g_low[block.number] = block.groups.narrow(g_mF, self.b)
         block.groups.accumulate(self.b, self.low[block.number], g_mF)
+        return block.groups.narrow(g_mF, self.b)
 
-    def project_backward(self, x_nD: Tensor, g_x_nD: Tensor) -> None:
-        """Adds the gradient at x, once all blocks went through `add_backward_`."""
-        g_low_NR = _by_number(self.g_low).mul_(self.scaling)
-        self.g_low.clear()
-        self.routing.narrow_backward(g_low_NR, x_nD, self.a, g_x_nD)
+    def project_backward(self, g_low_NR: Tensor, x_nD: Tensor, g_x_nD: Tensor) -> None:
+        """Adds the gradient at x, from that at s·Ax of all places, which it scales in place."""
+        self.routing.narrow_backward(g_low_NR.mul_(self.scaling), x_nD, self.a, g_x_nD)
 
 
 @dataclass
@@ -84,7 +84,6 @@ class DownLora:
 
     def begin(self) -> None:
         """Before the first block."""
-        self.low: dict[int, Tensor] = {}  # number of a block -> s·A dropout(h) of its rows
         self.places: dict[int, Tensor | None] = {}  # number of a block -> the dropped elements of its h
 
     def draw(self, block: Block, like_mF: Tensor) -> Tensor | None:
@@ -95,22 +94,20 @@ class DownLora:
             self.places[block.number] = dropout.of_experts(self.layer, self.input_name, like_mF, block.groups, rows)
         return self.places.get(block.number)
 
-    def project(self, dropped_mF: Tensor, block: Block) -> None:
+    def project(self, dropped_mF: Tensor, block: Block) -> Tensor:
         """s·A dropout(h) of a block's rows."""
-        self.low[block.number] = block.groups.narrow(dropped_mF, self.a).mul_(self.segment.scaling)
+        return block.groups.narrow(dropped_mF, self.a).mul_(self.segment.scaling)
 
-    def output(self) -> Tensor:
-        """r·s·A dropout(h) of each slot, as B takes it (`Routing.gather`)."""
-        self.low_NR = _by_number(self.low)
-        self.low.clear()
-        return self.routing.gather(self.low_NR * self._weights_N1())
+    def output(self, low_NR: Tensor) -> Tensor:
+        """r·s·A dropout(h) of each slot, as B takes it (`Routing.gather`), from that without r, which is kept."""
+        self.low_NR = low_NR
+        return self.routing.gather(low_NR)
 
     def output_backward(self, g_gathered: Tensor) -> Tensor:
-        """The gradient at the routing weights, by place [N]."""
-        g_low_NR = self.routing.gather_backward(g_gathered)
-        g_r_N = (g_low_NR * self.low_NR).sum(-1, dtype=self.routing.weights_N.dtype)
-        self.g_low = self.routing.split(g_low_NR.mul_(self._weights_N1()).mul_(self.segment.scaling))  # of each block
-        return g_r_N
+        """The gradient at the routing weights [n, K]."""
+        g_low_NR, g_r_nK = self.routing.gather_backward(g_gathered, self.low_NR)
+        self.g_low = self.routing.split(g_low_NR.mul_(self.segment.scaling))  # of each block
+        return g_r_nK
 
     def widened(self, block: Block) -> Tensor:
         """The gradient at dropout(h) of a block's rows."""
@@ -125,9 +122,6 @@ class DownLora:
         dropped = Dropped.of_(h_mF, self.places.get(block.number))
         block.groups.accumulate(self.a, g_low_mR, dropped.x)
         return dropped.backward_(block.groups.widen(g_low_mR, self.a))
-
-    def _weights_N1(self) -> Tensor:
-        return self.routing.weights_N[:, None].to(self.a.value.dtype)
 
 
 class SplitDown(torch.autograd.Function):
@@ -146,8 +140,8 @@ class SplitDown(torch.autograd.Function):
     ) -> Tensor:
         block = down.routing.whole
         down.begin()
-        down.project(Dropped.of(h_NF, down.draw(block, h_NF)).x, block)
-        block.groups.add_(y_ND, down.low[block.number], b)
+        down.low_NR = down.project(Dropped.of(h_NF, down.draw(block, h_NF)).x, block)
+        block.groups.add_(y_ND, down.low_NR, b)
         z_ND = y_ND.clone() if bias_D is None else y_ND - bias_D
         block.groups.scale(z_ND, magnitudes, out=y_ND)
         if bias_D is not None:
@@ -162,7 +156,7 @@ class SplitDown(torch.autograd.Function):
         g_ND, (h_NF,), down, block = gradients[0].clone(), ctx.saved_tensors, ctx.down, ctx.down.routing.whole
         block.groups.scale_backward_(g_ND, ctx.z_ND, ctx.magnitudes)
         g_low_NR = block.groups.narrow(g_ND, ctx.b).mul_(down.segment.scaling)
-        block.groups.accumulate(ctx.b, down.low[block.number], g_ND)
+        block.groups.accumulate(ctx.b, down.low_NR, g_ND)
         return None, g_ND, down.project_backward(h_NF, block, g_low_NR), None, None, None, None
 
 
@@ -176,10 +170,11 @@ class InputGradients:
 
 
 class BlockGradients(NamedTuple):
-    """What the backward of a block gives: the gradients at its slots' W1x and W3x."""
+    """What the backward of a block gives: the gradients at its slots' W1x and W3x, and at s·Ax of gate and up."""
 
     gate_mF: Tensor
     up_mF: Tensor
+    low_mR: list[Tensor]  # of one without LoRA nothing
 
 
 @dataclass
@@ -207,20 +202,20 @@ class Experts:
             self.down.begin()
         h_NF = gate_nF.new_empty(len(self.routing.slot_N), gate_nF.shape[1])
         h = self.routing.split(h_NF)
-        on_all_threads(lambda block: self._forward(block, h[block.number]), self.routing.blocks)
+        low_mR = on_all_threads(lambda block: self._forward(block, h[block.number]), self.routing.blocks)
         if self.splits_down:
             hidden_nF.zero_()
             return h_NF
         self.routing.combine(h_NF, hidden_nF)
-        return h_NF.new_empty(0) if self.down is None else self.down.output()
+        return h_NF.new_empty(0) if self.down is None else self.down.output(_joined(low_mR))
 
     def backward(self, g_hidden_nF: Tensor, g_extra: Tensor | None, out: InputGradients) -> Tensor | None:
         """From the gradients of what `forward` wrote and returned; returns that of the routing weights [n, K]."""
         routing = self.routing
-        g_r_N = torch.zeros_like(routing.weights_N)
+        g_r_N, g_r_nK = torch.zeros_like(routing.weights_N), None
         if self.down is not None:
             assert g_extra is not None
-            g_r_N += self.down.output_backward(g_extra)
+            g_r_nK = self.down.output_backward(g_extra)
         g_r = routing.split(g_r_N)
         g_h: Sequence[Tensor] = [g_hidden_nF] * len(g_r)
         if self.splits_down:
@@ -229,24 +224,29 @@ class Experts:
         blocks = on_all_threads(
             lambda block: self._backward(block, g_h[block.number], g_r[block.number]), routing.blocks
         )
-        for lora in (self.gate, self.up):
+        for lora, g_low_mR in zip(
+            (self.gate, self.up), zip(*(block.low_mR for block in blocks), strict=True), strict=True
+        ):
             if lora is not None:
-                lora.project_backward(self.input.x, out.x_nD)
+                lora.project_backward(_joined(g_low_mR), self.input.x, out.x_nD)
         self.input.backward_(out.x_nD)
         routing.collect(_joined([block.gate_mF for block in blocks]), out.gate_nF)
         routing.collect(_joined([block.up_mF for block in blocks]), out.up_nF)
-        return None if self.splits_down else g_r_N[routing.place_nK]
+        if self.splits_down:
+            return None
+        by_h_nK = g_r_N[routing.place_nK]
+        return by_h_nK if g_r_nK is None else by_h_nK + g_r_nK
 
-    def _forward(self, block: Block, h_mF: Tensor) -> None:
-        """Writes a block's h."""
+    def _forward(self, block: Block, h_mF: Tensor) -> Tensor:
+        """Writes a block's h; returns what `DownLora.project` makes of it."""
         (gate_mF, _), (up_mF, _) = self._states(block)
         torch.mul(activation.forward(self.activation, gate_mF, out=gate_mF), up_mF, out=h_mF)
-        if self.down is not None:
-            dropped = Dropped.of(h_mF, self.down.draw(block, h_mF))
-            self.down.project(dropped.x, block)
+        if self.down is None:
+            return h_mF.new_empty(0)
+        return self.down.project(Dropped.of(h_mF, self.down.draw(block, h_mF)).x, block)
 
     def _backward(self, block: Block, g_hidden: Tensor, g_r_m: Tensor) -> BlockGradients:
-        """Adds the gradient at r to `g_r_m`.
+        """Writes the gradient at r, by way of h, to `g_r_m`.
 
         `g_hidden` is the gradient at Σ_k r_k h_k [n, F], or at the block's h [m, F] where experts have a W2 each.
         """
@@ -257,15 +257,16 @@ class Experts:
         else:
             h_mF, i = a_mF * up_mF, block.number
             g_h_mF, by_h_m = Routing.combine_backward(g_hidden, h_mF, self.routing.tokens[i], self.routing.weights[i])
-            g_r_m += by_h_m
+            g_r_m.copy_(by_h_m)
             if self.down is not None:
                 g_h_mF += self.down.project_backward(h_mF, block, self.down.g_low[i])
-        out = BlockGradients(torch.empty_like(a_mF), a_mF.mul_(g_h_mF))
-        activation.backward(self.activation, gate_mF, up_mF.mul_(g_h_mF), out=out.gate_mF)
-        for lora, g_mF, z_mF in ((self.gate, out.gate_mF, gate_z_mF), (self.up, out.up_mF, up_z_mF)):
-            if lora is not None:
-                lora.add_backward_(g_mF, z_mF, block)
-        return out
+        g_gate_mF, g_up_mF = torch.empty_like(a_mF), a_mF.mul_(g_h_mF)
+        activation.backward(self.activation, gate_mF, up_mF.mul_(g_h_mF), out=g_gate_mF)
+        g_low_mR = [
+            g_mF.new_empty(0) if lora is None else lora.add_backward_(g_mF, z_mF, block)
+            for lora, g_mF, z_mF in ((self.gate, g_gate_mF, gate_z_mF), (self.up, g_up_mF, up_z_mF))
+        ]
+        return BlockGradients(g_gate_mF, g_up_mF, g_low_mR)
 
     def _states(self, block: Block) -> list[tuple[Tensor, Tensor | None]]:
         """Gate and up of a block's slots [m, F], with the experts' LoRA; each with what its magnitudes scale."""
@@ -284,23 +285,26 @@ class FusedExperts(Experts):
     gate: ExpertLora
     up: ExpertLora
     down: DownLora
+    narrowings: Sequence[tuple[Sequence[int], Parameter]]  # which of gate and up, and their A together [M, E, R, D]
 
     def forward(self, gate_nF: Tensor, up_nF: Tensor, hidden_nF: Tensor) -> Tensor:
         self.gate_nF, self.up_nF, routing, down = gate_nF, up_nF, self.routing, self.down
-        self.gate.project(self.input.x)
-        self.up.project(self.input.x)
+        loras = self.gate, self.up
+        for which, a in self.narrowings:
+            low_MNR = routing.narrow(self.input.x, a).mul_(down.segment.scaling)
+            for i, low_NR in zip(which, low_MNR, strict=True):
+                loras[i].low = routing.split(low_NR)
         down.begin()
         gate_NF, up_NF = self._of_all_places(self.gate.widened), self._of_all_places(self.up.widened)
         places = down.draw(routing.whole, gate_NF)
         fused.forward(gate_nF, up_nF, routing.place_nK, routing.weights_nK, gate_NF, up_NF, places, hidden_nF)
         dropped = routing.split(gate_NF)
-        on_all_threads(lambda block: down.project(dropped[block.number], block), routing.blocks)
-        return down.output()
+        return down.output(self._of_all_places(lambda block: down.project(dropped[block.number], block)))
 
     def backward(self, g_hidden_nF: Tensor, g_extra: Tensor | None, out: InputGradients) -> Tensor | None:
         assert g_extra is not None
         routing, down = self.routing, self.down
-        g_r_N, g_r_nK = down.output_backward(g_extra), torch.empty_like(routing.weights_nK)
+        by_low_nK, by_h_nK = down.output_backward(g_extra), torch.empty_like(routing.weights_nK)
         dropped_NF, gate_NF, up_NF = map(self._of_all_places, (down.widened, self.gate.widened, self.up.widened))
         fused.backward(
             self.gate_nF,
@@ -314,30 +318,26 @@ class FusedExperts(Experts):
             g_hidden_nF,
             out.gate_nF,
             out.up_nF,
-            g_r_nK,
+            by_h_nK,
         )
         dropped, g_gate, g_up = map(routing.split, (dropped_NF, gate_NF, up_NF))
 
-        def accumulate(block: Block) -> None:
-            down.accumulate(dropped[block.number], block)
-            self.gate.add_backward_(g_gate[block.number], None, block)
-            self.up.add_backward_(g_up[block.number], None, block)
+        def accumulate(block: Block) -> tuple[Tensor, Tensor]:
+            i = block.number
+            down.accumulate(dropped[i], block)
+            return self.gate.add_backward_(g_gate[i], None, block), self.up.add_backward_(g_up[i], None, block)
 
-        on_all_threads(accumulate, routing.blocks)
-        self.gate.project_backward(self.input.x, out.x_nD)
-        self.up.project_backward(self.input.x, out.x_nD)
+        g_lows = [_joined(parts) for parts in zip(*on_all_threads(accumulate, routing.blocks), strict=True)]
+        for which, a in self.narrowings:
+            g_low_MNR = torch.stack([g_lows[i] for i in which]).mul_(down.segment.scaling)
+            routing.narrow_backward(g_low_MNR, self.input.x, a, out.x_nD)
         self.input.backward_(out.x_nD)
-        return g_r_nK.add_(g_r_N[routing.place_nK])
+        return by_h_nK.add_(by_low_nK)
 
     def _of_all_places(self, of_block: Callable[[Block], Tensor]) -> Tensor:
         return _joined(on_all_threads(of_block, self.routing.blocks))
 
 
-def _joined(blocks: list[Tensor]) -> Tensor:
+def _joined(blocks: Sequence[Tensor]) -> Tensor:
     """All places', of each block's."""
-    return torch.cat(blocks) if len(blocks) > 1 else blocks[0]
-
-
-def _by_number(blocks: Mapping[int, Tensor]) -> Tensor:
-    """The same of what came in any order."""
-    return _joined([blocks[number] for number in range(len(blocks))])
+    return torch.cat([*blocks]) if len(blocks) > 1 else blocks[0]

@@ -64,13 +64,13 @@ class PackedFeedForward(nn.Module):
         hidden_TF, *extras = _GatedUnit.apply(
             self.pass_.anchor,
             x_TD,
-            self.gate(x).squeeze(0),
-            self.up(x).squeeze(0),
+            self.gate.rows(x_TD),
+            self.up.rows(x_TD),
             self.activation,
             parts,
             *(experts.routing.weights_nK for experts in mixtures),
         )
-        y_TD = self.down(hidden_TF[None]).squeeze(0)
+        y_TD = self.down.rows(hidden_TF)
         return self._down(y_TD, [part for part in parts if part.experts is not None], extras)[None]
 
     def _experts(self, segment: Segment, x_nD: Tensor) -> Experts:
@@ -90,7 +90,9 @@ class PackedFeedForward(nn.Module):
         gate, up = (self._expert_lora(segment, linear, routing) for linear in (self.gate, self.up))
         input_ = segment.drop(x_nD.detach(), self.layer, self.gate.input_name)
         if gate and up and down and fused.takes(self.activation, x_nD):
-            return FusedExperts(routing, self.activation, input_, gate, up, down, splits_down=False)
+            together, names = segment.narrowings(self.layer, self.gate.input_name), (self.gate.module, self.up.module)
+            narrowings = [([names.index(module) for module in modules], a) for modules, a in together]
+            return FusedExperts(routing, self.activation, input_, gate, up, down, False, narrowings)
         splits_down = config.dora and segment.has_experts(self.down.module)
         return Experts(routing, self.activation, input_, gate, up, down, splits_down)
 

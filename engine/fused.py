@@ -22,7 +22,7 @@ from transformers.activations import SiLUActivation
 
 from engine import device
 from engine.lanes import on_all_threads
-from engine.loops import bits_of, compiled, float_of
+from engine.loops import array_of, compiled, float_of, load, store
 
 Array = NDArray[Any]
 ROWS = 128
@@ -61,8 +61,8 @@ def forward(
     It is written to `hidden_nF`. `gate_NF` becomes dropout(h), whose elements `places`, ascending, are 0; but not
     where no token has a place.
     """
-    loop = partial(_forward, *map(_array, (gate_NF, up_NF, places)))
-    _over_rows(loop, gate_nF, up_nF, place_nK, r_nK, hidden_nF)
+    arrays = array_of(gate_NF), array_of(up_NF), *_by_row(places, gate_NF)
+    _over_rows(partial(_forward, *arrays), gate_nF, up_nF, place_nK, r_nK, hidden_nF)
 
 
 def backward(
@@ -84,17 +84,17 @@ def backward(
     `gate_NF` and `up_NF`, as `forward` was given them, become the gradients there, `g_dropped_NF` becomes dropout(h);
     but not where no token has a place.
     """
-    loop = partial(_backward, *map(_array, (gate_NF, up_NF, g_dropped_NF, places)))
-    _over_rows(loop, gate_nF, up_nF, place_nK, r_nK, g_hidden_nF, g_gate_nF, g_up_nF, g_r_nK)
+    arrays = array_of(gate_NF), array_of(up_NF), array_of(g_dropped_NF), *_by_row(places, gate_NF)
+    _over_rows(partial(_backward, *arrays), gate_nF, up_nF, place_nK, r_nK, g_hidden_nF, g_gate_nF, g_up_nF, g_r_nK)
 
 
 def combine(x_NF: Tensor, place_nK: Tensor, weights_nK: Tensor, out_nF: Tensor) -> None:
     """Σ_k r_k x_k of each token, written to `out_nF`."""
-    _over_rows(partial(_combine, _array(x_NF)), place_nK, weights_nK, out_nF)
+    _over_rows(partial(_combine, array_of(x_NF)), place_nK, weights_nK, out_nF)
 
 
 def _over_rows(loop: Callable[..., None], *tensors: Tensor) -> None:
-    arrays = [_array(tensor) for tensor in tensors]
+    arrays = [array_of(tensor) for tensor in tensors]
     if torch.get_num_threads() == 1:
         loop(*arrays)
         return
@@ -105,48 +105,11 @@ def _over_rows(loop: Callable[..., None], *tensors: Tensor) -> None:
     on_all_threads(work, range(0, len(arrays[0]), ROWS))
 
 
-def _array(tensor: Tensor | None) -> Array:
-    """The same memory, numpy has no bfloat16; no places where there is no tensor."""
-    if tensor is None:
-        return _NO_PLACES
-    assert tensor.is_contiguous(), "of another layout a loop is another, with other bits"
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    return (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
-
-
-def _load(element: Any) -> Any:
-    """The number that an element stands for: of bfloat16 the upper half of a float32's bits."""
-    raise NotImplementedError
-
-
-@overload(_load)
-def _load_of(element: Any) -> Any:
-    def same(element: Any) -> Any:
-        return element
-
-    def widened(element: Any) -> Any:
-        return float_of(np.uint32(element) << np.uint32(16))
-
-    return widened if element is types.uint16 else same
-
-
-def _store(row: Any, value: Any) -> Any:
-    """The number as an element of `row`, rounded to nearest, ties to even."""
-    raise NotImplementedError
-
-
-@overload(_store)
-def _store_of(row: Any, value: Any) -> Any:
-    def same(row: Any, value: Any) -> Any:
-        return value
-
-    def rounded(row: Any, value: Any) -> Any:
-        bits = bits_of(value)
-        nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        return np.uint16(nearest) if value == value else np.uint16(0x7FC0)
-
-    return rounded if row.dtype is types.uint16 else same
+def _by_row(places: Tensor | None, x_NF: Tensor) -> tuple[Array, Array]:
+    """Places of elements of `x_NF`, and where those of each row begin [N + 1]; none where there are none."""
+    rows, width = x_NF.shape
+    array = _NO_PLACES if places is None else array_of(places)
+    return array, np.searchsorted(array, np.arange(rows + 1) * width)
 
 
 def _exp(x: Any) -> Any:
@@ -186,8 +149,7 @@ def _sum(terms: Array) -> Any:
     size = len(terms)
     while size > 1:
         half = size // 2
-        for f in range(half):
-            terms[f] += terms[size - half + f]
+        _add(terms[:half], _ONE, terms[size - half : size])
         size -= half
     return terms[0]
 
@@ -197,8 +159,8 @@ def _gated(gate_n: Array, up_n: Array, h_n: Array) -> None:
     for i in range(len(h_n)):
         gate, up, h = gate_n[i], up_n[i], h_n[i]
         for f in range(len(h)):
-            g = _load(gate[f])
-            h[f] = _store(h, g / (_ONE + _exp(-g)) * _load(up[f]))
+            g = load(gate[f])
+            h[f] = store(h, g / (_ONE + _exp(-g)) * load(up[f]))
 
 
 @_compiled
@@ -206,16 +168,24 @@ def _gated_backward(gate_n: Array, up_n: Array, g_h_n: Array, g_gate_n: Array, g
     for i in range(len(gate_n)):
         gate, up, g_hidden, g_gate, g_up = gate_n[i], up_n[i], g_h_n[i], g_gate_n[i], g_up_n[i]
         for f in range(len(gate)):
-            g, g_h = _load(gate[f]), _load(g_hidden[f])
+            g, g_h = load(gate[f]), load(g_hidden[f])
             sigmoid = _ONE / (_ONE + _exp(-g))
             silu = g * sigmoid
-            g_up[f] = _store(g_up, g_h * silu)
-            g_gate[f] = _store(g_gate, g_h * _load(up[f]) * (sigmoid + silu * (_ONE - sigmoid)))
+            g_up[f] = store(g_up, g_h * silu)
+            g_gate[f] = store(g_gate, g_h * load(up[f]) * (sigmoid + silu * (_ONE - sigmoid)))
 
 
 @_compiled
 def _forward(
-    gate_N: Array, up_N: Array, places: Array, gate_n: Array, up_n: Array, place: Array, r: Array, hidden_n: Array
+    gate_N: Array,
+    up_N: Array,
+    places: Array,
+    starts: Array,
+    gate_n: Array,
+    up_n: Array,
+    place: Array,
+    r: Array,
+    hidden_n: Array,
 ) -> None:
     width = gate_n.shape[1]
     h, sums = np.empty(width, r.dtype), np.empty(width, r.dtype)
@@ -225,11 +195,11 @@ def _forward(
         for k in range(place.shape[1]):
             gate, up = gate_N[place[i, k]], up_N[place[i, k]]
             for f in range(width):
-                g = _load(gate_x[f]) + _load(gate[f])
-                h[f] = g / (_ONE + _exp(-g)) * (_load(up_x[f]) + _load(up[f]))
-                gate[f] = _store(gate, h[f])
+                g = load(gate_x[f]) + load(gate[f])
+                h[f] = g / (_ONE + _exp(-g)) * (load(up_x[f]) + load(up[f]))
+                gate[f] = store(gate, h[f])
             _add(sums, r[i, k], h)
-            _drop(gate, place[i, k], places)
+            _drop(gate, place[i, k], places, starts)
         _write(hidden, sums)
 
 
@@ -239,6 +209,7 @@ def _backward(
     up_N: Array,
     g_dropped_N: Array,
     places: Array,
+    starts: Array,
     gate_n: Array,
     up_n: Array,
     place: Array,
@@ -258,24 +229,24 @@ def _backward(
         for k in range(place.shape[1]):
             p, weight = place[i, k], r[i, k]
             gate, up, g_dropped = gate_N[p], up_N[p], g_dropped_N[p]
-            _drop(g_dropped, p, places)
+            _drop(g_dropped, p, places, starts)
             for f in range(width):
-                g = _load(gate_x[f]) + _load(gate[f])
-                u = _load(up_x[f]) + _load(up[f])
+                g = load(gate_x[f]) + load(gate[f])
+                u = load(up_x[f]) + load(up[f])
                 sigmoid = _ONE / (_ONE + _exp(-g))
                 silu = g * sigmoid
                 h = silu * u
-                g_h = weight * _load(g_hidden[f]) + _load(g_dropped[f])
+                g_h = weight * load(g_hidden[f]) + load(g_dropped[f])
                 at_up[f] = g_h * silu
                 at_gate[f] = g_h * u * (sigmoid + silu * (_ONE - sigmoid))
-                products[f] = _load(g_hidden[f]) * h
-                g_dropped[f] = _store(g_dropped, h)
+                products[f] = load(g_hidden[f]) * h
+                g_dropped[f] = store(g_dropped, h)
             _write(up, at_up)
             _write(gate, at_gate)
             _add(g_up, _ONE, at_up)
             _add(g_gate, _ONE, at_gate)
             g_r[i, k] = _sum(products)
-            _drop(g_dropped, p, places)
+            _drop(g_dropped, p, places, starts)
         _write(g_gate_n[i], g_gate)
         _write(g_up_n[i], g_up)
 
@@ -289,17 +260,14 @@ def _add(sums: Array, factor: Any, x: Array) -> None:
 @_compiled
 def _write(row: Array, x: Array) -> None:
     for f in range(len(row)):
-        row[f] = _store(row, x[f])
+        row[f] = store(row, x[f])
 
 
 @_compiled
-def _drop(x: Array, row: int, places: Array) -> None:
+def _drop(x: Array, row: int, places: Array, starts: Array) -> None:
     """What of a row the places are: they are those of rows like this one, one after the other."""
-    start = row * len(x)
-    j = np.searchsorted(places, start)
-    while j < len(places) and places[j] < start + len(x):
-        x[places[j] - start] = 0
-        j += 1
+    for j in range(starts[row], starts[row + 1]):
+        x[places[j] - row * len(x)] = 0
 
 
 @_compiled
@@ -308,11 +276,11 @@ def _combine(x_N: Array, place_nK: Array, weights_nK: Array, out_n: Array) -> No
     for i in range(len(out_n)):
         x, weight = x_N[place_nK[i, 0]], weights_nK[i, 0]
         for f in range(len(sums)):
-            sums[f] = weight * _load(x[f])
+            sums[f] = weight * load(x[f])
         for k in range(1, place_nK.shape[1]):
             x, weight = x_N[place_nK[i, k]], weights_nK[i, k]
             for f in range(len(sums)):
-                sums[f] += weight * _load(x[f])
+                sums[f] += weight * load(x[f])
         out = out_n[i]
         for f in range(len(sums)):
-            out[f] = _store(out, sums[f])
+            out[f] = store(out, sums[f])

@@ -132,7 +132,10 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[1, T, D] -> [1, T, O]."""
-        x_TD = x.squeeze(0)  # not x[0], whose backward fills a tensor with zeros first
+        return self.rows(x.squeeze(0))[None]  # not x[0], whose backward fills a tensor with zeros first
+
+    def rows(self, x_TD: Tensor) -> Tensor:
+        """[T, D] -> [T, O]."""
         narrow, narrowed = self.pass_.shared((self.layer, self.input_name), lambda: self._narrow(x_TD))
         groups, scales = [], []
         for part in narrowed:
@@ -144,14 +147,14 @@ class LoraLinear(nn.Module):
         y = self.frozen(x_TD)
         if groups:
             y = _AddLora.apply(narrow, y, groups)
-        return dora.scale(self.pass_.anchor, y, self.frozen.bias, scales)[None]
+        return dora.scale(self.pass_.anchor, y, self.frozen.bias, scales)
 
     def _narrow(self, x_TD: Tensor) -> tuple[Tensor, list[Narrowed]]:
         """For all modules that read x, of which the first asks."""
         narrowed = []
         for start, segment, x_nD in self.pass_.batch.split(x_TD.detach()):
             narrowings = segment.narrowings(self.layer, self.input_name) if segment is not None else []
-            if segment is None or not narrowings:
+            if segment is None or not narrowings or segment.has_experts(narrowings[0][0][0]):
                 continue
             input_ = segment.drop(x_nD, self.layer, self.input_name)
             narrowed += [Narrowed.of(start, segment, modules, input_, a) for modules, a in narrowings]

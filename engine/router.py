@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine import device, fused
+from engine import device, fused, places
 from engine.adapter import Parameter
 from engine.grouped import Groups, Slices, Together
 from engine.rows import Rows
@@ -98,7 +98,7 @@ class Routing:
         return zeros_N.index_copy_(0, self.place_nK.flatten(), self.weights_nK.flatten())
 
     def narrow(self, x_nD: Tensor, a: Parameter) -> Tensor:
-        """A x of each place: [N, R]."""
+        """A x of each place: [N, R], for A [E, R, D]."""
         raise NotImplementedError
 
     def narrow_backward(self, g_low_NR: Tensor, x_nD: Tensor, a: Parameter, g_x_nD: Tensor) -> None:
@@ -106,15 +106,15 @@ class Routing:
         raise NotImplementedError
 
     def gather(self, low_NR: Tensor) -> Tensor:
-        """What `widen_` takes."""
+        """r_k low_k of each place, as `widen_` takes it."""
         raise NotImplementedError
 
-    def gather_backward(self, g_gathered: Tensor) -> Tensor:
-        """[N, R]."""
+    def gather_backward(self, g_gathered: Tensor, low_NR: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients at low [N, R] and at r [n, K]."""
         raise NotImplementedError
 
     def widen_(self, y_nD: Tensor, gathered: Tensor, b: Parameter) -> None:
-        """y += Σ_k B low_k, in place."""
+        """y += Σ_k r_k B low_k, in place."""
         raise NotImplementedError
 
     def widen_backward(self, g_nD: Tensor, gathered: Tensor, b: Parameter) -> Tensor:
@@ -126,10 +126,11 @@ class CellRouting(Routing):
     """On a CPU: A and B of all experts are one matmul over all tokens; a token has a cell of R columns for each expert.
 
     The cells of experts that a token does not have are multiplied too, which costs less than a matmul for each expert.
+    So it goes for M modules at once: A [M, E, R, D] narrows x to [M, N, R].
     """
 
     def collect(self, x_ND: Tensor, out: Tensor | None = None) -> Tensor:
-        return self._sum(x_ND, torch.ones_like(self.weights_nK), out)
+        return self._sum(x_ND, self._ones_nK, out)
 
     def combine(self, x_ND: Tensor, out: Tensor) -> Tensor:
         return self._sum(x_ND, self.weights_nK, out)
@@ -140,22 +141,22 @@ class CellRouting(Routing):
         return out
 
     def narrow(self, x_nD: Tensor, a: Parameter) -> Tensor:
-        return self._from_cells(F.linear(x_nD, a.value.flatten(0, 1)))
+        low_MNR = self._from_cells(F.linear(x_nD, a.value.flatten(0, -2)), self._ones_nK, a.value.shape[-2])
+        return low_MNR.view(*a.value.shape[:-3], *low_MNR.shape[1:])
 
     def narrow_backward(self, g_low_NR: Tensor, x_nD: Tensor, a: Parameter, g_x_nD: Tensor) -> None:
-        dense_nX = self.gather(g_low_NR)
+        dense_nX = self._to_cells(g_low_NR, self._ones_nK)
         a.accumulate(dense_nX.t() @ x_nD)
-        g_x_nD.addmm_(dense_nX, a.value.flatten(0, 1))
+        g_x_nD.addmm_(dense_nX, a.value.flatten(0, -2))
 
     def gather(self, low_NR: Tensor) -> Tensor:
         """In the cells, with 0 for the experts that a token does not have: [n, X]."""
-        num_tokens, num_experts, rank = len(self.expert_nK), len(self.loads_E), low_NR.shape[1]
-        slots = low_NR.index_select(0, self.place_nK.flatten())
-        dense = low_NR.new_zeros(num_tokens * num_experts, rank).index_copy_(0, self._cell_nK.flatten(), slots)
-        return dense.view(num_tokens, num_experts * rank)
+        return self._to_cells(low_NR, self.weights_nK)
 
-    def gather_backward(self, g_gathered: Tensor) -> Tensor:
-        return self._from_cells(g_gathered)
+    def gather_backward(self, g_gathered: Tensor, low_NR: Tensor) -> tuple[Tensor, Tensor]:
+        g_r_nK = torch.empty_like(self.weights_nK)
+        places.dot(self._cells(g_gathered, low_NR.shape[1]), low_NR[None], self.place_nK, self.expert_nK, g_r_nK)
+        return self._from_cells(g_gathered, self.weights_nK, low_NR.shape[1])[0], g_r_nK
 
     def widen_(self, y_nD: Tensor, gathered: Tensor, b: Parameter) -> None:
         y_nD.addmm_(gathered, b.value.flatten(0, 1))
@@ -164,26 +165,26 @@ class CellRouting(Routing):
         b.accumulate(gathered.t() @ g_nD)
         return g_nD @ b.value.flatten(0, 1).t()
 
-    def _from_cells(self, dense_nX: Tensor) -> Tensor:
-        """Each slot's own R of a token's, by place, and 0 in the padding: [N, R]."""
-        num_cells = len(dense_nX) * len(self.loads_E)
-        return dense_nX.view(num_cells, -1).index_select(0, self._cell_N).index_fill_(0, self._padding, 0)
+    def _to_cells(self, low_NR: Tensor, factor_nK: Tensor) -> Tensor:
+        """[(M,) N, R] to [n, M·E·R]."""
+        low_MNR = low_NR.view(-1, *low_NR.shape[-2:])
+        cells_nMER = low_NR.new_zeros(len(factor_nK), len(low_MNR), len(self.loads_E), low_NR.shape[-1])
+        places.to_cells(low_MNR, self.place_nK, self.expert_nK, factor_nK, cells_nMER)
+        return cells_nMER.flatten(1)
+
+    def _from_cells(self, dense_nX: Tensor, factor_nK: Tensor, rank: int) -> Tensor:
+        """[n, M·E·R] to [M, N, R], with 0 in the padding."""
+        cells_nMER = self._cells(dense_nX, rank)
+        low_MNR = dense_nX.new_zeros(cells_nMER.shape[1], len(self.slot_N), rank)
+        places.from_cells(cells_nMER, self.place_nK, self.expert_nK, factor_nK, low_MNR)
+        return low_MNR
+
+    def _cells(self, dense_nX: Tensor, rank: int) -> Tensor:
+        return dense_nX.view(len(dense_nX), -1, len(self.loads_E), rank)
 
     @cached_property
-    def _cell_nK(self) -> Tensor:
-        tokens_n1 = torch.arange(len(self.expert_nK), device=self.expert_nK.device)[:, None]
-        return tokens_n1 * len(self.loads_E) + self.expert_nK
-
-    @cached_property
-    def _padding(self) -> Tensor:
-        """Places that no slot has."""
-        return torch.ones_like(self.slot_N).index_fill_(0, self.place_nK.flatten(), 0).nonzero().flatten()
-
-    @cached_property
-    def _cell_N(self) -> Tensor:
-        """place -> cell; the padding has any, which it does not get."""
-        zeros_N = self._cell_nK.new_zeros(len(self.slot_N))
-        return zeros_N.index_copy_(0, self.place_nK.flatten(), self._cell_nK.flatten())
+    def _ones_nK(self) -> Tensor:
+        return torch.ones_like(self.weights_nK)
 
 
 class PlaceRouting(Routing):
@@ -198,10 +199,11 @@ class PlaceRouting(Routing):
         g_x_nD += self.collect(g_x_ND)
 
     def gather(self, low_NR: Tensor) -> Tensor:
-        return low_NR
+        return low_NR * self._weights_N1(low_NR)
 
-    def gather_backward(self, g_gathered: Tensor) -> Tensor:
-        return g_gathered.clone()
+    def gather_backward(self, g_gathered: Tensor, low_NR: Tensor) -> tuple[Tensor, Tensor]:
+        g_r_N = (g_gathered * low_NR).sum(-1, dtype=self.weights_N.dtype)
+        return g_gathered * self._weights_N1(low_NR), g_r_N[self.place_nK]
 
     def widen_(self, y_nD: Tensor, gathered: Tensor, b: Parameter) -> None:
         y_nD += self.collect(self.whole.groups.widen(gathered, b))
@@ -210,6 +212,9 @@ class PlaceRouting(Routing):
         g_ND = g_nD.index_select(0, self.token_N)
         self.whole.groups.accumulate(b, gathered, g_ND)
         return self.whole.groups.narrow(g_ND, b)
+
+    def _weights_N1(self, like: Tensor) -> Tensor:
+        return self.weights_N[:, None].to(like.dtype)
 
 
 def route(x_nD: Tensor, router: Tensor, top_k: int, rows: Rows | None = None) -> tuple[Routing, Tensor]:
@@ -230,50 +235,45 @@ def route(x_nD: Tensor, router: Tensor, top_k: int, rows: Rows | None = None) ->
         mean_JE = rows.mean(probability_JME)
         top_nK, expert_nK = rows.unpadded(probability_JME).topk(top_k, dim=-1)
         expert_nK = expert_nK + rows.microbatch_n[:, None] * num_experts
-    slot_expert = expert_nK.flatten()
-    order = slot_expert.argsort(stable=True)  # slots by expert, within one by token
     place, kind = (_place, CellRouting) if device.may_look(x_nD.device) else (_place_unseen, PlaceRouting)
-    places, blocks, whole, loads_E = place(slot_expert[order], mean_JE.numel())
-    routing = kind(
-        weights_nK=top_nK / top_nK.sum(-1, keepdim=True),
-        expert_nK=expert_nK,
-        place_nK=torch.empty_like(order).index_copy_(0, order, places).view_as(expert_nK),
-        slot_N=order.new_zeros(whole.rows.stop).index_copy_(0, places, order),
-        blocks=blocks,
-        whole=whole,
-        loads_E=loads_E,
-    )
+    placed = place(expert_nK, mean_JE.numel())
+    routing = kind(top_nK / top_nK.sum(-1, keepdim=True), expert_nK, *placed)
     counts_J1 = num_tokens if rows is None else rows.counts_J[:, None]
-    balance_J = num_experts * (loads_E.view_as(mean_JE).to(precise) / counts_J1 * mean_JE).sum(-1)
+    balance_J = num_experts * (placed.loads_E.view_as(mean_JE).to(precise) / counts_J1 * mean_JE).sum(-1)
     return routing, balance_J
 
 
-class _Places(NamedTuple):
-    """Where slots, sorted by expert, lie."""
+class _Placed(NamedTuple):
+    """As `Routing` has it: slots sorted by expert, those of one by token."""
 
-    places: Tensor  # [n·K]
+    place_nK: Tensor
+    slot_N: Tensor
     blocks: list[Block]
     whole: Block
     loads_E: Tensor
 
 
-def _place(experts: Tensor, num_experts: int) -> _Places:
-    """Each expert's padded, in blocks; `experts`: of each slot, sorted."""
-    loads_E = torch.bincount(experts, minlength=num_experts)
+def _place(expert_nK: Tensor, num_experts: int) -> _Placed:
+    """Each expert's padded, in blocks."""
+    loads_E = torch.bincount(expert_nK.flatten(), minlength=num_experts)
     sizes_E = (loads_E + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
-    padding_before_E = (sizes_E - loads_E).cumsum(0) - (sizes_E - loads_E)
-    places = torch.arange(len(experts), device=experts.device) + padding_before_E[experts]
     sizes = sizes_E.tolist()
-    whole = Block(0, slice(0, sum(sizes)), Slices(0, sizes))
+    place_nK, slot_N = torch.empty_like(expert_nK), expert_nK.new_zeros(sum(sizes))
+    places.sort(expert_nK, sizes_E.cumsum(0) - sizes_E, place_nK, slot_N)
+    whole = Block(0, slice(0, len(slot_N)), Slices(0, sizes))
     blocks = [whole] if torch.get_num_threads() == 1 else list(_blocks(sizes))
-    return _Places(places, blocks, whole, loads_E)
+    return _Placed(place_nK, slot_N, blocks, whole, loads_E)
 
 
-def _place_unseen(experts: Tensor, num_experts: int) -> _Places:
+def _place_unseen(expert_nK: Tensor, num_experts: int) -> _Placed:
     """One after the other, in one block: what is read on the host does not depend on how many an expert has."""
-    loads_E = (experts == torch.arange(num_experts, device=experts.device)[:, None]).sum(1)
-    whole = Block(0, slice(0, len(experts)), Together(experts, loads_E))
-    return _Places(torch.arange(len(experts), device=experts.device), [whole], whole, loads_E)
+    slot_expert = expert_nK.flatten()
+    order = slot_expert.argsort(stable=True)
+    experts_N, places_N = slot_expert[order], torch.arange(len(order), device=order.device)
+    loads_E = (experts_N == torch.arange(num_experts, device=order.device)[:, None]).sum(1)
+    whole = Block(0, slice(0, len(order)), Together(experts_N, loads_E))
+    place_nK = torch.empty_like(order).index_copy_(0, order, places_N).view_as(expert_nK)
+    return _Placed(place_nK, order, [whole], whole, loads_E)
 
 
 def _blocks(sizes: Sequence[int]) -> Iterator[Block]:

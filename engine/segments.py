@@ -68,7 +68,7 @@ class Segment:
         return self.caches or [None] * len(self.sequences)
 
     def narrowings(self, layer: int, input_name: str) -> list[tuple[tuple[str, ...], Parameter]]:
-        """Modules that read an input and have one LoRA each, and their A, whose slots are neighbours: (J,) M·R, D."""
+        """Modules that read an input and their A, whose slots are neighbours: (J,) M·R, D, or M, E, R, D."""
         if self.weights is None:
             return []
         slots = self.weights.layout.narrowings.get((layer, input_name), {})

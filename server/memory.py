@@ -136,6 +136,7 @@ class _Segment:
         # of a base that an older version has published nothing is said of loops
         if _measured(self.base).get("fused") and not self.dora and set(self.experts) == set(FEED_FORWARD):
             tensors = 3 if threads == 1 else 4  # gate, up and dropout(h); one of them both whole and in blocks
+            end = max(2 * (self.num_tokens + self.hidden), self.width) * cells  # A of gate and up is one
             return (tensors * self.slots * self.width + end) * self.size
         copies = 0 if self.size == FLOAT32 else FLOAT32 // self.size  # in float32, of what is summed
         tensors = 2 + copies // 2 if self.splits_down else 4 + copies  # of a block: gate, up, act(gate)·up, product
@@ -148,7 +149,7 @@ class _Segment:
 
     def _experts_kept(self) -> int:
         n, slots = self.num_tokens, self.slots
-        total = n * (FLOAT32 * (self.num_experts + 1) + self.top_k * (2 * FLOAT32 + 3 * INT64))  # the routing by slot
+        total = n * (FLOAT32 * (self.num_experts + 1) + self.top_k * (3 * FLOAT32 + 2 * INT64))  # the routing by slot
         total += slots * (FLOAT32 + 2 * INT64)  # and by place
         if self.size < FLOAT32:
             total += n * self.hidden * FLOAT32  # x as the router reads it

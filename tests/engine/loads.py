@@ -89,6 +89,13 @@ LOADS = {
         ],
         [(0, [9]), (1, [8]), (2, [7]), (3, [6]), (1, [5])],
     ),
+    "experts' modules in other orders": Load(
+        [
+            mixlora(target_modules=("up_proj", "gate_proj", "down_proj")),
+            mixlora(target_modules=("gate_proj", "down_proj", "up_proj")),
+        ],
+        [(0, [9, 4]), (1, [8])],
+    ),
     "rsLoRA and no dropout": Load([lora(rslora=True, dropout=0.0), mixlora(dropout=0.0)], [(0, [9]), (1, [8])]),
 }
 
