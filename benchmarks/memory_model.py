@@ -11,6 +11,7 @@ import math
 import random
 import tracemalloc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,8 +55,9 @@ class OnePass(Engine):
 
     def __init__(self, base: BaseModel):
         super().__init__(base)
-        run = self.create_run(USUAL, 0)  # compiles the loops, which takes memory of its own
-        self.forward_backward([Microbatch(rows=[_row(ROWS[0])], run=run)])
+        for targets in (TARGETS, FEED_FORWARD[1:]):  # compiles the loops of both ways, which takes memory of its own
+            run = self.create_run(replace(USUAL, target_modules=targets), 0)
+            self.forward_backward([Microbatch(rows=[_row(ROWS[0])], run=run)])
 
     def in_passes(
         self, sizes: Sequence[int], work: Callable[[Riders], T], **_of_kinds: object

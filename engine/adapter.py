@@ -97,6 +97,13 @@ class Layout:
         return slice(slots[0].start, slots[-1].stop)
 
     @cached_property
+    def heights(self) -> frozenset[int]:
+        """Rows of the matrices that a pass multiplies by, as A [rows, D] and B [rows, O]: one's, those of several."""
+        pairs = [slot for slot in self.slots.values() if slot.matrix in ("A", "B")]
+        together = [slot for slots in self.narrowings.values() for slot in slots.values()]
+        return frozenset({slot.shape[-2] for slot in pairs} | {math.prod(s.shape[:-1]) for s in (*pairs, *together)})
+
+    @cached_property
     def num_pairs(self) -> int:
         """Pairs of A and B, each expert's counted."""
         stacks = [slot for slot in self.slots.values() if slot.matrix == "A"]

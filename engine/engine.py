@@ -4,7 +4,8 @@ Everything else in this package serves these. The engine sees token ids and weig
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from engine.config import AdapterConfig
 from engine.device import to_device
 from engine.dropout import Places
 from engine.errors import EngineError
-from engine.exactness import any_number_of_threads
+from engine.exactness import any_number_of_threads, any_number_of_threads_at
 from engine.lanes import Riders, side_by_side, spread
 from engine.loss import LOSSES, Loss, target_logprobs
 from engine.random import DropoutKey
@@ -28,6 +29,8 @@ from engine.segments import FEWEST_ROWS, Segment, pack
 from engine.stacks import stacked
 
 T = TypeVar("T")
+Height = tuple[int, torch.dtype]
+"""Rows of an A, a B or a router, and what they are multiplied in."""
 
 
 class Engine:
@@ -35,7 +38,8 @@ class Engine:
 
     def __init__(self, base: BaseModel):
         self.base = base
-        self._shares_exactly: dict[int, bool] = {}  # number of threads -> whether passes may share them
+        self._shares_exactly: dict[tuple[int, Height | None], bool] = {}
+        """Whether passes may share so many threads: of the base, and of an adapter's matrices of a height."""
 
     def create_run(self, config: AdapterConfig, seed: int, start: Path | None = None) -> Run:
         """An adapter with a fresh optimizer: with random weights, or with those of the native files in `start`.
@@ -143,22 +147,28 @@ class Engine:
         work: Callable[[Riders], T],
         *,
         efforts: Sequence[int] | None = None,
+        heights: Sequence[Set[Height]] | None = None,
         num_trained: int | None = None,
     ) -> list[tuple[Riders, T]]:
         """`work` of each of the passes that a gang takes, whose microbatches have so many tokens (`lanes.spread`).
 
-        The first `num_trained`, if given, ride apart from the others. On CUDA each kind is one pass.
+        The first `num_trained`, if given, ride apart from the others. On CUDA each kind is one pass. Microbatches whose
+        results may depend on the number of threads, by their size or by the `heights` of their matrices, have all.
         """
         efforts, border = efforts or sizes, len(sizes) if num_trained is None else num_trained
         kinds = [kind for kind in (range(border), range(border, len(sizes))) if kind]
         if self.base.device.type != "cpu" or len(sizes) == 1:
             return [(list(kind), work(list(kind))) for kind in kinds]
         beside: list[Riders] = []
-        after: list[Riders] = []  # of whom a result may depend on the number of threads
-        for kind in kinds:
-            lanes = self.threads_to_share() if min(sizes[i] for i in kind) >= FEWEST_ROWS else 1
-            of_kind = spread([sizes[i] for i in kind], lanes, [efforts[i] for i in kind])
-            (beside if lanes > 1 else after).extend([kind[i] for i in riders] for riders in of_kind)
+        after: list[Riders] = []
+        shares = [
+            self.threads_to_share(heights[i] if heights else ()) if size >= FEWEST_ROWS else 1
+            for i, size in enumerate(sizes)
+        ]
+        for kind, lanes in product(kinds, sorted(set(shares))):
+            mine = [i for i in kind if shares[i] == lanes]
+            of_kind = spread([sizes[i] for i in mine], lanes, [efforts[i] for i in mine]) if mine else []
+            (beside if lanes > 1 else after).extend([mine[i] for i in riders] for riders in of_kind)
         beside.sort(key=lambda riders: -sum(efforts[i] for i in riders))
         done: list[tuple[Riders, T]] = []
         for passes, lanes in ((beside, torch.get_num_threads()), (after, 1)):
@@ -166,12 +176,16 @@ class Engine:
                 done += zip(passes, side_by_side(work, passes, lanes), strict=True)
         return done
 
-    def threads_to_share(self) -> int:
+    def threads_to_share(self, heights: Iterable[Height] = ()) -> int:
         """How many threads the passes of a gang may share: 1 where a result would depend on it."""
         threads = torch.get_num_threads()
-        if threads not in self._shares_exactly:
-            self._shares_exactly[threads] = any_number_of_threads(self.base)
-        return threads if self._shares_exactly[threads] else 1
+        for height in (None, *heights):
+            if (threads, height) not in self._shares_exactly:
+                is_exact = any_number_of_threads_at(self.base, *height) if height else any_number_of_threads(self.base)
+                self._shares_exactly[threads, height] = is_exact
+            if not self._shares_exactly[threads, height]:
+                return 1
+        return threads
 
     def _empty_adapter(self, config: AdapterConfig) -> Adapter:
         self.base.check(config)
@@ -191,10 +205,17 @@ class Engine:
                 return self._pass([microbatches[i] for i in riders], [segments[i] for i in riders])
 
         sizes, efforts = [segment.num_tokens for segment in segments], [segment.effort for segment in segments]
+        heights = [self._heights(segment.weights) for segment in segments]
         outcomes: dict[int, Outcome] = {}
-        for riders, of_pass in self.in_passes(sizes, work, efforts=efforts, num_trained=num_trained):
+        for riders, of_pass in self.in_passes(sizes, work, efforts=efforts, heights=heights, num_trained=num_trained):
             outcomes.update(zip(riders, of_pass, strict=True))
         return [outcomes[index] for index in range(len(microbatches))]
+
+    def _heights(self, weights: Weights | None) -> Set[Height]:
+        if weights is None:
+            return frozenset()
+        routers = {(weights.config.num_experts, weights.precise.dtype)} if weights.config.num_experts else set()
+        return {(height, self.base.dtype) for height in weights.layout.heights} | routers
 
     def _pass(self, microbatches: Sequence[Microbatch], segments: Sequence[Segment]) -> list[Outcome]:
         riding = stacked(segments, self.base)

@@ -1,10 +1,10 @@
 """The experts of one segment in one layer, forward and backward by hand (paper §3.2, eq. 5 and 6; Algorithm 1).
 
 Expert e has its own LoRA beside the shared gate (W1), up (W3) and down (W2). A is applied to all tokens for all
-experts at once, one matmul of E·R columns, and so is the B of down: both are cheaper than one for each expert. The
-B of gate and up and the A of down work on each expert's own rows, in blocks of neighbouring experts: where a pass has
-several threads, each takes blocks; else there is one. Between the matmuls a CPU has one loop (`FusedExperts`), all else
-takes torch's operations (`Experts`).
+experts at once, one matmul of E·R columns (where there are loops, of 2·E·R for gate and up), and so is the B of down:
+both are cheaper than one for each expert. The B of gate and up and the A of down work on each expert's own rows, in
+blocks of neighbouring experts: where a pass has several threads, each takes blocks; else there is one. Between the
+matmuls a CPU has one loop (`FusedExperts`), all else takes torch's operations (`Experts`).
 Kept for the backward are x, W1x, W3x, the routing and activations of rank R; the states are computed again.
 
 Legend: n a segment's tokens, N their slots sorted by expert, m those of a block, D hidden, F feed-forward width,

@@ -90,9 +90,12 @@ class PackedFeedForward(nn.Module):
         gate, up = (self._expert_lora(segment, linear, routing) for linear in (self.gate, self.up))
         input_ = segment.drop(x_nD.detach(), self.layer, self.gate.input_name)
         if gate and up and down and fused.takes(self.activation, x_nD):
-            together, names = segment.narrowings(self.layer, self.gate.input_name), (self.gate.module, self.up.module)
+            together = segment.narrowings(self.layer, self.gate.input_name, of_experts=True)
+            names = self.gate.module, self.up.module
             narrowings = [([names.index(module) for module in modules], a) for modules, a in together]
-            return FusedExperts(routing, self.activation, input_, gate, up, down, False, narrowings)
+            return FusedExperts(
+                routing, self.activation, input_, gate, up, down, splits_down=False, narrowings=narrowings
+            )
         splits_down = config.dora and segment.has_experts(self.down.module)
         return Experts(routing, self.activation, input_, gate, up, down, splits_down)
 

@@ -154,7 +154,7 @@ class LoraLinear(nn.Module):
         narrowed = []
         for start, segment, x_nD in self.pass_.batch.split(x_TD.detach()):
             narrowings = segment.narrowings(self.layer, self.input_name) if segment is not None else []
-            if segment is None or not narrowings or segment.has_experts(narrowings[0][0][0]):
+            if segment is None or not narrowings:
                 continue
             input_ = segment.drop(x_nD, self.layer, self.input_name)
             narrowed += [Narrowed.of(start, segment, modules, input_, a) for modules, a in narrowings]

@@ -67,12 +67,17 @@ class Segment:
         """One entry a sequence."""
         return self.caches or [None] * len(self.sequences)
 
-    def narrowings(self, layer: int, input_name: str) -> list[tuple[tuple[str, ...], Parameter]]:
-        """Modules that read an input and their A, whose slots are neighbours: (J,) M·R, D, or M, E, R, D."""
+    def narrowings(
+        self, layer: int, input_name: str, *, of_experts: bool = False
+    ) -> list[tuple[tuple[str, ...], Parameter]]:
+        """Modules that read an input and their A, whose slots are neighbours: (J,) M·R, D.
+
+        Those without experts; or those with, whose A is M, E, R, D and in no stack.
+        """
         if self.weights is None:
             return []
         slots = self.weights.layout.narrowings.get((layer, input_name), {})
-        return [(modules, self.weights.of_slot(slot)) for modules, slot in slots.items()]
+        return [(m, self.weights.of_slot(slot)) for m, slot in slots.items() if self.has_experts(m[0]) == of_experts]
 
     def has_experts(self, module: str) -> bool:
         """Whether each expert of this segment's adapter has a LoRA beside `module`."""

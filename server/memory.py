@@ -136,7 +136,8 @@ class _Segment:
         # of a base that an older version has published nothing is said of loops
         if _measured(self.base).get("fused") and not self.dora and set(self.experts) == set(FEED_FORWARD):
             tensors = 3 if threads == 1 else 4  # gate, up and dropout(h); one of them both whole and in blocks
-            end = max(2 * (self.num_tokens + self.hidden), self.width) * cells  # A of gate and up is one
+            end = 2 * ((self.num_tokens + self.hidden) * cells + 2 * self.slots * self.rank)  # A of gate and up is one
+            end = max(end, self.width * cells)
             return (tensors * self.slots * self.width + end) * self.size
         copies = 0 if self.size == FLOAT32 else FLOAT32 // self.size  # in float32, of what is summed
         tensors = 2 + copies // 2 if self.splits_down else 4 + copies  # of a block: gate, up, act(gate)·up, product

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.adapter import Weights
 from engine.base_model import BaseModel
+from engine.config import AdapterConfig
 from engine.engine import Engine
 from engine.exactness import any_number_of_threads
 from engine.families import FAMILIES
@@ -87,6 +88,19 @@ def test_bits_are_those_of_one_pass_after_the_other(
     assert {gang.lanes for gang in gangs} == ({1, threads} if may_share else {1})
 
 
+@pytest.mark.parametrize(
+    "config",
+    [lora(3), lora(6), lora(11), mixlora(8, 6, 2), mixlora(1, 3, 1)],
+    ids=lambda config: f"{config.method} r={config.rank}",
+)
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_so_they_are_of_matrices_of_any_height(threads: int, config: AdapterConfig) -> None:
+    """Threads may share a sum of few rows in another way: of 6, say, a router's of 6 experts among them."""
+    base = wide_base(torch.float32)
+    jobs = [random_job(config, seed, [[[200]]], VOCABULARY) for seed in range(4)]
+    assert train(Engine(base), jobs, [[0, 1, 2, 3]]) == [train_alone(Engine(base), job) for job in jobs]
+
+
 @pytest.mark.parametrize("threads", [2], indirect=True)
 def test_outcomes_come_in_the_order_of_the_microbatches(threads: int, gangs: list[Gang]) -> None:
     engine = Engine(wide_base(torch.float32))
@@ -133,6 +147,17 @@ def test_where_bits_depend_on_the_number_of_threads_they_go_one_after_the_other(
     monkeypatch.setattr("engine.engine.any_number_of_threads", lambda base: False)
     train(Engine(wide_base(torch.float32)), JOBS, GANGS)
     assert {gang.lanes for gang in gangs} == {1}
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_whose_matrices_are_of_such_a_height_has_all_threads_and_others_go_side_by_side(
+    threads: int, gangs: list[Gang], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.engine.any_number_of_threads_at", lambda base, height, dtype: height != 5)
+    engine, long = Engine(wide_base(torch.float32)), JOBS[1].steps[0][0]
+    for configs in ([lora(5), lora(16), lora(16)], [mixlora(16, 5, 2), lora(16), lora(16)]):
+        engine.forward_backward([Microbatch(rows=long, run=engine.create_run(config, 0)) for config in configs])
+    assert gangs == [Gang(2, 2), Gang(1, 1)] * 2
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)
