@@ -120,13 +120,14 @@ def any_number_of_threads(base: BaseModel) -> bool:
 
 
 def any_number_of_threads_at(base: BaseModel, height: int, dtype: torch.dtype) -> bool:
-    """The same of what a segment makes with an A and a B, or a router, of so many rows.
+    """The same of segments' products with an A, a B or a router of so many rows, and of its gradient.
 
-    A sum over a segment's tokens that has few rows may be parted among threads: on one EPYC, those of 5, 6, 7, 9, 10
-    and 11 rows are in float32, and those of 8, 12 and more are not.
+    Threads may part a sum over tokens where it has few rows: on one EPYC, in float32, those of 5, 6, 7, 9, 10 and 11,
+    not those of 8, 12 and more.
     """
+    widths = {width for shape in base.shapes.values() for width in shape}
     return base.device.type == "cpu" and all(
-        _same_on_fewer(partial(_low_rank, frozen.weight.shape, height, dtype)) for frozen in _widths(base)
+        _same_on_fewer(partial(_narrowed, width, height, dtype)) for width in widths
     )
 
 
@@ -181,35 +182,28 @@ def _attention(base: BaseModel) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _low_rank(shape: torch.Size, height: int, dtype: torch.dtype) -> list[Tensor]:
-    """What an adapter of this rank beside a module of this shape makes of segments."""
+def _narrowed(width: int, height: int, dtype: torch.dtype) -> list[Tensor]:
+    """Of few segments, since what is compiled for each number of rows stays in memory."""
     draw, made = torch.Generator().manual_seed(0), []
-
-    def random(rows: int) -> list[Tensor]:
-        return [torch.randn(rows, width, generator=draw).to(dtype) for width in shape[::-1]]
-
-    a_RD, b_RO = random(height)
-    for rows in SEGMENT_ROWS:
-        x_nD, y_nO = random(rows)
-        made += _beside(x_nD, y_nO, a_RD, b_RO)
+    a_RD = torch.randn(height, width, generator=draw).to(dtype)
+    for rows in (FEWEST_ROWS + 1, 313, 1000):
+        x_nD = torch.randn(rows, width, generator=draw).to(dtype)
+        low_nR = F.linear(x_nD, a_RD)
+        made += [low_nR, low_nR.t() @ x_nD]
     return made
 
 
 def _of_segment(x_nD: Tensor, y_nO: Tensor, a_RD: Tensor, b_RO: Tensor, act: nn.Module) -> list[Tensor]:
+    low_nR = F.linear(x_nD, a_RD)
+    back_nR = y_nO @ b_RO.t()
+    gradients = [low_nR.t() @ y_nO, back_nR.t() @ x_nD, back_nR @ a_RD]
     activated_nO = activation.forward(act, y_nO, out=torch.empty_like(y_nO))
-    gradients = [activation.backward(act, y_nO, activated_nO, out=torch.empty_like(y_nO))]
+    gradients.append(activation.backward(act, y_nO, activated_nO, out=torch.empty_like(y_nO)))
     h_nO, g_gate_nO, g_up_nO = (torch.empty_like(y_nO) for _ in range(3))
     activation.gated(act, y_nO, y_nO, h_nO)
     activation.gated_backward(act, y_nO, y_nO, h_nO, g_gate_nO, g_up_nO)
     gradients += [h_nO, g_gate_nO, g_up_nO]
-    return [*gradients, activated_nO, *_beside(x_nD, y_nO, a_RD, b_RO)]
-
-
-def _beside(x_nD: Tensor, y_nO: Tensor, a_RD: Tensor, b_RO: Tensor) -> list[Tensor]:
-    """Of a low-rank product and its backward; the last is added to `y_nO`."""
-    low_nR, back_nR = F.linear(x_nD, a_RD), y_nO @ b_RO.t()
-    gradients = [low_nR.t() @ y_nO, back_nR.t() @ x_nD, back_nR @ a_RD]
-    return [low_nR, back_nR, *gradients, y_nO.addmm_(low_nR, b_RO)]
+    return [low_nR, back_nR, *gradients, activated_nO, y_nO.addmm_(low_nR, b_RO)]
 
 
 FACTS: dict[str, Callable[[BaseModel, nn.Linear, torch.Generator], bool]] = {
