@@ -5,6 +5,7 @@ supervised rows. All others also take each job's optimizer step, with the gradie
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from benchmarks import machine
 from benchmarks.bases import LEARNING_RATE, MAX_GRAD_NORM, METHODS, Bases
 from benchmarks.data import Step
 from benchmarks.errors import BenchmarkError
@@ -24,6 +26,9 @@ from engine.segments import Segment, pack
 
 SAME_LOSS = {"float32": 1e-4, "bfloat16": 0.02}
 """All contenders start as the base alone: how far rounding takes their first losses apart, as a share."""
+
+STEPS_TO_PEAK = 3
+"""At its first step an optimizer may have no moments yet; what later steps free and take again lies in more pieces."""
 
 
 class Contender(Protocol):
@@ -160,3 +165,23 @@ CONTENDERS: dict[str, Callable[[Bases], Contender]] = {
     "peft": _peft,
     "moe_peft": _moe_peft,
 }
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What a contender's first steps came to, in a process of its own."""
+
+    loss: float
+    """Of the first step."""
+    peak_bytes: int
+    trainable_parameters: int
+
+
+def alone(name: str, bases: Bases, step: Step) -> Alone:
+    """`STEPS_TO_PEAK` steps; for a fresh process, since a process's peak of memory never falls."""
+    contender = CONTENDERS[name](bases)
+    loss = contender.step(step)
+    for _ in range(1, STEPS_TO_PEAK):
+        contender.step(step)
+    machine.synchronize(bases.device)
+    return Alone(loss, machine.peak_bytes(bases.device), contender.trainable_parameters)

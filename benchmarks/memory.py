@@ -1,8 +1,8 @@
 """Peak memory of 1 to 16 jobs resident on one base, and of as many HF PEFT processes, on the same rows.
 
-Each figure is a fresh process's peak of resident memory (on CUDA of the GPU's) in one step of every job. Ours holds all
-jobs and trains them four in a gang. PEFT has a process a job: one is measured, and the others are reckoned to take as
-much, but for what each takes before it loads a model.
+Each figure is a fresh process's peak of resident memory (on CUDA of the GPU's) in the first steps of every job. Ours
+holds all jobs and trains them four in a gang. PEFT has a process a job: one is measured, and the others are reckoned
+to take as much, but for what each takes before it loads a model.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from rich.console import Console
@@ -18,11 +18,12 @@ from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.bases import METHODS, Bases
-from benchmarks.contenders import CONTENDERS
-from benchmarks.data import Step, cut_rows
+from benchmarks.contenders import alone
+from benchmarks.data import cut_rows
 from benchmarks.reports import Report, command, positive
 from engine import sources
 
+T = TypeVar("T")
 JOBS = (1, 2, 4, 8, 16)
 JOBS_A_PASS = 4
 TRAINING_BYTES_PER_PARAMETER = 16
@@ -41,16 +42,17 @@ def measure(options: argparse.Namespace, console: Console) -> Report:
     bases = Bases(sources.resolve(options.base), chosen.dtype, chosen.device, max(options.jobs), JOBS_A_PASS)
     # All jobs alike: that one gang is larger than another says nothing of a job that is resident.
     step = cut_rows(bases.packed, bases.folder, jobs=bases.jobs, rows=options.batch, tokens=options.tokens)
-    bare, _ = _in_fresh_process(_nothing, bases)
-    peft, _ = _in_fresh_process(_step, bases, "peft", step[:1])
+    bare = _in_fresh_process(bases.device, _bytes_of_nothing, bases.device)
+    peft = _in_fresh_process(bases.device, alone, "peft", replace(bases), step[:1]).peak_bytes
     peaks: dict[str, list[int]] = {"peft": [bare + jobs * (peft - bare) for jobs in options.jobs]}
     parameters = {}
     for method in options.methods:
         peaks[method] = []
         for jobs in options.jobs:
-            peak, parameters[method] = _in_fresh_process(_step, replace(bases, jobs=jobs), method, step[:jobs])
-            peaks[method].append(peak)
-            console.print(f"{method}, {jobs} jobs: {peak / 1e9:.2f} GB", highlight=False)
+            ours = _in_fresh_process(bases.device, alone, method, replace(bases, jobs=jobs), step[:jobs])
+            peaks[method].append(ours.peak_bytes)
+            parameters[method] = ours.trainable_parameters
+            console.print(f"{method}, {jobs} jobs: {ours.peak_bytes / 1e9:.2f} GB", highlight=False)
     return {
         "benchmark": "memory",
         "machine": chosen.describe(),
@@ -70,24 +72,15 @@ def measure(options: argparse.Namespace, console: Console) -> Report:
     }
 
 
-def _in_fresh_process(work: Callable[..., tuple[int, int]], bases: Bases, *arguments: Any) -> tuple[int, int]:
-    """(bytes, trained parameters of a job): a process's peak never falls."""
-    processes = machine.fresh_processes(bases.device, preload="benchmarks.contenders")
+def _in_fresh_process(device: str, work: Callable[..., T], *arguments: Any) -> T:
+    processes = machine.fresh_processes(device, preload="benchmarks.contenders")
     with ProcessPoolExecutor(1, mp_context=processes) as pool:
-        return pool.submit(work, replace(bases), *arguments).result()
+        return pool.submit(work, *arguments).result()
 
 
-def _nothing(bases: Bases) -> tuple[int, int]:
+def _bytes_of_nothing(device: str) -> int:
     """What a process takes that has loaded its program and no model."""
-    return (0 if bases.device == "cuda" else psutil.Process().memory_info().rss), 0
-
-
-def _step(bases: Bases, name: str, step: Step) -> tuple[int, int]:
-    """One step: PEFT's of one job, ours of all."""
-    contender = CONTENDERS[name](bases)
-    contender.step(step)
-    machine.synchronize(bases.device)
-    return machine.peak_bytes(bases.device), contender.trainable_parameters
+    return 0 if device == "cuda" else psutil.Process().memory_info().rss
 
 
 def _slope(jobs: list[int], peaks: list[int]) -> float | None:

@@ -18,7 +18,7 @@ from rich.table import Table
 from benchmarks import machine, moe_peft_contender
 from benchmarks.apart import Apart
 from benchmarks.bases import DROPOUT, METHODS, Bases
-from benchmarks.contenders import CONTENDERS, require_same_loss
+from benchmarks.contenders import CONTENDERS, Alone, alone, require_same_loss
 from benchmarks.data import Step, all_rows, make_steps, num_tokens
 from benchmarks.errors import BenchmarkError
 from benchmarks.reports import command, positive
@@ -40,15 +40,6 @@ RATIOS = {
     "packing_gain": ("mixlora", "mixlora_one_job_a_pass"),
 }
 """Of speeds; those of contenders that take part are reported."""
-
-
-@dataclass(frozen=True)
-class FirstStep:
-    """What one contender's first step came to, in a process of its own."""
-
-    loss: float
-    peak_bytes: int
-    trainable_parameters: int
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     bases = Bases(folder, dtype, device, options.jobs, jobs_a_pass, options.moe_peft)
     steps = _steps(options, bases)
     names = taking_part(options.methods, moe_peft=options.moe_peft is not None)
-    firsts = _first_steps(names, bases, max(steps, key=lambda step: num_tokens([step])), console)
+    each = _each_alone(names, bases, max(steps, key=lambda step: num_tokens([step])), console)
     turns = _alternate(names, bases, steps, options.rounds, console)
     speeds = {name: num_tokens(steps) / median(turn.seconds for turn in turns[name]) for name in names}
     speeds["limit"] = max(speeds[name] for name in LIMITS)
@@ -95,9 +86,9 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             for name, (over, under) in RATIOS.items()
             if {over, under} <= speeds.keys()
         },
-        "memory": {"peak_bytes": {name: first.peak_bytes for name, first in firsts.items()}},
-        "trainable_parameters": {name: first.trainable_parameters for name, first in firsts.items()},
-        "first_loss": {name: first.loss for name, first in firsts.items()},
+        "memory": {"peak_bytes": {name: mine.peak_bytes for name, mine in each.items()}},
+        "trainable_parameters": {name: mine.trainable_parameters for name, mine in each.items()},
+        "first_loss": {name: mine.loss for name, mine in each.items()},
         "turns": {name: [asdict(turn) for turn in turns[name]] for name in names},
     }
 
@@ -124,27 +115,20 @@ def _steps(options: argparse.Namespace, bases: Bases) -> list[Step]:
     return steps
 
 
-def _first_steps(names: Sequence[str], bases: Bases, step: Step, console: Console) -> dict[str, FirstStep]:
-    """Every contender's first step, each in a fresh process: a process's peak of memory never falls.
+def _each_alone(names: Sequence[str], bases: Bases, step: Step, console: Console) -> dict[str, Alone]:
+    """Every contender's first steps, each in a fresh process.
 
     Raises:
         BenchmarkError: they do not all start from the same loss, so they do not do the same work.
     """
-    firsts = {}
+    each = {}
     processes = machine.fresh_processes(bases.device, preload="benchmarks.contenders")
     for name in names:
         with ProcessPoolExecutor(1, mp_context=processes) as pool:
-            first = firsts[name] = pool.submit(_first_step, name, replace(bases), step).result()
-        console.print(f"{name}: first loss {first.loss:.4f}, peak {first.peak_bytes / 1e9:.2f} GB", highlight=False)
-    require_same_loss([first.loss for first in firsts.values()], bases.dtype)
-    return firsts
-
-
-def _first_step(name: str, bases: Bases, step: Step) -> FirstStep:
-    contender = CONTENDERS[name](bases)
-    loss = contender.step(step)
-    machine.synchronize(bases.device)
-    return FirstStep(loss, machine.peak_bytes(bases.device), contender.trainable_parameters)
+            mine = each[name] = pool.submit(alone, name, replace(bases), step).result()
+        console.print(f"{name}: first loss {mine.loss:.4f}, peak {mine.peak_bytes / 1e9:.2f} GB", highlight=False)
+    require_same_loss([mine.loss for mine in each.values()], bases.dtype)
+    return each
 
 
 def _alternate(

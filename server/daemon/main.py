@@ -21,6 +21,7 @@ from engine.engine import Engine
 from engine.errors import EngineError
 from engine.memory import measure
 from engine.probe import choose_device, choose_dtype, fewest_rows, probe
+from engine.rehearsal import rehearse
 from server import garbage
 from server.daemon.books import Books
 from server.daemon.heart import Heart, hold_to_supervisor
@@ -182,6 +183,7 @@ class Daemon:
         speed = probed.get(row.dtype, 0.0) * 1e9
         fill_min = fewest_rows(base, self.settings.microbatch_tokens)
         engine = Engine(base)
+        rehearse(engine)  # before the first beat (`Pulse`)
         garbage.settle()  # torch, the base and all else
         return Served(engine, row, tokenizer, room, fill_min, flops / speed if speed else 0.0)
 

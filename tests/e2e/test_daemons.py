@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from server.daemon.pulse import MULTIPLE
 from server.faults import Fault, arm
 from tests.e2e.conftest import database
 from tests.e2e.making import MIXTURE, NARROW, PLAIN, WIDE, dataset, submit
@@ -17,8 +16,6 @@ from tests.postgresql import PostgreSQL
 STEPS = 40
 ADAPTERS = (MIXTURE, PLAIN, WIDE, NARROW)
 LEASE_SECONDS = 6.0
-COMPILED_SECONDS = 15.0
-"""Of a first pass on a busy machine: a hang is `MULTIPLE` times as long as the longest silence that ended well."""
 
 
 ON_BOTH = pytest.mark.parametrize(
@@ -139,7 +136,7 @@ def test_a_pass_that_hangs_is_ended_and_the_jobs_go_on(shared: Server, undisturb
     before = len(shared.log)
     arm(shared.faults, Fault(point="pass.begin", kind="hang", after=8))
     jobs = submit_all(shared)
-    wait_for(lambda: '"hung"' in shared.log[before:], COMPILED_SECONDS * MULTIPLE, why=lambda: shared.log[-2000:])
+    wait_for(lambda: '"hung"' in shared.log[before:], why=lambda: shared.log[-2000:])
     check(shared, jobs, undisturbed)
 
 
