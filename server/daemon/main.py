@@ -167,6 +167,7 @@ class Daemon:
                     bases.publish(session, served.row)
                     daemons.update_daemon(session, books.epoch, base_hash=served.row.hash, state="ready")
                 log.info("ready", extra={"fields": {"base": served.row.name, "epoch": books.epoch}})
+                rehearse(served.engine)  # before the first beat, so that what it compiles is no silence (`Pulse`)
                 loop.run()
             books.end()
         finally:
@@ -183,7 +184,6 @@ class Daemon:
         speed = probed.get(row.dtype, 0.0) * 1e9
         fill_min = fewest_rows(base, self.settings.microbatch_tokens)
         engine = Engine(base)
-        rehearse(engine)  # before the first beat (`Pulse`)
         garbage.settle()  # torch, the base and all else
         return Served(engine, row, tokenizer, room, fill_min, flops / speed if speed else 0.0)
 
