@@ -10,6 +10,7 @@ from server.children import WAITING
 NAMES = (
     "throughput",
     "sweep",
+    "budget",
     "paper",
     "learning",
     "costs",

@@ -5,9 +5,9 @@ All contenders run on one base, in one run and in turn, on the same token lists.
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import machine
 from benchmarks.baselines import feed_forwards, looped
@@ -32,7 +32,7 @@ from engine.base_model import BaseModel
 from engine.dropout import Places
 from engine.engine import Engine
 from engine.loss import LOSSES, target_logprobs
-from engine.run import Microbatch
+from engine.run import Row
 from engine.segments import Segment, pack
 
 MODELS = (1, 2)
@@ -88,20 +88,16 @@ class Contender:
     def train(self, step: Step) -> tuple[float, float, float]:
         """(loss of the first model, seconds of the forward, of the backward); then an optimizer step, not timed."""
         step = step[: len(self.runs)]
-        targets = packed_targets([row for rows in step for row in rows], self.base.device)
         began = self._now()
         segments = [
-            Segment(
-                [torch.from_numpy(row.tokens) for row in rows],
+            _segment(
+                rows,
                 Weights.of(run.adapter, self.base.dtype, run.gradient),
                 Places(key) if (key := run.dropout_key(run.microbatch)) else None,
             )
             for rows, run in zip(step, self.runs, strict=True)
         ]
-        batch = pack(segments, self.base.device)
-        with self._in_place(), self.base.pass_.over(batch):
-            hidden = self.base.hidden_states(batch)
-            loss, logprobs = target_logprobs(hidden, self.base.head, *targets, LOSSES["cross_entropy"])
+        with self._forward(segments, step) as (loss, logprobs):
             auxiliary = [term for segment in segments if segment.aux_loss is not None for term in segment.aux_loss]
             forwarded = self._now()
             torch.autograd.backward([loss, *auxiliary])
@@ -111,13 +107,23 @@ class Contender:
         first = -float(logprobs[: sum(len(row.targets) for row in step[0])].mean())
         return first, forwarded - began, ended - forwarded
 
+    @torch.no_grad()
     def infer(self, step: Step) -> float:
         """Seconds of a forward without gradient and dropout."""
-        asked = [Microbatch(rows=rows, adapter=run.adapter) for rows, run in zip(step, self.runs, strict=False)]
-        with self._in_place():
-            began = self._now()
-            self.engine.forward(asked)
+        step = step[: len(self.runs)]
+        began = self._now()
+        weights = [Weights.of(run.adapter, self.base.dtype) for run in self.runs]
+        with self._forward([_segment(*each) for each in zip(step, weights, strict=True)], step):
             return self._now() - began
+
+    @contextmanager
+    def _forward(self, segments: Sequence[Segment], step: Step) -> Iterator[tuple[Tensor, Tensor]]:
+        """(loss, log-probs of the targets), within the pass."""
+        targets = packed_targets([row for rows in step for row in rows], self.base.device)
+        batch = pack(segments, self.base.device)
+        with self._in_place(), self.base.pass_.over(batch):
+            hidden = self.base.hidden_states(batch)
+            yield target_logprobs(hidden, self.base.head, *targets, LOSSES["cross_entropy"])
 
     def _in_place(self) -> AbstractContextManager[None]:
         return feed_forwards(self.base, self.feed_forwards) if self.feed_forwards else nullcontext()
@@ -125,6 +131,10 @@ class Contender:
     def _now(self) -> float:
         machine.synchronize(self.base.device.type)
         return time.perf_counter()
+
+
+def _segment(rows: list[Row], weights: Weights, dropout: Places | None = None) -> Segment:
+    return Segment([torch.from_numpy(row.tokens) for row in rows], weights, dropout)
 
 
 def main(arguments: list[str]) -> int:
@@ -217,8 +227,8 @@ def _alone(bases: Bases, step: Step, console: Console) -> dict[tuple[str, int], 
     processes = machine.fresh_processes(bases.device, preload="benchmarks.paper")
     for name, models in ROWS:
         with ProcessPoolExecutor(1, mp_context=processes, max_tasks_per_child=1) as pool:
-            trained = pool.submit(_train_alone, replace(bases), name, models, step)
-            inferred = pool.submit(_infer_alone, replace(bases), name, models, step)
+            trained = pool.submit(_train_alone, replace(bases, jobs=models), name, models, step)
+            inferred = pool.submit(_infer_alone, replace(bases, jobs=models), name, models, step)
             rows[name, models] = Alone(*trained.result(), inferred.result())
         console.print(f"{name} x {models}: first loss {rows[name, models].loss:.4f}", highlight=False)
     require_same_loss([row.loss for row in rows.values()], bases.dtype)

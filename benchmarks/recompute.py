@@ -1,7 +1,7 @@
 """A training pass of long rows with the setting `recompute` and without: peak of memory, time, and whether bits differ.
 
 Both bases are in one process, and their passes take turns. The peak is what torch's allocator was asked for beside the
-base and the run. Seconds are those of all threads together, the least of some repeats.
+base and the run. Seconds are the clock's, the least of some repeats.
 """
 
 import argparse

@@ -211,7 +211,7 @@ def _circumstances(settings: dict[str, Any], about: dict[str, Any]) -> str:
     row_tokens = settings["tokens"] / settings["rows"]
     return (
         f"{settings['base']} in {settings['dtype']}; {settings['jobs']} jobs, of ours {settings['jobs_a_pass']} in a "
-        f"pass, batches of {settings['batch']}, {settings['rows']} rows of {row_tokens:.0f} tokens "
+        f"gang, batches of {settings['batch']}, {settings['rows']} rows of {row_tokens:.0f} tokens "
         f"({settings['peft_padding']:.0%} of what PEFT computes is "
         f"padding); median of {settings['rounds']} rounds. {about['device']}: {about['cpu']}, {about['capability']}, "
         f"{' '.join(about['flags'])}, {about['threads']} threads; torch {about['torch']}, transformers "

@@ -46,7 +46,6 @@ def register(pass_: Pass) -> str:
         dropout: float = 0.0,
         sliding_window: int | None = None,
         softcap: float | None = None,
-        s_aux: Tensor | None = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
         """Queries [1, H, T, C], keys and values [1, G, T, C] -> [1, T, H, C], each sequence by itself."""
@@ -54,7 +53,7 @@ def register(pass_: Pass) -> str:
         if unknown or attention_mask is not None or dropout:
             raise UnsupportedBase(f"this model's attention asks for what the engine does not do: {unknown or 'a mask'}")
         batch = pass_.batch
-        if softcap is None and s_aux is None and one_kernel(query, batch):
+        if softcap is None and one_kernel(query, batch):
             return packed(query, key, value, batch, scaling, sliding_window), None
         dtype = query.dtype
         if dtype is torch.bfloat16 and query.device.type == "cpu":  # half the time, and more exact
@@ -70,7 +69,7 @@ def register(pass_: Pass) -> str:
         for q, k, v, cache in parts:
             if cache is not None:
                 k, v = cache.extend(module.layer_idx, k, v)  # type: ignore[arg-type]
-            outputs.append(one_sequence(q, k, v, scaling, sliding_window, softcap, s_aux))
+            outputs.append(one_sequence(q, k, v, scaling, sliding_window, softcap))
         return torch.cat(outputs, dim=2).transpose(1, 2).to(dtype), None
 
     AttentionInterface.register(name, packed_attention)
@@ -121,18 +120,17 @@ def one_sequence(
     scaling: float | None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    sinks: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of the last L of M positions: [1, H, L, C] over [1, G, M, C] -> [1, H, L, C]."""
     num_queries, num_keys = q.shape[2], k.shape[2]
     window = num_keys if sliding_window is None else min(sliding_window, num_keys)
     mask = None
-    if window < num_keys or (1 < num_queries < num_keys) or softcap is not None or sinks is not None:
+    if window < num_keys or (1 < num_queries < num_keys) or softcap is not None:
         distance = torch.arange(num_keys - num_queries, num_keys, device=q.device)[:, None] - torch.arange(
             num_keys, device=q.device
         )
         mask = (distance >= 0) & (distance < window)
-    if softcap is None and sinks is None:
+    if softcap is None:
         return F.scaled_dot_product_attention(
             q,
             k,
@@ -145,10 +143,5 @@ def one_sequence(
     repeats = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
     scores = (q @ k.transpose(2, 3)).float() * (scaling or 1 / math.sqrt(q.shape[3]))
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~mask, -torch.inf)  # type: ignore[operator]
-    if sinks is not None:
-        sink = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-        return torch.cat([scores, sink], -1).softmax(-1)[..., :-1].to(q.dtype) @ v
+    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, -torch.inf)  # type: ignore[operator]
     return scores.softmax(-1).to(q.dtype) @ v

@@ -214,8 +214,10 @@ class Engine:
     def _heights(self, weights: Weights | None) -> Set[Height]:
         if weights is None:
             return frozenset()
-        routers = {(weights.config.num_experts, weights.precise.dtype)} if weights.config.num_experts else set()
-        return {(height, self.base.dtype) for height in weights.layout.heights} | routers
+        config, precise = weights.config, weights.precise.dtype
+        routers = {(config.num_experts, precise)} if config.num_experts else set()
+        norms = {(config.rank, precise)} if config.dora else set()
+        return {(height, self.base.dtype) for height in weights.layout.heights} | routers | norms
 
     def _pass(self, microbatches: Sequence[Microbatch], segments: Sequence[Segment]) -> list[Outcome]:
         riding = stacked(segments, self.base)
@@ -225,8 +227,6 @@ class Engine:
         rows, targets, weights = _targets(ordered, self.base.device)
         with self.base.pass_.over(batch):
             hidden = self.base.hidden_states(batch)
-            if torch.is_grad_enabled() and not hidden.requires_grad:
-                raise EngineError("no parameter of this pass can be trained")
             loss, logprobs = target_logprobs(hidden, self.base.head, rows, targets, weights, _loss(microbatches))
             auxiliary = [aux for indices, segment in riding for aux in _of_each(segment.aux_loss, indices)]
             if torch.is_grad_enabled():

@@ -8,8 +8,9 @@ import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 _NEVER = -1
-_LARGEST_ON_HEAP = 1 << 30
-"""Bytes of an allocation; larger ones still come from the system and go back to it."""
+_LARGEST_ON_HEAP = (1 << 30, 32 << 20)
+"""Bytes of an allocation, the most that is taken (older glibc takes no more than the second); larger ones still come
+from the system and go back to it."""
 
 
 def keep_freed() -> None:
@@ -20,6 +21,6 @@ def keep_freed() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_ON_HEAP)
+        any(mallopt(_M_MMAP_THRESHOLD, largest) for largest in _LARGEST_ON_HEAP)
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
         mallopt(_M_ARENA_MAX, 1)

@@ -50,8 +50,8 @@ class Settings(BaseSettings):
     )
     token_budget: Annotated[int, Field(ge=256, le=8192)] | Literal["auto"] = Field(
         "auto",
-        description="Most tokens in one gang (one pass); auto: as many as fit into memory beside the resident runs, "
-        "and at most 4,096.",
+        description="Most tokens in one gang; auto: as many as fit into memory beside the resident runs, and at most "
+        "4,096.",
     )
     microbatch_tokens: int = Field(
         1024, ge=64, le=8192, description="Most tokens in one microbatch of a new job; also its longest row."

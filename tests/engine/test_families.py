@@ -128,7 +128,7 @@ def test_attention_dropout_is_an_error() -> None:
 
 
 def plain_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, softcap: float | None, sinks: torch.Tensor | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, softcap: float | None
 ) -> torch.Tensor:
     """One head and one query at a time: [H, L, C] over [G, M, C] -> [H, L, C]."""
     outputs = torch.zeros_like(q)
@@ -141,24 +141,20 @@ def plain_attention(
             scores = k[group, start:stop] @ q[head, place] / math.sqrt(q.shape[2])
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
-            sink = [] if sinks is None else [sinks[head]]
-            weights = torch.tensor([*scores, *sink]).softmax(0)[: len(scores)]
-            outputs[head, place] = weights @ v[group, start:stop]
+            outputs[head, place] = scores.softmax(0) @ v[group, start:stop]
     return outputs
 
 
-@pytest.mark.parametrize("has_sinks", [False, True], ids=["no sinks", "sinks"])
 @pytest.mark.parametrize("softcap", [None, 1.5], ids=["no cap", "cap"])
 @pytest.mark.parametrize("window", [None, 3, 100], ids=["no window", "window 3", "wide window"])
 @pytest.mark.parametrize(("queries", "keys"), [(7, 7), (1, 7), (3, 7), (1, 1)])
 def test_attention_of_one_sequence_is_the_plain_formula(
-    queries: int, keys: int, window: int | None, softcap: float | None, has_sinks: bool
+    queries: int, keys: int, window: int | None, softcap: float | None
 ) -> None:
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, n, 8, generator=draw) for heads, n in ((4, queries), (2, keys), (2, keys)))
-    sinks = torch.randn(4, generator=draw) if has_sinks else None
-    got = one_sequence(q, k, v, None, window, softcap, sinks)[0]
-    torch.testing.assert_close(got, plain_attention(q[0], k[0], v[0], window or keys, softcap, sinks))
+    got = one_sequence(q, k, v, None, window, softcap)[0]
+    torch.testing.assert_close(got, plain_attention(q[0], k[0], v[0], window or keys, softcap))
 
 
 def test_a_key_value_cache_holds_what_was_appended() -> None:

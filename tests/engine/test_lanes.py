@@ -23,7 +23,7 @@ from engine.router import Block
 from engine.run import Microbatch, Row
 from engine.segments import PAIRS, Segment
 from tests.engine.gangs import random_job, train, train_alone
-from tests.engine.loads import lora, mixlora
+from tests.engine.loads import lora, mixlora, shake
 from tests.models import VOCABULARY, tiny_base
 
 LENGTHS = [[[200, 5, 90], [150]], [[33, 9, 70, 11, 180]], [[120], [26, 60]]]
@@ -88,10 +88,14 @@ def test_bits_are_those_of_one_pass_after_the_other(
     assert {gang.lanes for gang in gangs} == ({1, threads} if may_share else {1})
 
 
+def id_of(config: AdapterConfig) -> str:
+    return f"{config.method} r={config.rank}"
+
+
 @pytest.mark.parametrize(
     "config",
     [lora(3), lora(6), lora(11), mixlora(8, 6, 2), mixlora(1, 3, 1)],
-    ids=lambda config: f"{config.method} r={config.rank}",
+    ids=id_of,
 )
 @pytest.mark.parametrize("threads", [2], indirect=True)
 def test_so_they_are_of_matrices_of_any_height(threads: int, config: AdapterConfig) -> None:
@@ -99,6 +103,24 @@ def test_so_they_are_of_matrices_of_any_height(threads: int, config: AdapterConf
     base = wide_base(torch.float32)
     jobs = [random_job(config, seed, [[[200]]], VOCABULARY) for seed in range(4)]
     assert train(Engine(base), jobs, [[0, 1, 2, 3]]) == [train_alone(Engine(base), job) for job in jobs]
+
+
+@pytest.mark.parametrize("config", [lora(6, dora=True), lora(16, dora=True), mixlora(6, 4, 2, dora=True)], ids=id_of)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_so_they_are_where_norms_are_of_matrices_of_any_height(
+    threads: int, dtype: torch.dtype, config: AdapterConfig
+) -> None:
+    """Norms are summed in float32 beside a bfloat16 base, too."""
+    engine = Engine(wide_base(dtype))
+    rows = [random_job(config, seed, [[[200]]], VOCABULARY).steps[0][0] for seed in range(4)]
+    alone, together = ([engine.create_run(config, seed) for seed in range(4)] for _ in range(2))
+    for run in (*alone, *together):
+        shake(run, run.seed)
+    for run, own in zip(alone, rows, strict=True):
+        engine.forward_backward([Microbatch(rows=own, run=run)])
+    engine.forward_backward([Microbatch(rows=own, run=run) for run, own in zip(together, rows, strict=True)])
+    assert [torch.equal(a.gradient, b.gradient) for a, b in zip(alone, together, strict=True)] == [True] * 4
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)
