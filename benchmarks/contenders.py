@@ -177,11 +177,11 @@ class Alone:
     trainable_parameters: int
 
 
-def alone(name: str, bases: Bases, step: Step) -> Alone:
-    """`STEPS_TO_PEAK` steps; for a fresh process, since a process's peak of memory never falls."""
+def alone(name: str, bases: Bases, step: Step, steps: int = STEPS_TO_PEAK) -> Alone:
+    """So many steps; for a fresh process, since a process's peak of memory never falls."""
     contender = CONTENDERS[name](bases)
     loss = contender.step(step)
-    for _ in range(1, STEPS_TO_PEAK):
+    for _ in range(1, steps):
         contender.step(step)
     machine.synchronize(bases.device)
     return Alone(loss, machine.peak_bytes(bases.device), contender.trainable_parameters)

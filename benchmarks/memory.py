@@ -1,8 +1,8 @@
 """Peak memory of 1 to 16 jobs resident on one base, and of as many HF PEFT processes, on the same rows.
 
 Each figure is a fresh process's peak of resident memory (on CUDA of the GPU's) in the first steps of every job. Ours
-holds all jobs and trains them four in a gang. PEFT has a process a job: one is measured, and the others are reckoned
-to take as much, but for what each takes before it loads a model.
+holds all jobs and trains them four in a gang, as many gangs whatever the number of jobs. PEFT has a process a job: one
+is measured, and the others are reckoned to take as much, but for what each takes before it loads a model.
 """
 
 import argparse
@@ -26,6 +26,9 @@ from engine import sources
 T = TypeVar("T")
 JOBS = (1, 2, 4, 8, 16)
 JOBS_A_PASS = 4
+GANGS = 8
+"""That each count of jobs trains in all: the heap grows a little from gang to gang, until all has found its place there,
+whoever rides in them."""
 TRAINING_BYTES_PER_PARAMETER = 16
 BASE_SHARE = 0.01
 """What one more resident job may take: 16 bytes a parameter that it trains, and this share of the base."""
@@ -49,7 +52,8 @@ def measure(options: argparse.Namespace, console: Console) -> Report:
     for method in options.methods:
         peaks[method] = []
         for jobs in options.jobs:
-            ours = _in_fresh_process(bases.device, alone, method, replace(bases, jobs=jobs), step[:jobs])
+            steps = -(-GANGS // -(-jobs // JOBS_A_PASS))
+            ours = _in_fresh_process(bases.device, alone, method, replace(bases, jobs=jobs), step[:jobs], steps)
             peaks[method].append(ours.peak_bytes)
             parameters[method] = ours.trainable_parameters
             console.print(f"{method}, {jobs} jobs: {ours.peak_bytes / 1e9:.2f} GB", highlight=False)
