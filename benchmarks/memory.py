@@ -27,8 +27,8 @@ T = TypeVar("T")
 JOBS = (1, 2, 4, 8, 16)
 JOBS_A_PASS = 4
 GANGS = 8
-"""That each count of jobs trains in all: the heap grows a little from gang to gang, until all has found its place there,
-whoever rides in them."""
+"""That each count of jobs trains in all: the heap grows a little from gang to gang until all has found its place there,
+whoever rides."""
 TRAINING_BYTES_PER_PARAMETER = 16
 BASE_SHARE = 0.01
 """What one more resident job may take: 16 bytes a parameter that it trains, and this share of the base."""

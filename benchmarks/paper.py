@@ -29,7 +29,7 @@ from benchmarks.reports import Report, command, positive
 from engine import sources
 from engine.adapter import Weights
 from engine.base_model import BaseModel
-from engine.dropout import Places
+from engine.dropout import Drops
 from engine.engine import Engine
 from engine.loss import LOSSES, target_logprobs
 from engine.run import Row
@@ -93,7 +93,7 @@ class Contender:
             _segment(
                 rows,
                 Weights.of(run.adapter, self.base.dtype, run.gradient),
-                Places(key) if (key := run.dropout_key(run.microbatch)) else None,
+                Drops(key) if (key := run.dropout_key(run.microbatch)) else None,
             )
             for rows, run in zip(step, self.runs, strict=True)
         ]
@@ -133,7 +133,7 @@ class Contender:
         return time.perf_counter()
 
 
-def _segment(rows: list[Row], weights: Weights, dropout: Places | None = None) -> Segment:
+def _segment(rows: list[Row], weights: Weights, dropout: Drops | None = None) -> Segment:
     return Segment([torch.from_numpy(row.tokens) for row in rows], weights, dropout)
 
 

@@ -74,22 +74,32 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     names = taking_part(options.methods, moe_peft=options.moe_peft is not None)
     each = _each_alone(names, bases, max(steps, key=lambda step: num_tokens([step])), console)
     turns = _alternate(names, bases, steps, options.rounds, console)
-    speeds = {name: num_tokens(steps) / median(turn.seconds for turn in turns[name]) for name in names}
-    speeds["limit"] = max(speeds[name] for name in LIMITS)
+    seconds = {name: [turn.seconds for turn in turns[name]] for name in names}
+    speeds = _speeds({name: median(seconds[name]) for name in names}, num_tokens(steps))
+    rounds = [dict(zip(seconds, of_round, strict=True)) for of_round in zip(*seconds.values(), strict=True)]
     return {
         "benchmark": "throughput",
         "machine": chosen.describe(),
         "settings": _settings(options, dtype, steps) | {"moe_peft": others},
         "tokens_per_second": speeds,
-        "ratios": {
-            name: speeds[over] / speeds[under]
-            for name, (over, under) in RATIOS.items()
-            if {over, under} <= speeds.keys()
-        },
+        "ratios": _ratios(speeds),
+        "ratios_of_rounds": [_ratios(_speeds(of_round, num_tokens(steps))) for of_round in rounds],
         "memory": {"peak_bytes": {name: mine.peak_bytes for name, mine in each.items()}},
         "trainable_parameters": {name: mine.trainable_parameters for name, mine in each.items()},
         "first_loss": {name: mine.loss for name, mine in each.items()},
         "turns": {name: [asdict(turn) for turn in turns[name]] for name in names},
+    }
+
+
+def _speeds(seconds: dict[str, float], tokens: int) -> dict[str, float]:
+    """Tokens a second of each contender, and of the faster limit."""
+    speeds = {name: tokens / taken for name, taken in seconds.items()}
+    return speeds | {"limit": max(speeds[name] for name in LIMITS)}
+
+
+def _ratios(speeds: dict[str, float]) -> dict[str, float]:
+    return {
+        name: speeds[over] / speeds[under] for name, (over, under) in RATIOS.items() if {over, under} <= speeds.keys()
     }
 
 
@@ -199,9 +209,10 @@ def _show(report: dict[str, Any], console: Console) -> None:
             f"{report['memory']['peak_bytes'][name] / 1e9:.2f}",
             f"{report['trainable_parameters'][name] / 1e6:.2f}",
         )
-    ratios = Table("ratio", "value")
+    ratios = Table("ratio", "of medians", "median of rounds", "least", "most")
     for name, ratio in report["ratios"].items():
-        ratios.add_row(name, f"{ratio:.2f}")
+        of_rounds = [each[name] for each in report["ratios_of_rounds"]]
+        ratios.add_row(name, *(f"{value:.2f}" for value in (ratio, median(of_rounds), min(of_rounds), max(of_rounds))))
     console.print(table, ratios)
     console.print(_circumstances(report["settings"], about), highlight=False)
 

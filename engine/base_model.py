@@ -173,7 +173,7 @@ def load(
     return BaseModel(model, name=name, hash_=hash_of(folder), microbatch_tokens=microbatch_tokens, recompute=recompute)
 
 
-NUMERICS = 3
+NUMERICS = 4
 """Of the engine: the next number wherever a change of it changes the bits of a result."""
 
 

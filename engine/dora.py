@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.adapter import Parameter
+from engine.lanes import one_thread
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def row_norm(frozen: nn.Linear) -> Tensor:
     return torch.linalg.vector_norm(weight_OD, dim=1, dtype=torch.promote_types(weight_OD.dtype, torch.float32))
 
 
+@one_thread()  # several part long sums of few rows: two give a norm of rank 6 other bits than one, on one EPYC
 def norm(frozen: nn.Linear, frozen_norm_O: Tensor, a: Parameter, b: Parameter, scaling: float) -> Tensor:
     """‖W_o + s·(BA)_o‖ of each output, float32 [O] or [E, O], from ‖W_o‖, W A' and A A'; W + s·BA is never made."""
     in_width = a.value.shape[-1]

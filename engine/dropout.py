@@ -1,6 +1,6 @@
 """Which elements of an adapter's inputs are dropped: of each microbatch a function of its key (docs/design.md §3).
 
-On a CPU that is a list of places for each input, and for each expert: few numbers are drawn. On a GPU it is a mask,
+On a CPU that is a list of elements for each input, and for each expert: few numbers are drawn. On a GPU it is a mask,
 drawn there for all inputs of a layer at once, and a slot's mask does not depend on where it lies.
 
 Legend: n a segment's tokens, K active experts, N their slots sorted by expert, m those of a block.
@@ -25,21 +25,21 @@ class Dropped:
     """An input of an adapter after dropout, not yet scaled by 1 / (1 - p): that is a factor of the output."""
 
     x: Tensor
-    places: Tensor | None  # the elements of x that are 0: int64, or a mask of x's shape; None: there is no dropout
+    drops: Tensor | None  # the elements of x that are 0: int64, or a mask of x's shape; None: there is no dropout
 
     @classmethod
-    def of(cls, x: Tensor, places: Tensor | None) -> "Dropped":
+    def of(cls, x: Tensor, drops: Tensor | None) -> "Dropped":
         """A copy of `x` without those elements; `x` itself where there is no dropout."""
-        if places is None:
+        if drops is None:
             return cls(x, None)
-        if places.dtype is torch.bool:
-            return cls(x.masked_fill(places, 0), places)
-        return cls.of_(x.clone(memory_format=torch.contiguous_format), places)
+        if drops.dtype is torch.bool:
+            return cls(x.masked_fill(drops, 0), drops)
+        return cls.of_(x.clone(memory_format=torch.contiguous_format), drops)
 
     @classmethod
-    def of_(cls, x: Tensor, places: Tensor | None) -> "Dropped":
+    def of_(cls, x: Tensor, drops: Tensor | None) -> "Dropped":
         """`x` without those elements, in place."""
-        dropped = cls(x, places)
+        dropped = cls(x, drops)
         dropped._drop_(x)
         return dropped
 
@@ -48,11 +48,11 @@ class Dropped:
         return self._drop_(gradient)
 
     def _drop_(self, tensor: Tensor) -> Tensor:
-        if self.places is None:
+        if self.drops is None:
             return tensor
-        if self.places.dtype is torch.bool:
-            return tensor.masked_fill_(self.places, 0)
-        tensor.view(-1).index_fill_(0, self.places, 0)
+        if self.drops.dtype is torch.bool:
+            return tensor.masked_fill_(self.drops, 0)
+        tensor.view(-1).index_fill_(0, self.drops, 0)
         return tensor
 
 
@@ -70,7 +70,7 @@ class Dropout(Protocol):
 
 
 @dataclass(frozen=True)
-class Places:
+class Drops:
     """On a CPU."""
 
     key: DropoutKey

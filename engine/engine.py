@@ -18,7 +18,7 @@ from engine.adapter import Adapter, Weights
 from engine.base_model import BaseModel
 from engine.config import AdapterConfig
 from engine.device import to_device
-from engine.dropout import Places
+from engine.dropout import Drops
 from engine.errors import EngineError
 from engine.exactness import any_number_of_threads, any_number_of_threads_at
 from engine.lanes import Riders, side_by_side, spread
@@ -214,10 +214,8 @@ class Engine:
     def _heights(self, weights: Weights | None) -> Set[Height]:
         if weights is None:
             return frozenset()
-        config, precise = weights.config, weights.precise.dtype
-        routers = {(config.num_experts, precise)} if config.num_experts else set()
-        norms = {(config.rank, precise)} if config.dora else set()
-        return {(height, self.base.dtype) for height in weights.layout.heights} | routers | norms
+        routers = {(weights.config.num_experts, weights.precise.dtype)} if weights.config.num_experts else set()
+        return {(height, self.base.dtype) for height in weights.layout.heights} | routers
 
     def _pass(self, microbatches: Sequence[Microbatch], segments: Sequence[Segment]) -> list[Outcome]:
         riding = stacked(segments, self.base)
@@ -243,7 +241,7 @@ class Engine:
 
 def _segment(microbatch: Microbatch, weights: Weights | None, dropout: DropoutKey | None = None) -> Segment:
     sequences = [torch.from_numpy(row.tokens.astype(np.int64)) for row in microbatch.rows]
-    return Segment(sequences, weights, None if dropout is None else Places(dropout))
+    return Segment(sequences, weights, None if dropout is None else Drops(dropout))
 
 
 def _loads(segment: Segment) -> Tensor | None:

@@ -84,15 +84,15 @@ class DownLora:
 
     def begin(self) -> None:
         """Before the first block."""
-        self.places: dict[int, Tensor | None] = {}  # number of a block -> the dropped elements of its h
+        self.drops: dict[int, Tensor | None] = {}  # number of a block -> the dropped elements of its h
 
     def draw(self, block: Block, like_mF: Tensor) -> Tensor | None:
         """The dropped elements of a block's h; each expert has a mask of its own."""
         dropout = self.segment.dropout
         if dropout is not None:
             rows = self.routing.slot_N[block.rows]
-            self.places[block.number] = dropout.of_experts(self.layer, self.input_name, like_mF, block.groups, rows)
-        return self.places.get(block.number)
+            self.drops[block.number] = dropout.of_experts(self.layer, self.input_name, like_mF, block.groups, rows)
+        return self.drops.get(block.number)
 
     def project(self, dropped_mF: Tensor, block: Block) -> Tensor:
         """s·A dropout(h) of a block's rows."""
@@ -119,7 +119,7 @@ class DownLora:
 
     def project_backward(self, h_mF: Tensor, block: Block, g_low_mR: Tensor) -> Tensor:
         """The gradient at a block's h, which is used up, from its rows of `g_low`."""
-        dropped = Dropped.of_(h_mF, self.places.get(block.number))
+        dropped = Dropped.of_(h_mF, self.drops.get(block.number))
         block.groups.accumulate(self.a, g_low_mR, dropped.x)
         return dropped.backward_(block.groups.widen(g_low_mR, self.a))
 
@@ -260,8 +260,8 @@ class Experts:
             g_r_m.copy_(by_h_m)
             if self.down is not None:
                 g_h_mF += self.down.project_backward(h_mF, block, self.down.g_low[i])
-        g_gate_mF, g_up_mF = torch.empty_like(a_mF), a_mF.mul_(g_h_mF)
-        activation.backward(self.activation, gate_mF, up_mF.mul_(g_h_mF), out=g_gate_mF)
+        g_up_mF, g_a_mF = a_mF * g_h_mF, up_mF.mul_(g_h_mF)
+        g_gate_mF = activation.backward(self.activation, gate_mF, g_a_mF, out=a_mF)
         g_low_mR = [
             g_mF.new_empty(0) if lora is None else lora.add_backward_(g_mF, z_mF, block)
             for lora, g_mF, z_mF in ((self.gate, g_gate_mF, gate_z_mF), (self.up, g_up_mF, up_z_mF))
@@ -296,8 +296,8 @@ class FusedExperts(Experts):
                 loras[i].low = routing.split(low_NR)
         down.begin()
         gate_NF, up_NF = self._of_all_places(self.gate.widened), self._of_all_places(self.up.widened)
-        places = down.draw(routing.whole, gate_NF)
-        fused.forward(gate_nF, up_nF, routing.place_nK, routing.weights_nK, gate_NF, up_NF, places, hidden_nF)
+        drops = down.draw(routing.whole, gate_NF)
+        fused.forward(gate_nF, up_nF, routing.place_nK, routing.weights_nK, gate_NF, up_NF, drops, hidden_nF)
         dropped = routing.split(gate_NF)
         return down.output(self._of_all_places(lambda block: down.project(dropped[block.number], block)))
 
@@ -314,7 +314,7 @@ class FusedExperts(Experts):
             gate_NF,
             up_NF,
             dropped_NF,
-            down.places.get(routing.whole.number),
+            down.drops.get(routing.whole.number),
             g_hidden_nF,
             out.gate_nF,
             out.up_nF,

@@ -190,12 +190,12 @@ class _AddDown(torch.autograd.Function):
         ctx: Any,
         anchor: Tensor,
         y_TD: Tensor,
-        places: Sequence[tuple[slice, Parameter, Routing, Tensor]],
+        parts: Sequence[tuple[slice, Parameter, Routing, Tensor]],
         *lows: Tensor,
     ) -> Tensor:
-        for rows, b, routing, low in places:
+        for rows, b, routing, low in parts:
             routing.widen_(y_TD[rows], low, b)
-        ctx.places = places
+        ctx.parts = parts
         ctx.mark_dirty(y_TD)
         return y_TD
 
@@ -203,7 +203,7 @@ class _AddDown(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (g_TD,) = gradients
         g_lows = []
-        for rows, b, routing, low in ctx.places:
+        for rows, b, routing, low in ctx.parts:
             g_lows.append(routing.widen_backward(g_TD[rows], low, b))
         return None, g_TD, None, *g_lows
 

@@ -28,7 +28,7 @@ Array = NDArray[Any]
 ROWS = 128
 """Of a part that a thread takes at once."""
 _ONE = np.float32(1)
-_NO_PLACES = np.empty(0, np.int64)
+_NO_DROPS = np.empty(0, np.int64)
 
 
 def takes(act: nn.Module, x: Tensor) -> bool:
@@ -53,15 +53,15 @@ def forward(
     r_nK: Tensor,
     gate_NF: Tensor,
     up_NF: Tensor,
-    places: Tensor | None,
+    drops: Tensor | None,
     hidden_nF: Tensor,
 ) -> None:
     """Σ_k r_k h_k, h = silu(W1x + gate)·(W3x + up), where gate and up are a place's own LoRA (paper eq. 5 and 6).
 
-    It is written to `hidden_nF`. `gate_NF` becomes dropout(h), whose elements `places`, ascending, are 0; but not
+    It is written to `hidden_nF`. `gate_NF` becomes dropout(h), whose elements `drops`, ascending, are 0; but not
     where no token has a place.
     """
-    arrays = array_of(gate_NF), array_of(up_NF), *_by_row(places, gate_NF)
+    arrays = array_of(gate_NF), array_of(up_NF), *_by_row(drops, gate_NF)
     _over_rows(partial(_forward, *arrays), gate_nF, up_nF, place_nK, r_nK, hidden_nF)
 
 
@@ -73,7 +73,7 @@ def backward(
     gate_NF: Tensor,
     up_NF: Tensor,
     g_dropped_NF: Tensor,
-    places: Tensor | None,
+    drops: Tensor | None,
     g_hidden_nF: Tensor,
     g_gate_nF: Tensor,
     g_up_nF: Tensor,
@@ -84,7 +84,7 @@ def backward(
     `gate_NF` and `up_NF`, as `forward` was given them, become the gradients there, `g_dropped_NF` becomes dropout(h);
     but not where no token has a place.
     """
-    arrays = array_of(gate_NF), array_of(up_NF), array_of(g_dropped_NF), *_by_row(places, gate_NF)
+    arrays = array_of(gate_NF), array_of(up_NF), array_of(g_dropped_NF), *_by_row(drops, gate_NF)
     _over_rows(partial(_backward, *arrays), gate_nF, up_nF, place_nK, r_nK, g_hidden_nF, g_gate_nF, g_up_nF, g_r_nK)
 
 
@@ -105,10 +105,10 @@ def _over_rows(loop: Callable[..., None], *tensors: Tensor) -> None:
     on_all_threads(work, range(0, len(arrays[0]), ROWS))
 
 
-def _by_row(places: Tensor | None, x_NF: Tensor) -> tuple[Array, Array]:
-    """Places of elements of `x_NF`, and where those of each row begin [N + 1]; none where there are none."""
+def _by_row(drops: Tensor | None, x_NF: Tensor) -> tuple[Array, Array]:
+    """The dropped elements of `x_NF`, and where those of each row begin [N + 1]."""
     rows, width = x_NF.shape
-    array = _NO_PLACES if places is None else array_of(places)
+    array = _NO_DROPS if drops is None else array_of(drops)
     return array, np.searchsorted(array, np.arange(rows + 1) * width)
 
 
@@ -179,7 +179,7 @@ def _gated_backward(gate_n: Array, up_n: Array, g_h_n: Array, g_gate_n: Array, g
 def _forward(
     gate_N: Array,
     up_N: Array,
-    places: Array,
+    drops: Array,
     starts: Array,
     gate_n: Array,
     up_n: Array,
@@ -199,7 +199,7 @@ def _forward(
                 h[f] = g / (_ONE + _exp(-g)) * (load(up_x[f]) + load(up[f]))
                 gate[f] = store(gate, h[f])
             _add(sums, r[i, k], h)
-            _drop(gate, place[i, k], places, starts)
+            _drop(gate, place[i, k], drops, starts)
         _write(hidden, sums)
 
 
@@ -208,7 +208,7 @@ def _backward(
     gate_N: Array,
     up_N: Array,
     g_dropped_N: Array,
-    places: Array,
+    drops: Array,
     starts: Array,
     gate_n: Array,
     up_n: Array,
@@ -229,7 +229,7 @@ def _backward(
         for k in range(place.shape[1]):
             p, weight = place[i, k], r[i, k]
             gate, up, g_dropped = gate_N[p], up_N[p], g_dropped_N[p]
-            _drop(g_dropped, p, places, starts)
+            _drop(g_dropped, p, drops, starts)
             for f in range(width):
                 g = load(gate_x[f]) + load(gate[f])
                 u = load(up_x[f]) + load(up[f])
@@ -246,7 +246,7 @@ def _backward(
             _add(g_up, _ONE, at_up)
             _add(g_gate, _ONE, at_gate)
             g_r[i, k] = _sum(products)
-            _drop(g_dropped, p, places, starts)
+            _drop(g_dropped, p, drops, starts)
         _write(g_gate_n[i], g_gate)
         _write(g_up_n[i], g_up)
 
@@ -264,10 +264,10 @@ def _write(row: Array, x: Array) -> None:
 
 
 @_compiled
-def _drop(x: Array, row: int, places: Array, starts: Array) -> None:
-    """What of a row the places are: they are those of rows like this one, one after the other."""
+def _drop(x: Array, row: int, drops: Array, starts: Array) -> None:
+    """Makes 0 of what is dropped of a row: `drops` counts through all rows."""
     for j in range(starts[row], starts[row + 1]):
-        x[places[j] - row * len(x)] = 0
+        x[drops[j] - row * len(x)] = 0
 
 
 @_compiled

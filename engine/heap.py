@@ -1,7 +1,7 @@
 """The C library's heap, told to keep what tensors give back.
 
 A pass takes and frees gigabytes. By default glibc returns them to the system, which then clears the same pages for the
-next pass, one fault each: 50,000 to 100,000 a pass, a twentieth of its time (docs/log.md).
+next pass, one fault each: 50,000 to 100,000 a pass, 6 to 10 % of its time (docs/log.md).
 """
 
 import ctypes

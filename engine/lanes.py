@@ -8,8 +8,9 @@ company. Within a pass that has several threads, experts go side by side.
 
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from threading import Lock, local
 from typing import TypeVar
 
@@ -108,6 +109,17 @@ def side_by_side(work: Callable[[Riders], T], passes: Sequence[Riders], lanes: i
         wait(futures)
     torch.set_num_threads(threads)  # what threads begin with that are born later
     return [future.result() for future in futures]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For what is too small to be shared, and whose bits would depend on how."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 _helpers = ThreadPoolExecutor(256, thread_name_prefix="helper")  # each is born when there is work for it

@@ -51,20 +51,20 @@ class DropoutKey:
     def dropped(self, layer: int, sizes: Mapping[str, int]) -> Tensor:
         """Which elements of inputs that lie one after the other are dropped, each with the probability p.
 
-        `sizes`: name of an input -> elements; the draws of each are its own. Returns their places: int64, ascending.
+        `sizes`: name of an input -> elements; the draws of each are its own. Returns them, int64, ascending.
         Drawn are the gaps between them, which are geometric: at p = 0.05 that is one draw for 20 elements. A draw
         and a comparison for each element cost as much as all matmuls of small rank.
         """
         keys = [_seed((self.seed, self.step, self.microbatch, layer, name)) for name in sizes]
         expected = sum(sizes.values()) * self.probability
-        places = np.empty(math.ceil(expected + 8 * math.sqrt(expected) + 16), np.int64)  # too few in one of 10^15 cases
+        drops = np.empty(math.ceil(expected + 8 * math.sqrt(expected) + 16), np.int64)  # too few in one of 10^15 cases
         ends = np.cumsum(list(sizes.values()), dtype=np.int64)
-        count = _places(np.array(keys, np.uint64), ends, 1 / math.log1p(-self.probability), places)
-        return torch.from_numpy(places[:count])
+        count = _drops(np.array(keys, np.uint64), ends, 1 / math.log1p(-self.probability), drops)
+        return torch.from_numpy(drops[:count])
 
 
 @compiled()
-def _places(keys: Array, ends: Array, scale: float, places: Array) -> int:
+def _drops(keys: Array, ends: Array, scale: float, drops: Array) -> int:
     """Writes them, as many as there is room for, and returns how many they are."""
     gaps = np.empty(_DRAWS)
     count = start = 0
@@ -75,10 +75,10 @@ def _places(keys: Array, ends: Array, scale: float, places: Array) -> int:
             drawn += _DRAWS
             for gap in gaps:
                 place += 1 + np.int64(gap)
-                if place >= ends[i] or count == len(places):
+                if place >= ends[i] or count == len(drops):
                     place = ends[i]
                     break
-                places[count] = place
+                drops[count] = place
                 count += 1
         start = ends[i]
     return count

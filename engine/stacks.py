@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from engine import device, grouped
 from engine.adapter import Weights
 from engine.base_model import BaseModel
-from engine.dropout import Masks, Places
+from engine.dropout import Drops, Masks
 from engine.rows import Rows
 from engine.segments import Segment
 
@@ -35,7 +35,7 @@ def _can_be_stacked(weights: Weights) -> bool:
 
 def _stack(segments: Sequence[Segment], base: BaseModel) -> Segment:
     sizes = [segment.num_tokens for segment in segments]
-    keys = [segment.dropout.key for segment in segments if isinstance(segment.dropout, Places)]
+    keys = [segment.dropout.key for segment in segments if isinstance(segment.dropout, Drops)]
     first = segments[0]
     if first.weights is None:
         return first

@@ -24,6 +24,7 @@ from engine.run import Row
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 150
 METHODS = ["lora", "mixlora"]
+PACKING = ("mixlora_one_job_a_pass", "mixlora")
 RATIOS = {
     "mixlora_over_limit",
     "mixlora_over_peft",
@@ -84,6 +85,12 @@ def test_one_command_gives_every_figure(bases: Bases, tmp_path: Path):
     speeds = report["tokens_per_second"]
     assert speeds["limit"] == max(speeds["limit_packed"], speeds["limit_transformers"])
     assert report["ratios"]["packing_gain"] == speeds["mixlora"] / speeds["mixlora_one_job_a_pass"]
+    assert [each["packing_gain"] for each in report["ratios_of_rounds"]] == pytest.approx(
+        [
+            alone["seconds"] / together["seconds"]
+            for alone, together in zip(*(report["turns"][name] for name in PACKING), strict=True)
+        ]
+    )
     trainable = report["trainable_parameters"]
     assert trainable["limit_packed"] == trainable["limit_transformers"] == 0
     assert trainable["peft"] == trainable["lora"] > 0

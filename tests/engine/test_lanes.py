@@ -108,10 +108,8 @@ def test_so_they_are_of_matrices_of_any_height(threads: int, config: AdapterConf
 @pytest.mark.parametrize("config", [lora(6, dora=True), lora(16, dora=True), mixlora(6, 4, 2, dora=True)], ids=id_of)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("threads", [2], indirect=True)
-def test_so_they_are_where_norms_are_of_matrices_of_any_height(
-    threads: int, dtype: torch.dtype, config: AdapterConfig
-) -> None:
-    """Norms are summed in float32 beside a bfloat16 base, too."""
+def test_so_they_are_of_norms_of_any_rank(threads: int, dtype: torch.dtype, config: AdapterConfig) -> None:
+    """They are summed in float32 beside a bfloat16 base, too, where heights are tried in bfloat16."""
     engine = Engine(wide_base(dtype))
     rows = [random_job(config, seed, [[[200]]], VOCABULARY).steps[0][0] for seed in range(4)]
     alone, together = ([engine.create_run(config, seed) for seed in range(4)] for _ in range(2))
