@@ -1,7 +1,7 @@
 """What a gang's size costs: speed and peak of memory of the same jobs in gangs of at most so many tokens.
 
-It is why the server's `token_budget` is at most 4,096 by itself. Speeds are of alternating rounds of one process, each
-peak is a fresh process's.
+That is what the server's `token_budget` sets. Speeds are of alternating rounds of one process; each peak is that of a fresh
+process's first steps.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from benchmarks import machine
 from benchmarks.bases import METHODS, Bases
 from benchmarks.contenders import Packed, alone
 from benchmarks.data import cut_rows, num_tokens
+from benchmarks.errors import BenchmarkError
 from benchmarks.reports import Report, command, positive
 from engine import sources
 
@@ -38,7 +39,11 @@ def measure(options: argparse.Namespace, console: Console) -> Report:
     chosen = machine.choose(options.dtype)
     bases = Bases(sources.resolve(options.base), chosen.dtype, chosen.device, options.jobs, options.jobs)
     step = cut_rows(bases.packed, bases.folder, jobs=options.jobs, rows=options.rows, tokens=options.tokens)
-    jobs_a_gang = {budget: max(1, budget // (options.rows * options.tokens)) for budget in options.budgets}
+    jobs_a_gang = {budget: budget // (options.rows * options.tokens) for budget in options.budgets}
+    if not all(jobs_a_gang.values()):
+        raise BenchmarkError(
+            f"A job has {options.rows * options.tokens} tokens a step, more than the least of --budgets."
+        )
     peaks = {}
     processes = machine.fresh_processes(bases.device, preload="benchmarks.contenders")
     for budget, jobs in jobs_a_gang.items():

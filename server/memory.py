@@ -103,7 +103,7 @@ class _Segment:
         return self.reads(modules) and (by_router or not self.dropout)
 
     def dropped(self, rows: int, width: int) -> int:
-        """What dropout left of an input, and the places of what it dropped."""
+        """What dropout left of an input, and which elements it dropped."""
         drops = rows * width * self.dropout
         drawn = drops + 8 * math.sqrt(drops) + 16 if drops else 0  # as `engine.random` draws them
         return rows * width * self.size + int(drawn) * INT64

@@ -98,8 +98,8 @@ class Oracle:
         if isinstance(self.dropout, Masks):
             kept = 1 - self.dropout.of_input(layer, input_name, like).double()
         else:
-            places = self.dropout.dropped(layer, {input_name: like.numel()})
-            kept = torch.ones(like.numel(), dtype=torch.float64).index_fill(0, places, 0)
+            drops = self.dropout.dropped(layer, {input_name: like.numel()})
+            kept = torch.ones(like.numel(), dtype=torch.float64).index_fill(0, drops, 0)
         return kept.view(like.shape) / (1 - self.dropout.probability)
 
     def mask_of_expert(

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from engine import dora
-from engine.adapter import Weights
+from engine.adapter import Parameter, Weights
 from engine.config import AdapterConfig
 from engine.engine import Engine
 from engine.run import Microbatch
@@ -16,6 +17,22 @@ CONFIGS = {
     "MixDoRA": mixlora(3, 5, 2, dora=True),
     "with rsLoRA": mixlora(4, 3, 1, dora=True, rslora=True),
 }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("threads", [2, 4], indirect=True)
+def test_a_norm_has_the_same_bits_on_any_number_of_threads(threads: int, dtype: torch.dtype) -> None:
+    """Threads that shared its products of few rows, of rank 6 for instance, would sum them in another order."""
+    draw = torch.Generator().manual_seed(0)
+    frozen = nn.Linear(576, 1536, bias=False).to(dtype)
+    for rank in range(1, 20):
+        a_RD, b_RO = (torch.randn(rank, width, generator=draw) for width in (576, 1536))
+        pair = [Parameter(matrix.to(dtype), matrix, None) for matrix in (a_RD, b_RO)]
+        norms = []
+        for each in (threads, 1):
+            torch.set_num_threads(each)
+            norms.append(dora.norm(frozen, dora.row_norm(frozen), *pair, 2.0))
+        assert torch.equal(*norms), rank
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

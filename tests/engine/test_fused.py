@@ -178,8 +178,8 @@ def test_no_nan_becomes_a_number() -> None:
 def test_nothing_is_written_beside_a_row() -> None:
     memory = torch.ones(30)
     gate, ones = memory[10:20].view(2, 5), torch.ones(2, 5)
-    places = torch.tensor([-(2**63), -1, 3, 5, 9, 10, 2**62])
-    fused.forward(ones[:1], ones[:1], torch.tensor([[1]]), ones[:1, :1], gate, ones, places, torch.empty(1, 5))
+    drops = torch.tensor([-(2**63), -1, 3, 5, 9, 10, 2**62])
+    fused.forward(ones[:1], ones[:1], torch.tensor([[1]]), ones[:1, :1], gate, ones, drops, torch.empty(1, 5))
     assert (memory != 1).nonzero().flatten().tolist() == list(range(15, 20))
     assert (gate == 0).nonzero().tolist() == [[1, 0], [1, 4]]
 

@@ -106,11 +106,10 @@ def test_so_they_are_of_matrices_of_any_height(threads: int, config: AdapterConf
 
 
 @pytest.mark.parametrize("config", [lora(6, dora=True), lora(16, dora=True), mixlora(6, 4, 2, dora=True)], ids=id_of)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("threads", [2], indirect=True)
-def test_so_they_are_of_norms_of_any_rank(threads: int, dtype: torch.dtype, config: AdapterConfig) -> None:
-    """They are summed in float32 beside a bfloat16 base, too, where heights are tried in bfloat16."""
-    engine = Engine(wide_base(dtype))
+def test_so_they_are_of_norms_of_any_rank(threads: int, config: AdapterConfig, gangs: list[Gang]) -> None:
+    """They are summed in float32, of which heights that are tried in bfloat16 say nothing."""
+    engine = Engine(wide_base(torch.bfloat16))
     rows = [random_job(config, seed, [[[200]]], VOCABULARY).steps[0][0] for seed in range(4)]
     alone, together = ([engine.create_run(config, seed) for seed in range(4)] for _ in range(2))
     for run in (*alone, *together):
@@ -119,6 +118,8 @@ def test_so_they_are_of_norms_of_any_rank(threads: int, dtype: torch.dtype, conf
         engine.forward_backward([Microbatch(rows=own, run=run)])
     engine.forward_backward([Microbatch(rows=own, run=run) for run, own in zip(together, rows, strict=True)])
     assert [torch.equal(a.gradient, b.gradient) for a, b in zip(alone, together, strict=True)] == [True] * 4
+    if {gang.lanes for gang in gangs} != {threads}:
+        pytest.skip("on this machine, in bfloat16, bits depend on the number of threads: passes did not share them")
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)

@@ -18,8 +18,8 @@ GOLDEN = [2, 17, 22, 37, 39, 48, 55]
 
 def dropped(key: DropoutKey = KEY, layer: int = 4, input_name: str = "mlp_input") -> torch.Tensor:
     """bool [SIZE]: which elements are dropped."""
-    places = key.dropped(layer, {input_name: SIZE})
-    return torch.zeros(SIZE, dtype=torch.bool).index_fill(0, places, True)
+    drops = key.dropped(layer, {input_name: SIZE})
+    return torch.zeros(SIZE, dtype=torch.bool).index_fill(0, drops, True)
 
 
 @pytest.mark.parametrize("probability", [0.001, 0.05, 0.1, 0.5, 0.9])
@@ -31,14 +31,14 @@ def test_elements_are_dropped_at_the_rate_asked_for(probability: float) -> None:
         assert float(part.double().mean()) == pytest.approx(probability, abs=4 * deviation)
 
 
-def test_places_are_ascending_and_within_the_input() -> None:
+def test_drops_are_ascending_and_within_the_input() -> None:
     for size in (1, 2, 15, 400):
         for seed in range(50):
-            places = replace(KEY, seed=seed, probability=0.4).dropped(0, {"x": size})
-            assert places.dtype is torch.int64
-            assert places.diff().gt(0).all()
-            assert places.ge(0).all()
-            assert places.lt(size).all()
+            drops = replace(KEY, seed=seed, probability=0.4).dropped(0, {"x": size})
+            assert drops.dtype is torch.int64
+            assert drops.diff().gt(0).all()
+            assert drops.ge(0).all()
+            assert drops.lt(size).all()
 
 
 @pytest.mark.parametrize("probability", [1e-17, 1e-18, 1e-19, 5e-324])
