@@ -1,7 +1,7 @@
 """What a gang's size costs: speed and peak of memory of the same jobs in gangs of at most so many tokens.
 
-That is what the server's `token_budget` sets. Speeds are of alternating rounds of one process; each peak is that of a fresh
-process's first steps.
+That is what the server's `token_budget` sets. Speeds are of alternating rounds of one process; each peak is that of a
+fresh process's first steps.
 """
 
 import argparse

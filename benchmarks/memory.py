@@ -67,6 +67,7 @@ def measure(options: argparse.Namespace, console: Console) -> Report:
             "batch": options.batch,
             "tokens": options.tokens,
             "jobs_a_pass": JOBS_A_PASS,
+            "gangs": GANGS,
         },
         "base_bytes": sum(parameter.nbytes for parameter in bases.packed.model.parameters()),
         "before_a_model_bytes": bare,

@@ -18,7 +18,7 @@ from rich.table import Table
 from benchmarks import machine, moe_peft_contender
 from benchmarks.apart import Apart
 from benchmarks.bases import DROPOUT, METHODS, Bases
-from benchmarks.contenders import CONTENDERS, Alone, alone, require_same_loss
+from benchmarks.contenders import CONTENDERS, STEPS_TO_PEAK, Alone, alone, require_same_loss
 from benchmarks.data import Step, all_rows, make_steps, num_tokens
 from benchmarks.errors import BenchmarkError
 from benchmarks.reports import command, positive
@@ -180,6 +180,7 @@ def _settings(options: argparse.Namespace, dtype: str, steps: Sequence[Step]) ->
         "jobs_a_pass": options.jobs_a_pass or options.jobs,
         "batch": options.batch,
         "rounds": options.rounds,
+        "steps_to_peak": STEPS_TO_PEAK,
         "data": [file.name for file in options.data] or "generated from the demo's tasks",
         "rows": len(rows),
         "tokens": num_tokens(steps),
